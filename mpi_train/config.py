@@ -1,0 +1,169 @@
+"""What a user can set for a training run: one frozen dataclass, the source of the command line.
+
+Each field is a flag of the same name; its type, default and help are written once, here. Values are
+checked when the object is made, so that a config which exists is one that can run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from mpi_train.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16"]
+Average = Literal["weights", "gradients"]
+
+
+def option(default: Any, text: str, metavar: str | None = None) -> Any:
+    """A dataclass field that is also a flag: its default, and one line of help."""
+    return dataclasses.field(default=default, metadata={"help": text, "metavar": metavar})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training job takes. Two runs are comparable when these agree."""
+
+    dataset: str = option("fashion_mnist", "data set that the shards must hold")
+    data: Path | None = option(None, "folder of the shards (default: data/DATASET)", "DIR")
+    model: str = option("cnn", "cnn, mlp, resnet, or package.module:function of your own")
+    epochs: int = option(5, "passes over the training set")
+    batch_size: int = option(64, "global batch: examples a step, over all ranks together")
+    optimizer: str = option("adam", "any Keras optimizer, by name")
+    learning_rate: float | None = option(None, "step size (default: the optimizer's own)")
+    seed: int = option(1, "seed of the weights and of the order of the data")
+    dtype: Dtype = option("float32", "precision of the computation; weights stay float32")
+    out: Path | None = option(None, "folder for run.json (default: results/STRATEGY)", "DIR")
+
+    def __post_init__(self) -> None:
+        at_least("--epochs", self.epochs, 1)
+        at_least("--batch-size", self.batch_size, 1)
+        at_least("--seed", self.seed, 0)
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise UsageError(f"--learning-rate: expected a number above 0. Received: {self.learning_rate}")
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder that holds ``manifest.json``."""
+        return self.data if self.data is not None else Path("data") / self.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class MpiConfig(TrainConfig):
+    """What ``jobs/mpi.py`` takes beyond that."""
+
+    average: Average = option("weights", "what the all-reduce averages after a step")
+    every: int = option(1, "steps between two averages (weights only; above 1 is local SGD)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--every", self.every, 1)
+        if self.average == "gradients" and self.every != 1:
+            raise UsageError(
+                f"--every: gradients are averaged at every step. Received: --every {self.every}",
+                remedy="--average weights, or leave --every out",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesConfig(TrainConfig):
+    """What the strategies over the devices of one process take beyond that."""
+
+    devices: int | None = option(None, "GPUs, or logical CPU devices (default: all GPUs, else one a core)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.devices is not None:
+            at_least("--devices", self.devices, 1)
+
+
+def at_least(flag: str, value: int, smallest: int) -> None:
+    """Raises ``UsageError`` when ``value`` is below ``smallest``."""
+    if value < smallest:
+        raise UsageError(f"{flag}: expected at least {smallest}. Received: {value}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises ``UsageError`` instead of printing, and knows the near names.
+
+    Raising matters under MPI, where every rank parses the same words but one alone may speak.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(
+                f"unknown argument. Received: {' '.join(unknown)}.{hint}", remedy=f"{self.prog} --help"
+            )
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"{self.prog} --help")
+
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type[TrainConfig]) -> None:
+    """Adds one flag to ``parser`` for each field of ``kind``."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        value_type, choices = _value_type(hints[field.name])
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            default=field.default,
+            type=value_type,
+            choices=choices,
+            metavar=field.metadata["metavar"] if choices is None else None,
+            help=field.metadata["help"],
+        )
+
+
+def _value_type(hint: Any) -> tuple[Any, tuple[str, ...] | None]:
+    """The callable that reads a flag of type ``hint`` from text, and its choices if it has any."""
+    if typing.get_origin(hint) is Literal:
+        return str, typing.get_args(hint)
+    inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return (inner[0] if inner else hint), None
+
+
+def parse(kind: type[Config], argv: Sequence[str] | None = None, *, description: str, prog: str) -> Config:
+    """Reads a ``kind`` from the command line.
+
+    Raises:
+        UsageError: an unknown flag, or a value outside its range.
+        SystemExit: after ``--help``.
+    """
+    parser = Parser(prog=prog, description=description)
+    add_options(parser, kind)
+    return kind(**vars(parser.parse_args(sys.argv[1:] if argv is None else argv)))
+
+
+def as_flags(config: TrainConfig) -> list[str]:
+    """The command line that makes an equal config: only what differs from the defaults."""
+    flags: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            flags += ["--" + field.name.replace("_", "-"), str(value)]
+    return flags
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """The config as JSON can hold it."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
