@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
+from mpi_train import devices
 from mpi_train import world as worlds
 from mpi_train.config import TrainConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
-from mpi_train.world import World
 
-Config = TypeVar("Config", bound=TrainConfig)
-
-
-def run_training(
-    kind: type[Config], train: Callable[[Config, World], object], *, job: str, description: str, mpi: bool
-) -> NoReturn:
+def run_training(job: str, kind: type[TrainConfig], *, description: str, mpi: bool = False) -> NoReturn:
     """Runs a training job and exits.
 
     Args:
+        job: Name of the script and of the module in ``mpi_train.strategies``.
         kind: Its configuration.
-        train: The strategy: configuration and world in, everything else written to ``--out``.
-        job: Name of the script, without ``.py``.
         description: For ``--help``.
         mpi: Whether it runs as ranks of an MPI world, or as one process.
     """
-    guarded(lambda: _run(kind, train, job=job, description=description, mpi=mpi))
 
+    def work() -> None:
+        world = worlds.join() if mpi else worlds.alone(job=job)
+        if not world.is_root:
+            # --help prints before anything can be agreed on; one rank speaks.
+            sys.stdout = open(os.devnull, "w")
+        config = parse(kind, description=description, prog=f"python jobs/{job}.py")
+        share = devices.claim_cores(world, config.threads)
+        # Imported last: it imports TensorFlow, which reads the number of threads then.
+        with devices.quiet_start():
+            strategy = importlib.import_module(f"mpi_train.strategies.{job}")
+        strategy.train(config, world, share.threads)
 
-def _run(
-    kind: type[Config], train: Callable[[Config, World], object], *, job: str, description: str, mpi: bool
-) -> None:
-    world = worlds.join() if mpi else worlds.alone(job=job)
-    if not world.is_root:
-        # --help prints before anything can be agreed on; one rank speaks.
-        sys.stdout = open(os.devnull, "w")
-    config = parse(kind, description=description, prog=f"python jobs/{job}.py")
-    train(config, world)
+    guarded(work)
 
 
 def guarded(work: Callable[[], None]) -> NoReturn:

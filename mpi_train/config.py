@@ -40,12 +40,15 @@ class TrainConfig:
     learning_rate: float | None = option(None, "step size (default: the optimizer's own)")
     seed: int = option(1, "seed of the weights and of the order of the data")
     dtype: Dtype = option("float32", "precision of the computation; weights stay float32")
+    threads: int | None = option(None, "CPU threads of each process (default: its share of the cores)")
     out: Path | None = option(None, "folder for run.json (default: results/STRATEGY)", "DIR")
 
     def __post_init__(self) -> None:
         at_least("--epochs", self.epochs, 1)
         at_least("--batch-size", self.batch_size, 1)
         at_least("--seed", self.seed, 0)
+        if self.threads is not None:
+            at_least("--threads", self.threads, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"--learning-rate: expected a number above 0. Received: {self.learning_rate}")
 

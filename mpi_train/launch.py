@@ -42,4 +42,6 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     for key in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_mpi_yield_when_idle"):
         clean.setdefault(key, "1")
     clean.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+    # Inside a Slurm job Hydra would start its ranks by srun, on as many cores as one task of the job has.
+    clean.setdefault("HYDRA_LAUNCHER", "fork")
     return clean

@@ -21,6 +21,22 @@ from mpi_train.world import World
 SCHEMA_VERSION = 1
 
 
+@dataclass(frozen=True)
+class EpochTotals:
+    """One epoch of training.
+
+    Attributes:
+        loss, accuracy: Mean over the examples of all ranks, taken while training.
+        train_s: Seconds, of the slowest rank in each chunk.
+        sync_s: Of these, in collectives, waiting included; of the rank with the most.
+    """
+
+    loss: float
+    accuracy: float
+    train_s: float
+    sync_s: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """One pass over the training set.

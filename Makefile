@@ -1,0 +1,139 @@
+# An MPI cluster job suite. `make bench` does everything from a fresh clone; `make help` lists the rest.
+#
+#: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
+#: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
+#: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
+#: NP=4            ranks of mpi, devices of mirrored and custom
+#: EPOCHS=5        passes over the training set
+#: BATCH=64        global batch: examples a step, over all ranks together
+#: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
+#: DATASET=...     fashion_mnist, or synthetic
+#: SEED=1          of the weights and the order of the data; for make data, of the partition
+#: SHARDS=4        shards that make data writes
+#: REPEATS=3       times that make bench runs each strategy
+#: STRATEGIES=...  which ones make bench runs: baseline,mpi,mirrored,custom
+#: OUT=DIR         folder of the results
+#: NODES=4         nodes of the local Slurm cluster
+#: ARGS='...'      more flags, passed on to the job or to pytest as they stand
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# What the environment holds, such as "wheel cpu /home/me/mpi-train"; its choices hold until changed. The
+# path is part of it, as an environment that was moved or copied still points to the old place.
+INSTALLED := $(shell cat .venv/installed 2>/dev/null)
+MPI ?= $(or $(word 1,$(INSTALLED)),wheel)
+GPU ?= $(if $(filter gpu,$(word 2,$(INSTALLED))),1,0)
+BUILD := $(if $(filter-out 0,$(GPU)),gpu,cpu)
+
+RUN := .venv/bin/python
+MPIEXEC = $(firstword $(wildcard .venv/bin/mpiexec) mpiexec)
+RANKS = $(MPIEXEC) -n $(or $(NP),2) $(RUN) -m mpi4py
+PYTEST = $(RUN) -m pytest
+
+# A flag is passed only for a variable that was set: the defaults live in mpi_train/config.py.
+TRAINING = $(DATASET:%=--dataset %) $(MODEL:%=--model %) $(EPOCHS:%=--epochs %) $(BATCH:%=--batch-size %) \
+	$(SEED:%=--seed %) $(OUT:%=--out %) $(ARGS)
+DEVICES = $(NP:%=--devices %)
+
+.PHONY: help
+help: ## This list
+	@echo 'Targets:'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@echo; echo 'Variables (make TARGET NAME=value):'
+	@sed -n 's/^#: /  /p' Makefile
+
+.PHONY: setup
+setup: .venv/installed ## The environment in .venv: pinned packages, MPI and mpiexec; once, without root
+
+ifneq ($(INSTALLED),$(MPI) $(BUILD) $(CURDIR))
+.PHONY: .venv/installed
+endif
+.venv/installed: pyproject.toml requirements/setup.sh requirements/cpu.txt requirements/gpu.txt
+	@PYTHON='$(PYTHON)' requirements/setup.sh $(MPI) $(BUILD) '$(CURDIR)'
+
+.PHONY: data
+data: setup ## HDF5 shards in data/DATASET, from the official files
+	$(RUN) jobs/prepare_data.py $(DATASET:%=--dataset %) $(SHARDS:%=--shards %) $(SEED:%=--seed %) $(ARGS)
+
+.PHONY: bench
+bench: setup ## Every strategy on this machine, then table, report and plots in results/bench
+	@shards=$$($(RUN) jobs/prepare_data.py $(if $(DATASET),--dataset $(DATASET),--or-synthetic) $(SHARDS:%=--shards %) \
+		| tee /dev/stderr | tail -n 1); \
+	set -x; $(RUN) jobs/bench.py $(TRAINING) --dataset "$$(basename "$$shards")" --data "$$shards" \
+		$(NP:%=--np %) $(REPEATS:%=--repeats %) $(STRATEGIES:%=--strategies %)
+
+.PHONY: report
+report: setup ## Write the report of OUT (default results/bench) again
+	$(RUN) jobs/report.py $(or $(OUT),results/bench) $(ARGS)
+
+.PHONY: baseline
+baseline: setup ## Train in one process: plain Keras fit, all cores
+	$(RUN) jobs/baseline.py $(TRAINING)
+
+.PHONY: mpi
+mpi: setup ## Train on NP ranks over MPI, averaging after every step
+	$(RANKS) jobs/mpi.py $(TRAINING)
+
+.PHONY: mirrored
+mirrored: setup ## Train under MirroredStrategy: GPUs, or logical CPU devices
+	$(RUN) jobs/mirrored.py $(TRAINING) $(DEVICES)
+
+.PHONY: custom
+custom: setup ## Train by data parallelism written by hand over the same devices
+	$(RUN) jobs/custom.py $(TRAINING) $(DEVICES)
+
+.PHONY: doctor
+doctor: setup ## What this machine has and lacks: MPI and a ring over 2 ranks, TensorFlow, Slurm, data
+	$(RUN) jobs/doctor.py
+
+.PHONY: test
+test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4
+	$(PYTEST) $(ARGS)
+	$(MPIEXEC) -n 2 $(RUN) -m mpi4py -m pytest --with-mpi -m 'mpi and not slow' $(ARGS)
+	$(MPIEXEC) -n 4 $(RUN) -m mpi4py -m pytest --with-mpi -m 'mpi and not slow' $(ARGS)
+
+.PHONY: test-slow
+test-slow: setup ## The tests that take minutes each
+	$(PYTEST) -m slow $(ARGS)
+
+.PHONY: test-slurm
+test-slurm: setup ## The tests that need a Slurm cluster (make slurm-up)
+	$(PYTEST) -m slurm $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff, mypy and shellcheck
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	.venv/bin/shellcheck $(wildcard slurm/*.sh requirements/*.sh .ci/run)
+
+.PHONY: check
+check: lint test ## What a change must pass: lint, then test
+
+.PHONY: slurm-up
+slurm-up: ## A Slurm cluster of NODES nodes on this machine (Debian or Ubuntu, root)
+	slurm/local_cluster.sh up $(or $(NODES),4)
+
+.PHONY: slurm-down
+slurm-down: ## Stop it
+	slurm/local_cluster.sh down
+
+.PHONY: slurm-status
+slurm-status: ## Its nodes and jobs
+	slurm/local_cluster.sh status
+
+LOCK = .venv/bin/uv --quiet pip compile --universal --python-version 3.10 --no-annotate --upgrade \
+	--custom-compile-command 'make lock' --extra mpich --extra test --extra lint pyproject.toml
+.PHONY: lock
+lock: setup ## Resolve the pinned packages of requirements/ anew, for all Pythons and machines
+	$(RUN) -m pip install --quiet uv
+	$(LOCK) --extra cpu --output-file requirements/cpu.txt >/dev/null
+	$(LOCK) --extra gpu --constraint requirements/cpu.txt --output-file requirements/gpu.txt >/dev/null
+
+.PHONY: clean
+clean: ## Remove the environment and all caches; data/ and results/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,12 @@
+"""Trains in one process with plain Keras fit on all cores: what the other jobs are measured against.
+
+    python jobs/baseline.py
+    python jobs/baseline.py --model mlp --epochs 10
+    sbatch slurm/baseline.sh
+"""
+
+from mpi_train.cli import run_training
+from mpi_train.config import TrainConfig
+
+if __name__ == "__main__":
+    run_training("baseline", TrainConfig, description="Train in one process with plain Keras fit.")

@@ -1,0 +1,139 @@
+"""What a bench runs: its flags, and the list of runs that they come to."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi_train import launch
+from mpi_train.config import TrainConfig, as_flags, at_least, option
+from mpi_train.errors import UsageError
+from mpi_train.report.collect import Attempt
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a strategy's script is started: on one process, or on ``unit``s whose number is given."""
+
+    script: str
+    unit: str
+
+
+STRATEGIES = {
+    "baseline": Launch("baseline.py", "process"),
+    "mpi": Launch("mpi.py", "rank"),
+    "mirrored": Launch("mirrored.py", "device"),
+    "custom": Launch("custom.py", "device"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(TrainConfig):
+    """What ``jobs/bench.py`` takes: the training flags go to every strategy."""
+
+    strategies: str = option("all", f"comma list of {', '.join(STRATEGIES)}; or all")
+    np: int | None = option(None, "ranks of mpi, devices of mirrored and custom (default: cores, 2 to 4)")
+    repeats: int = option(3, "runs of each strategy; repeat k trains with seed SEED + k - 1")
+    out: Path | None = option(None, "folder of the runs and the report (default: results/bench)", "DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--repeats", self.repeats, 1)
+        at_least("--np", self.num_workers, 1)
+        if not self.names:
+            raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: none")
+        for name in self.names:
+            if name not in STRATEGIES:
+                near = difflib.get_close_matches(name, STRATEGIES, n=3)
+                raise UsageError(
+                    f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: {name}."
+                    + (f" Did you mean {' or '.join(near)}?" if near else "")
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """The strategies asked for, each once."""
+        if self.strategies == "all":
+            return list(STRATEGIES)
+        return list(dict.fromkeys(name.strip() for name in self.strategies.split(",") if name.strip()))
+
+    @property
+    def num_workers(self) -> int:
+        return self.np if self.np is not None else min(4, max(2, num_cores()))
+
+    @property
+    def out_dir(self) -> Path:
+        return self.out if self.out is not None else Path("results/bench")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make: its entry in ``bench.json``, and the words that start it."""
+
+    attempt: Attempt
+    words: list[str]
+
+
+def plan(config: BenchConfig, jobs: Path) -> list[Job]:
+    """The runs of a bench, in order.
+
+    Each repeat ends with the reference that parallel efficiency is counted against: the suite's own
+    loop on one rank, with as many threads as each of the ``num_workers`` ranks has.
+    """
+    num_workers = config.num_workers
+    planned = []
+    for repeat in range(1, config.repeats + 1):
+        for name in config.names:
+            unit = STRATEGIES[name].unit
+            workers = 1 if unit == "process" else num_workers
+            planned.append(_job(config, jobs, name, workers=workers, repeat=repeat, folder=name))
+        if num_workers > 1 and any(STRATEGIES[name].unit != "process" for name in config.names):
+            threads = config.threads or max(1, num_cores() // num_workers)
+            alone = dataclasses.replace(config, threads=threads)
+            planned.append(_job(alone, jobs, "mpi", workers=1, repeat=repeat, folder="reference"))
+    return planned
+
+
+def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: int, folder: str) -> Job:
+    place = f"{folder}/{repeat}"
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    seed = config.seed + repeat - 1
+    flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
+    script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
+    if unit == "rank":
+        words = launch.mpiexec(workers, [sys.executable, "-m", "mpi4py", script, *flags])
+    elif unit == "device":
+        words = [sys.executable, script, *flags, "--devices", str(workers)]
+    else:
+        words = [sys.executable, script, *flags]
+    return Job(
+        Attempt(
+            strategy=name,
+            workers=workers,
+            unit=unit,
+            repeat=repeat,
+            seed=seed,
+            folder=place,
+            command=_as_typed(words),
+        ),
+        words,
+    )
+
+
+def _as_typed(words: Sequence[str]) -> str:
+    """``words`` as a user types them in an activated environment."""
+    short = {sys.executable: "python"}
+    if Path(words[0]).name == "mpiexec":
+        short[words[0]] = "mpiexec"
+    return shlex.join(short.get(word, word) for word in words)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

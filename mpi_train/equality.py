@@ -1,0 +1,68 @@
+"""Ranks that train one model must hold one model: made equal at the start, and checked ever after.
+
+A data-parallel job whose ranks silently train apart still prints falling losses. So equality is
+proven while it runs, by comparing digests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mpi_train.errors import DivergedError
+from mpi_train.flat import FlatModel, digest
+from mpi_train.world import World
+
+
+def start_equal(world: World, variables: Iterable[tf.Variable]) -> None:
+    """Overwrites ``variables`` (weights, statistics, optimizer state) on all ranks with the root's."""
+    for variable in variables:
+        value = np.array(variable.numpy())
+        world.broadcast(value)
+        variable.assign(value)
+
+
+def part_seeds(world: World, states: Sequence[tf.Variable]) -> None:
+    """Gives each rank seeds of its own for dropout and the like; the root's stay as they are."""
+    for state in states:
+        if not state.dtype.is_floating:
+            state.assign(state + tf.cast(world.rank * 1_000_003, state.dtype))
+
+
+def average_statistics(world: World, flat: FlatModel, num_examples: int) -> None:
+    """Replaces BatchNorm's moving statistics by their mean over the ranks, weighted by examples.
+
+    They follow the data of a rank by a recursion that is linear, so that averaging them once an
+    epoch, before they are used, gives what averaging them at every step would.
+    """
+    statistics = flat.moving_statistics
+    if world.size == 1 or not statistics:
+        return
+    values = [variable.numpy() for variable in statistics]
+    mine = np.concatenate([[1.0], *(value.ravel() for value in values)]) * num_examples
+    total = world.sum(mine)
+    mean = total[1:] / total[0]
+    ends = np.cumsum([value.size for value in values])
+    for variable, value, end in zip(statistics, values, ends, strict=True):
+        variable.assign(mean[end - value.size : end].reshape(value.shape).astype(value.dtype))
+
+
+def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str) -> None:
+    """Compares a digest of ``arrays`` over all ranks.
+
+    Raises:
+        DivergedError: they differ. On all ranks; names those that differ from the most common digest.
+    """
+    digests = world.gather_all(digest(arrays))
+    common, count = Counter(digests).most_common(1)[0]
+    if count == world.size:
+        return
+    apart = [f"rank {rank} on {world.hosts[rank]}" for rank, d in enumerate(digests) if d != common]
+    raise DivergedError(
+        f"{when}: expected the same weights on all {world.size} ranks. "
+        f"Received: other weights on {', '.join(apart)}",
+        remedy="run make doctor on that host; the same MPI library and the same processor type on all nodes",
+    )

@@ -1,0 +1,59 @@
+"""Loss and accuracy over the whole test set, each rank taking its part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from mpi_train.data.examples import Examples
+from mpi_train.trainer import as_input, losses_of, num_correct
+from mpi_train.world import World
+
+BATCH = 500
+"""Examples at a time: enough to keep the cores busy, small enough to stay in their caches."""
+
+
+class Evaluator:
+    """Args:
+    predict: float32 images (n, h, w, c) to outputs (n, num_classes), with the current weights.
+    examples: This rank's part of the test set.
+    from_logits: Whether the outputs are logits, or probabilities.
+    """
+
+    def __init__(
+        self, predict: Callable[[tf.Tensor], tf.Tensor], examples: Examples, *, from_logits: bool
+    ) -> None:
+        self._predict = predict
+        self._from_logits = from_logits
+        self._images = tf.convert_to_tensor(examples.images)
+        self._labels = tf.convert_to_tensor(examples.labels)
+
+    def trace(self) -> None:
+        """Builds the graph, so that the first evaluation's time holds evaluation alone."""
+        self._sums.get_concrete_function(self._images, self._labels)
+
+    def evaluate(self, world: World) -> tuple[float, float]:
+        """Mean loss and accuracy over the test sets of all ranks together."""
+        loss, correct = self._sums(self._images, self._labels)
+        mine = np.array([float(loss), float(correct), len(self._images)], np.float64)
+        loss_sum, correct_sum, count = world.sum(mine)
+        return float(loss_sum / count), float(correct_sum / count)
+
+    @tf.function(autograph=False)
+    def _sums(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        count = tf.shape(labels)[0]
+
+        def body(start: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            stop = tf.minimum(start + BATCH, count)
+            outputs = self._predict(as_input(images[start:stop]))
+            y = labels[start:stop]
+            batch_loss = tf.reduce_sum(losses_of(outputs, y, from_logits=self._from_logits))
+            return stop, loss + batch_loss, correct + num_correct(outputs, y)
+
+        _, loss, correct = tf.while_loop(
+            lambda start, *_: start < count, body, (0, 0.0, 0.0), parallel_iterations=1
+        )
+        return loss, correct

@@ -1,0 +1,269 @@
+"""A comparison in words: cells of the table, sentences, notes and the header, for every kind of report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mpi_train.records import RunRecord
+from mpi_train.report.collect import Attempt
+from mpi_train.report.summary import Row, Spread, Summary
+
+COLUMNS = ("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/s", "Test accuracy")
+ABSENT = "-"
+STALLED = "†"
+
+_DATASETS = {"fashion_mnist": "Fashion-MNIST", "synthetic": "synthetic data"}
+
+
+def seconds(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def accuracy(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def data_name(summary: Summary) -> str:
+    """The data set as a title names it; a stand-in is called synthetic."""
+    dataset = str(summary.work["dataset"])
+    return _DATASETS.get(dataset, dataset)
+
+
+def title(summary: Summary) -> str:
+    return f"Training on {data_name(summary)}: {summary.work['model']} under {_counted(len(summary.rows))}"
+
+
+def _counted(num_strategies: int) -> str:
+    return "one strategy" if num_strategies == 1 else f"{num_strategies} strategies"
+
+
+def caution(summary: Summary) -> str:
+    """What a reader must know before any figure; empty for real data."""
+    if summary.work["dataset"] != "synthetic":
+        return ""
+    return (
+        "The data are the synthetic stand-in that the suite draws when it has no others: times are real, "
+        "but accuracies cannot be compared with those on Fashion-MNIST."
+    )
+
+
+def cells(row: Row) -> list[tuple[str, str]]:
+    """One (median, range) for each of ``COLUMNS``; the range is empty for a single repeat."""
+    if not row.runs:
+        return [(row.name, ""), (row.size, ""), (outcome(row.unfinished), "")] + [(ABSENT, "")] * 4
+    train_s = cell(row.train_s, seconds, unit=" s")
+    if row.num_stalled:
+        train_s = (train_s[0] + f" {STALLED}", train_s[1])
+    return [
+        (row.name, outcome(row.unfinished)),
+        (row.size, ""),
+        train_s,
+        cell(row.speedup, times) if not row.is_baseline else (times(1), ""),
+        cell(row.efficiency, percent),
+        cell(row.images_per_s, rate),
+        cell(row.test_accuracy, accuracy),
+    ]
+
+
+def cell(spread: Spread | None, shown: Callable[[float], str], unit: str = "") -> tuple[str, str]:
+    """A figure and its range, such as ``("9.52 s", "9.13 to 9.75")``."""
+    if spread is None:
+        return ABSENT, ""
+    span = f"{shown(spread.low)} to {shown(spread.high)}" if spread.num_repeats > 1 else ""
+    return shown(spread.median) + unit, span
+
+
+def outcome(unfinished: list[Attempt]) -> str:
+    """What became of attempts that left no run; empty when there are none."""
+    failed = [attempt for attempt in unfinished if attempt.failed]
+    if failed:
+        codes = " and ".join(sorted({str(attempt.exit_code) for attempt in failed}))
+        times_failed = f"{len(failed)} times, " if len(failed) > 1 else ""
+        return f"failed ({times_failed}exit code {codes})"
+    return "was not finished" if unfinished else ""
+
+
+def reading(row: Row, summary: Summary) -> str:
+    """One sentence that says what the row's figures mean."""
+    subject = f"{row.name} on {row.size}"
+    if not row.runs:
+        return f"{subject} {outcome(row.unfinished)}, so nothing can be said of it."
+    if row.train_s is None or row.test_accuracy is None:
+        raise AssertionError("a row with runs has figures")
+    if row.is_baseline:
+        return (
+            f"{row.name}, which is plain Keras on all cores, trained in {seconds(row.train_s.median)} s to a "
+            f"test accuracy of {accuracy(row.test_accuracy.median)}."
+        )
+    if row.speedup is None or row.accuracy_gain is None:
+        return (
+            f"{subject} trained in {seconds(row.train_s.median)} s to a test accuracy of "
+            f"{accuracy(row.test_accuracy.median)}; with no sound baseline run there is no speed-up to state."
+        )
+    return f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}."
+
+
+def _speed(speedup: Spread) -> str:
+    if speedup.num_repeats > 1 and speedup.low <= 1 <= speedup.high:
+        return (
+            f"was neither faster nor slower than plain Keras beyond the spread of its repeats "
+            f"({times(speedup.low)} to {times(speedup.high)})"
+        )
+    span = f" ({times(speedup.low)} to {times(speedup.high)})" if speedup.num_repeats > 1 else ""
+    if speedup.median >= 1:
+        return f"trained {times(speedup.median)} as fast as plain Keras{span}"
+    return f"trained more slowly than plain Keras, at {times(speedup.median)} its speed{span}"
+
+
+def _gain(gain: Spread, baseline: Row | None) -> str:
+    points = 100 * abs(gain.median)
+    if points < 0.05:
+        return "at the same accuracy"
+    text = f"at {points:.1f} points {'more' if gain.median > 0 else 'less'} accuracy"
+    own = baseline.test_accuracy if baseline is not None else None
+    if own is not None and own.num_repeats > 1 and abs(gain.median) <= own.high - own.low:
+        text += f", which is within the {100 * (own.high - own.low):.1f} points between the baseline's seeds"
+    return text
+
+
+def notes(summary: Summary) -> list[str]:
+    """How the figures were taken, and what to beware of."""
+    reference = summary.reference
+    lines = [
+        "Training time is wall-clock time of the training steps, without start-up, tracing and evaluation.",
+        "Images/s is the median over the epochs after the first.",
+        _repeats_note(max(len(row.runs) for row in summary.rows)),
+        "Speed-up: training time of the baseline (plain Keras fit, all cores) divided by the row's own."
+        if summary.baseline is not None
+        else "Speed-up is not given: there is no finished run of the baseline to count it against.",
+    ]
+    if reference is not None and reference.runs:
+        lines.append(_efficiency_note(reference))
+    elif any(row.unit != "process" for row in summary.rows):
+        why = "was not run" if reference is None else outcome(reference.unfinished)
+        lines.append(f"Efficiency is not given: mpi on one rank, which it is counted against, {why}.")
+    measured = [*summary.rows, reference] if reference is not None else summary.rows
+    lines += [_stall_note(row) for row in unique(measured) if row.num_stalled]
+    lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
+    waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
+    if waiting:
+        lines.append(f"The bench was interrupted: {len(waiting)} of its runs are missing.")
+    for name in _MACHINE:
+        values = _values(summary, name)
+        if len(values) > 1:
+            lines.append(
+                f"Beware: the runs were not made under equal conditions. {name}: {' / '.join(values)}."
+            )
+    return lines
+
+
+def _repeats_note(num_repeats: int) -> str:
+    if num_repeats == 1:
+        return "One repeat: nothing is known of the spread, so small differences mean nothing."
+    return (
+        f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with a seed of its "
+        f"own; ratios are taken within a repeat."
+    )
+
+
+def _efficiency_note(reference: Row) -> str:
+    median, span = cell(reference.images_per_s, rate)
+    threads = reference.runs[0].record.threads_per_rank
+    return (
+        f"Efficiency: images/s divided by workers x the images/s of the suite's own loop on one rank "
+        f"(mpi x1, {threads} {'thread' if threads == 1 else 'threads'}), which is {median}"
+        + (f" ({span})." if span else ".")
+    )
+
+
+def _stall_note(row: Row) -> str:
+    total = sum(len(run.record.epochs) for run in row.runs)
+    return (
+        f"{STALLED} {row.name} on {row.size}: {row.num_stalled} of {total} epochs stalled in the data "
+        f"pipeline. They count in the training time, but neither in the speed-up nor in images/s."
+    )
+
+
+def _shares_cores(row: Row) -> bool:
+    if row.unit == "process" or not row.runs:
+        return False
+    where = row.runs[0].record.environment
+    num_hosts = len(set(where.get("hosts", ())))
+    return not where.get("gpus") and 0 < int(where.get("cores") or 0) * num_hosts < row.workers
+
+
+def _sharing_note(row: Row) -> str:
+    cores = row.runs[0].record.environment["cores"]
+    return (
+        f"{row.name} on {row.size} had more workers than cores ({cores} a host): its efficiency shows the "
+        f"sharing of cores, not the cost of working in parallel."
+    )
+
+
+def environment_facts(record: RunRecord) -> dict[str, str]:
+    """Machine and software of a run, by the name the header gives them; what is unknown is left out."""
+    where = record.environment
+    mpi = where.get("mpi") or {}
+    facts = {
+        "CPU": where.get("cpu"),
+        "Cores": where.get("cores"),
+        "GPUs": ", ".join(where.get("gpus") or []),
+        "MPI": " ".join(str(mpi[name]) for name in ("vendor", "version") if name in mpi),
+        "Python": where.get("python"),
+        "TensorFlow": where.get("tensorflow"),
+        "Keras": where.get("keras"),
+        "Commit": where.get("git_commit"),
+        "Slurm job": where.get("slurm_job_id"),
+    }
+    return {name: str(value) for name, value in facts.items() if value}
+
+
+# What ought to be the same for all runs that are compared.
+_MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "Commit")
+
+
+def _values(summary: Summary, name: str) -> list[str]:
+    facts = (environment_facts(record) for record in summary.records)
+    return unique(fact[name] for fact in facts if name in fact)
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """The different ``values``, in the order in which they first came."""
+    different: list[Any] = []
+    for value in values:
+        if value not in different:
+            different.append(value)
+    return different
+
+
+def header(summary: Summary) -> list[tuple[str, str]]:
+    """What was trained, where and with what, as (name, value)."""
+    work = summary.work
+    hosts = unique(host for record in summary.records for host in record.environment.get("hosts", ()))
+    seeds = sorted({record.seed for record in summary.records})
+    pairs = [
+        ("Data set", f"{work['dataset']} (SHA-256 {str(work['dataset_sha256'])[:12]})"),
+        ("Model", str(work["model"])),
+        ("Global batch", str(work["global_batch_size"])),
+        ("Epochs", str(work["num_epochs"])),
+        ("Optimizer", f"{work['optimizer']}, learning rate {work['learning_rate']:g}"),
+        ("Precision", str(work["dtype"])),
+        ("Seeds", ", ".join(map(str, seeds))),
+        ("Hosts", ", ".join(map(str, hosts))),
+    ]
+    pairs += [(name, " / ".join(_values(summary, name))) for name in (*_MACHINE, "Slurm job")]
+    pairs.append(("Date", " to ".join(unique(sorted(summary.dates)))))
+    return [(name, value) for name, value in pairs if value]

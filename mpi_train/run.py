@@ -1,0 +1,171 @@
+"""The frame that every strategy runs in: data in, progress and records out, whatever trains in between."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mpi_train import environment
+from mpi_train.config import TrainConfig
+from mpi_train.data.examples import Examples
+from mpi_train.data.shards import ShardSet
+from mpi_train.errors import DivergedError, UsageError
+from mpi_train.progress import Progress
+from mpi_train.records import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
+from mpi_train.world import World
+
+
+class Run:
+    """One run of one strategy.
+
+    Args:
+        strategy: Its name.
+        config: What the user asked for.
+        world: The ranks.
+        threads: CPU threads of each rank.
+
+    Attributes:
+        shards: The data set.
+        input_shape: Height, width, channels.
+
+    Raises:
+        DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
+    """
+
+    def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
+        self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
+        if config.batch_size < world.size:
+            raise UsageError(
+                f"--batch-size is the global batch: expected at least one example for each of the "
+                f"{world.size} ranks. Received: {config.batch_size}"
+            )
+        with world.together():
+            self.shards = ShardSet.open(config.data_dir, config.dataset)
+        shape = self.shards.manifest.image_shape
+        self.input_shape = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
+        self.num_classes = self.shards.manifest.num_classes
+        self.num_train = self.shards.num_examples("train")
+        self._epochs: list[EpochRecord] = []
+        self._recorder = Recorder(config.out or Path("results") / strategy, world)
+        self._recorder.open()
+        self._recorder.event("submission_benchmark", strategy)
+        self._recorder.event("init_start")
+        self._startup_s = 0.0
+        self.progress = Progress(speaks=world.is_root)
+
+    def read(self, split: str) -> Examples:
+        """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
+        with self.world.together():
+            return self.shards.read(split, self.world.rank, self.world.size)
+
+    def start(self, model: keras.Model) -> None:
+        """To be called when everything is built and traced, just before the first step."""
+        self.world.barrier()
+        self._startup_s = max(self.world.gather_all(environment.process_age_s()))
+        self._recorder.event("init_stop")
+        self._recorder.event("global_batch_size", self.config.batch_size)
+        self._recorder.event("train_samples", self.num_train)
+        self._recorder.event("seed", self.config.seed)
+        self._recorder.event("run_start")
+        ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} x {self.threads} threads"
+        self.progress.say(
+            f"{self.strategy}: {model.name} ({model.count_params():,} weights), {self.config.dataset} "
+            f"({self.num_train:,} images), global batch {self.config.batch_size}, {self.config.dtype}, {ranks}"
+        )
+
+    def begin_epoch(self, epoch: int, num_steps: int) -> None:
+        """To be called before the first step of an epoch, counted from 1."""
+        self._recorder.event("epoch_start", epoch_num=epoch)
+        self.progress.begin(f"epoch {epoch}/{self.config.epochs}", num_steps)
+
+    def end_epoch(
+        self,
+        epoch: int,
+        totals: EpochTotals,
+        evaluate: Callable[[World], tuple[float, float]],
+        *,
+        stalled: bool = False,
+    ) -> None:
+        """Evaluates, records and shows an epoch.
+
+        Args:
+            epoch: Counted from 1.
+            totals: What its training came to, over all ranks together.
+            evaluate: Gives loss and accuracy on the test set.
+            stalled: The data pipeline, not the training, decided its time.
+
+        Raises:
+            DivergedError: the loss is not finite; on all ranks.
+        """
+        self.progress.end()
+        self._recorder.event("epoch_stop", epoch_num=epoch)
+        if not math.isfinite(totals.loss):
+            raise DivergedError(
+                f"epoch {epoch}: the training loss became {totals.loss}",
+                remedy="a smaller --learning-rate",
+            )
+        self._recorder.event("eval_start", epoch_num=epoch)
+        self.world.barrier()
+        start = time.perf_counter()
+        test_loss, test_accuracy = evaluate(self.world)
+        eval_s = max(self.world.gather_all(time.perf_counter() - start))
+        self._recorder.event("eval_stop", epoch_num=epoch)
+        self._recorder.event("eval_accuracy", test_accuracy, epoch_num=epoch)
+        record = EpochRecord(
+            epoch=epoch,
+            train_s=totals.train_s,
+            eval_s=eval_s,
+            images_per_s=self.num_train / totals.train_s,
+            sync_s=totals.sync_s,
+            train_loss=totals.loss,
+            train_accuracy=totals.accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            stalled=stalled,
+        )
+        self._epochs.append(record)
+        self.progress.say(
+            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  {record.images_per_s:9,.0f} images/s  "
+            f"loss {totals.loss:.4f}  accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
+            + ("  (stalled: the data pipeline, not the training, took this time)" if stalled else "")
+        )
+
+    def finish(self, *, optimizer: keras.Optimizer, sync: dict[str, Any], weights_sha256: str) -> RunRecord:
+        """Writes ``run.json`` and returns what it holds."""
+        self._recorder.event("run_stop", status="success")
+        record = RunRecord(
+            strategy=self.strategy,
+            command=" ".join([os.path.basename(sys.executable), *sys.argv]),
+            model=self.config.model,
+            dataset=self.config.dataset,
+            dataset_sha256=self.shards.manifest.raw_sha256,
+            world_size=self.world.size,
+            threads_per_rank=self.threads,
+            global_batch_size=self.config.batch_size,
+            optimizer=self.config.optimizer,
+            learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
+            seed=self.config.seed,
+            dtype=self.config.dtype,
+            sync=sync,
+            epochs=self._epochs,
+            train_s=sum(epoch.train_s for epoch in self._epochs),
+            images_per_s=median_rate(self._epochs),
+            test_accuracy=self._epochs[-1].test_accuracy,
+            weights_sha256=weights_sha256,
+            startup_s=self._startup_s,
+            peak_rss_mib=environment.peak_rss_mib(self.world),
+            environment=environment.describe(self.world),
+        )
+        self._recorder.write(record)
+        self.progress.say(
+            f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
+            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}"
+        )
+        return record

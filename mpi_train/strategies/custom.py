@@ -1,0 +1,26 @@
+"""Custom data parallelism in one process: each batch split by hand over the devices, gradients summed.
+
+The weights live on the first device. In every step each device reads them, takes its part of the
+batch, and returns the gradient of its part; the sum is applied once. All of it is one graph.
+"""
+
+from __future__ import annotations
+
+from mpi_train import devices
+from mpi_train.averaging import Nothing
+from mpi_train.config import DevicesConfig
+from mpi_train.records import RunRecord
+from mpi_train.run import Run
+from mpi_train.strategies import own_loop
+from mpi_train.world import World
+
+
+def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:
+    """Trains over the devices of this process and writes the record."""
+    names = devices.local_devices(config.devices)
+    return own_loop.train(
+        Run("custom", config, world, threads),
+        devices=names,
+        averaging=lambda _: Nothing(),
+        sync={"average": "gradients", "every": 1, "devices": len(names)},
+    )

@@ -1,0 +1,23 @@
+"""``tf.distribute.MirroredStrategy``: plain Keras ``fit``, the model mirrored on the devices of one process."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from mpi_train import devices
+from mpi_train.config import DevicesConfig
+from mpi_train.records import RunRecord
+from mpi_train.run import Run
+from mpi_train.strategies import keras_fit
+from mpi_train.world import World
+
+
+def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:
+    """Trains over the GPUs of this machine, or logical CPU devices, and writes the record."""
+    names = devices.local_devices(config.devices)
+    strategy = tf.distribute.MirroredStrategy(names)
+    return keras_fit.train(
+        Run("mirrored", config, world, threads),
+        scope=strategy.scope,
+        sync={"average": "gradients", "every": 1, "devices": len(names)},
+    )

@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# env.sh - what every job does first, and the one file that a site edits. The templates source it.
+#
+# sbatch reads the #SBATCH lines before this file runs, so what it needs to know stands in variables of the
+# login shell (in ~/.bashrc, or in front of one command), and any flag of sbatch overrides a template's line:
+#   export SBATCH_PARTITION=... SBATCH_ACCOUNT=... SBATCH_QOS=... SBATCH_MEM_PER_NODE=...
+#   sbatch --nodes=8 --time=04:00:00 slurm/mpi_4nodes.sh --epochs 10
+
+# ---- The site's part -------------------------------------------------------------------------------------
+
+# Modules, when the environment was made with the site's own Python or MPI (make setup MPI=site).
+# module purge
+# module load python/3.12 openmpi/5.0
+
+# The site's MPI library instead of one in the environment: libmpi.so.40 is Open MPI, libmpi.so.12 is MPICH
+# and Intel MPI.
+# export MPI4PY_LIBMPI=libmpi.so.40
+
+# The protocol between srun and MPI, where the site's default does not fit: pmix for Open MPI, pmi2 for
+# MPICH (also the wheel's) and Intel MPI. srun --mpi=list shows what the site has.
+# export SLURM_MPI_TYPE=pmix
+
+# The Python environment, as make setup leaves it.
+VENV=$PWD/.venv
+
+# ---- The suite's part ------------------------------------------------------------------------------------
+
+fail() { # fail MESSAGE REMEDY
+    printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
+    exit 4
+}
+
+[ -n "${SLURM_JOB_ID:-}" ] || fail "expected a Slurm job. Received: a plain shell" "sbatch $0"
+
+# Slurm opens the output file before a script runs, and a job whose folder for it is missing dies without a
+# word. So the templates leave it at Slurm's default, in the folder of submission, which always exists, and
+# it is moved to logs/ here: who holds a file open goes on writing to it under its new name.
+log_now=slurm-$SLURM_JOB_ID.out
+log=logs/${SLURM_JOB_NAME//\//-}-$SLURM_JOB_ID.out
+if [ -f "$log_now" ] && mkdir -p logs; then
+    if [ -f "$log" ]; then cat "$log"; fi # a requeued job: what it said before comes first
+    mv "$log_now" "$log"
+fi
+
+# Run, not only looked for: the environment of a login node may not work on this node.
+"$VENV/bin/python" -c '' 2>/dev/null ||
+    fail "expected an environment in $VENV whose Python runs on $(hostname). Received: none" "make setup"
+export PATH=$VENV/bin:$PATH
+
+export PYTHONUNBUFFERED=1            # a log that can be followed
+export HDF5_USE_FILE_LOCKING=FALSE   # parallel file systems often have no locks; shards are only read
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since 22.05 srun does not take it from sbatch
+fi
+
+# launch_ranks SCRIPT [FLAG...]: runs a job as the MPI ranks that sbatch was asked for; its exit code.
+launch_ranks() {
+    local code=0
+    # When ranks end with a code, the first to go must not take the others with it: the message of rank 0
+    # would be lost, and the code with it. Five seconds later whoever is left waits for a rank that is gone.
+    # --export: sbatch --export=NONE would reach the ranks otherwise.
+    srun --kill-on-bad-exit=0 --wait=5 --export=ALL python "$@" || code=$?
+    if [ $code -ge 128 ]; then
+        echo "error: a rank was lost: srun ended with $code (signal $((code - 128)))" >&2
+        code=6
+    fi
+    return $code
+}

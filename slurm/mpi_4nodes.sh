@@ -1,0 +1,13 @@
+#!/bin/bash
+# Trains over MPI: one rank a node on 4 nodes, weights averaged after every step. Flags go to jobs/mpi.py.
+#   sbatch slurm/mpi_4nodes.sh --epochs 10
+#   sbatch --nodes=2 --ntasks-per-node=2 slurm/mpi_4nodes.sh --average gradients
+# Leaves results/mpi-JOBID/run.json and logs/mpi-JOBID.out.
+#SBATCH --job-name=mpi
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=01:00:00
+source slurm/env.sh || { echo "error: $PWD is no clone. To mend it: cd CLONE, sbatch again" >&2; exit 4; }
+
+launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID" "$@"

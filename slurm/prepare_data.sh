@@ -1,0 +1,13 @@
+#!/bin/bash
+# Cuts the raw data into HDF5 shards, in data/DATASET. Flags go to jobs/prepare_data.py.
+#   sbatch slurm/prepare_data.sh --source /path/of/the/raw/files --shards 8
+# Compute nodes seldom reach the internet: have the raw files in --source or FASHION_MNIST_DIR, or run
+# make data on the login node instead. Leaves logs/prepare_data-JOBID.out.
+#SBATCH --job-name=prepare_data
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=00:15:00
+source slurm/env.sh || { echo "error: $PWD is no clone. To mend it: cd CLONE, sbatch again" >&2; exit 4; }
+
+python jobs/prepare_data.py "$@"

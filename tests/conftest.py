@@ -1,0 +1,86 @@
+"""What all tests share: ranks that agree on each verdict, one voice, a small data set.
+
+Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every test on every rank.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpi_train import devices
+from mpi_train import world as worlds
+from mpi_train.data.shards import ShardSet
+from mpi_train.world import World
+
+WORLD = pytest.StashKey[World]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    with_mpi = config.getoption("--with-mpi") or config.getoption("--only-mpi")
+    world = worlds.join() if with_mpi else World()
+    config.stash[WORLD] = world
+    devices.claim_cores(world, None)
+    if not world.is_root:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        reporter._tw._file = open(os.devnull, "w")
+        config.add_cleanup(reporter._tw._file.close)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Two devices for the strategies that need several, before anything is placed on the first.
+    tf = sys.modules.get("tensorflow")
+    if tf is not None:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A test under MPI passes when it passes on every rank, and rank 0 shows why it did not."""
+    report: pytest.TestReport = yield  # type: ignore[misc, assignment]
+    world = item.config.stash[WORLD]
+    # A rank that fails in the setup must take the others along, or they would wait for it in the call.
+    if world.size > 1 and report.when in ("setup", "call"):
+        texts = world.gather_all(report.longreprtext if report.failed else None)
+        failed = [f"--- rank {rank} ---\n{text}" for rank, text in enumerate(texts) if text is not None]
+        if failed:
+            report.outcome = "failed"
+            report.longrepr = "\n".join(failed)
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def world(request: pytest.FixtureRequest) -> World:
+    """The ranks that run this test; one process without MPI under plain ``pytest``."""
+    return request.config.stash[WORLD]
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(world: World) -> Iterator[Path]:
+    """A folder with 509 training and 131 test images of the stand-in, in 4 shards, seen by all ranks."""
+    from mpi_train.data import synthetic
+    from mpi_train.data.shards import write_shards
+
+    folder = Path(tempfile.mkdtemp(prefix="mpi-train-")) if world.is_root else None
+    folder = world.gather_all(folder)[0]
+    assert folder is not None
+    if world.is_root:
+        write_shards(synthetic.draw(seed=1, num_train=509, num_test=131), folder, num_shards=4, seed=1)
+    world.barrier()
+    yield folder
+    world.barrier()
+    if world.is_root:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_shards: Path) -> ShardSet:
+    return ShardSet.open(tiny_shards, "synthetic")

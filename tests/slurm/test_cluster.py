@@ -1,0 +1,121 @@
+"""The job scripts on a real cluster of four nodes (``slurm/local_cluster.sh up 4``)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.slurm.conftest import Clone
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+FASHION_MNIST = Path(__file__).parents[2] / "data" / "fashion_mnist"
+SMALL = ("--dataset", "synthetic", "--model", "mlp", "--batch-size", "512", "--epochs", "1")
+
+
+def run_record(clone: Clone, folder: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((clone.root / "results" / folder / "run.json").read_text())
+    return record
+
+
+def errors(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.startswith("error: ")]
+
+
+def test_trains_over_four_nodes(cluster_clone: Clone) -> None:
+    if (FASHION_MNIST / "manifest.json").is_file():
+        data = ["--dataset", "fashion_mnist", "--data", str(FASHION_MNIST)]
+    else:
+        data = ["--dataset", "synthetic"]
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", "--epochs", "3", *data, limit_s=600)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    record = run_record(cluster_clone, f"mpi-{job.job_id}")
+    assert record["strategy"] == "mpi"
+    assert record["dataset"] == data[1]
+    assert record["world_size"] == 4
+    assert len(set(record["environment"]["hosts"])) == 4
+    assert len(record["epochs"]) == 3
+    assert record["test_accuracy"] >= 0.88
+    assert (cluster_clone.root / "logs" / f"mpi-{job.job_id}.out").is_file()
+    assert not list(cluster_clone.root.glob("slurm-*.out"))
+
+
+def test_takes_nodes_and_tasks_from_sbatch(cluster_clone: Clone) -> None:
+    job = cluster_clone.run("--nodes=2", "--ntasks-per-node=2", "slurm/mpi_4nodes.sh", *SMALL)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    hosts = run_record(cluster_clone, f"mpi-{job.job_id}")["environment"]["hosts"]
+    assert sorted(hosts.count(host) for host in set(hosts)) == [2, 2]
+
+
+@pytest.mark.parametrize("strategy", ["baseline", "mirrored", "custom"])
+def test_trains_on_one_node(strategy: str, cluster_clone: Clone) -> None:
+    job = cluster_clone.run(f"slurm/{strategy}.sh", *SMALL)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    record = run_record(cluster_clone, f"{strategy}-{job.job_id}")
+    assert (record["strategy"], record["world_size"]) == (strategy, 1)
+
+
+def test_compares_on_one_node(cluster_clone: Clone) -> None:
+    flags = ("--strategies", "baseline,mpi", "--np", "2", "--repeats", "1")
+    job = cluster_clone.run("slurm/bench.sh", *SMALL, *flags, limit_s=300)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    results = cluster_clone.root / "results" / f"bench-{job.job_id}"
+    assert (results / "report.md").is_file()
+    sizes = {path: json.loads(path.read_text())["world_size"] for path in results.glob("mpi/*/run.json")}
+    assert list(sizes.values()) == [2]
+
+
+def test_the_wrong_protocol_is_one_message(cluster_clone: Clone) -> None:
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, SLURM_MPI_TYPE="none")
+    assert (job.state, job.exit_code) == ("FAILED", 4), job.log
+    (error,) = errors(job.log)
+    assert "started 4 processes" in error
+    assert "Traceback" not in job.log
+
+
+def test_a_mistake_in_the_flags_is_one_message(cluster_clone: Clone) -> None:
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", "--epoch", "3")
+    assert (job.state, job.exit_code) == ("FAILED", 2), job.log
+    assert len(errors(job.log)) == 1
+    assert "Did you mean --epochs?" in job.log
+
+
+def test_from_elsewhere_it_says_so(cluster_clone: Clone, make_clone: Callable[[], Clone]) -> None:
+    elsewhere = make_clone()
+    (elsewhere.root / "slurm").unlink()
+    job = elsewhere.run(str(cluster_clone.root / "slurm" / "mpi_4nodes.sh"))
+    assert (job.state, job.exit_code) == ("FAILED", 4), job.log
+    assert errors(job.log) == [f"error: {elsewhere.root} is no clone. To mend it: cd CLONE, sbatch again"]
+
+
+def test_without_an_environment_it_says_make_setup(
+    cluster_clone: Clone, make_clone: Callable[[], Clone]
+) -> None:
+    bare = make_clone()
+    job = bare.run("slurm/mpi_4nodes.sh")
+    assert (job.state, job.exit_code) == ("FAILED", 4), job.log
+    assert len(errors(job.log)) == 1
+    assert "To mend it: make setup" in job.log
+
+
+def test_a_killed_rank_ends_the_job(cluster_clone: Clone) -> None:
+    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *SMALL[:-1], "1000")
+    deadline = time.monotonic() + 120
+    while "epoch 1/" not in cluster_clone.log(job_id):
+        assert time.monotonic() < deadline, cluster_clone.log(job_id)
+        time.sleep(0.3)
+    on_last_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", "--relative=3"]
+    subprocess.run([*on_last_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
+    killed = time.monotonic()
+    job = cluster_clone.result(job_id, limit_s=30)
+    assert (job.state, job.exit_code) == ("FAILED", 6), job.log
+    # Five seconds that srun waits for the others, and what it then takes to end them.
+    assert time.monotonic() - killed < 15

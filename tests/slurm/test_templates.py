@@ -1,0 +1,173 @@
+"""The job scripts without a cluster: what they ask Slurm for, and what they then run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.slurm.conftest import Clone
+
+SLURM = Path(__file__).parents[2] / "slurm"
+# Of each template, what it asks Slurm for.
+REQUESTS = {
+    "baseline": ["--job-name=baseline", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--time=01:00:00"],
+    "bench": ["--job-name=bench", "--nodes=1", "--ntasks=1", "--exclusive", "--time=02:00:00"],
+    "custom": ["--job-name=custom", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--time=01:00:00"],
+    "mirrored": ["--job-name=mirrored", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--time=01:00:00"],
+    "mpi_4nodes": [
+        "--job-name=mpi",
+        "--nodes=4",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=2",
+        "--time=01:00:00",
+    ],
+    "prepare_data": [
+        "--job-name=prepare_data",
+        "--nodes=1",
+        "--ntasks=1",
+        "--cpus-per-task=1",
+        "--time=00:15:00",
+    ],
+}
+# ... and what it runs as job 7, when it is given --seed 3.
+SRUN = "srun --kill-on-bad-exit=0 --wait=5 --export=ALL"
+COMMANDS = {
+    "baseline": "python jobs/baseline.py --out results/baseline-7 --seed 3",
+    "bench": "python jobs/bench.py --out results/bench-7 --seed 3",
+    "custom": "python jobs/custom.py --out results/custom-7 --seed 3",
+    "mirrored": "python jobs/mirrored.py --out results/mirrored-7 --seed 3",
+    "mpi_4nodes": f"{SRUN} python jobs/mpi.py --out results/mpi-7 --seed 3",
+    "prepare_data": "python jobs/prepare_data.py --seed 3",
+}
+# Stands for python and for srun: says how it was called, and ends with the code that the test wants. The
+# interpreter is also called with -c, to see that it works.
+STAND_IN = """#!/bin/bash
+[ "$1" = -c ] && exit
+echo "${0##*/} $*"
+echo "locking=$HDF5_USE_FILE_LOCKING cpus=$SRUN_CPUS_PER_TASK"
+exit "$JOB_ENDS_WITH"
+"""
+
+
+def start(clone: Clone, template: str, *flags: str, ends_with: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs a template as job 7 would, output as Slurm keeps it, with stand-ins for python and srun."""
+    tools = clone.root / ".venv" / "bin"
+    tools.mkdir(parents=True, exist_ok=True)
+    for name in ("python", "srun"):
+        (tools / name).write_text(STAND_IN)
+        (tools / name).chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "mpi",
+        "SLURM_CPUS_PER_TASK": "2",
+        "JOB_ENDS_WITH": str(ends_with),
+    }
+    words = ["bash", f"slurm/{template}.sh", *flags]
+    with open(clone.root / "slurm-7.out", "w") as output:
+        return subprocess.run(
+            words,
+            cwd=clone.root,
+            env={**os.environ, **job},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def test_every_template_is_tested() -> None:
+    scripts = {path.stem for path in SLURM.glob("*.sh")} - {"env", "local_cluster"}
+    assert scripts == set(REQUESTS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("template", REQUESTS)
+def test_asks_slurm_for(template: str) -> None:
+    lines = (SLURM / f"{template}.sh").read_text().splitlines()
+    asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert asked == REQUESTS[template]
+    # sbatch reads no #SBATCH line behind the first command.
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(not line.startswith("#SBATCH") for line in lines[first_command:])
+
+
+@pytest.mark.parametrize("script", sorted(SLURM.glob("*.sh")), ids=lambda path: path.name)
+def test_is_valid_bash_and_names_no_mpi_type(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    code = [line for line in script.read_text().splitlines() if not line.lstrip().startswith("#")]
+    assert not [line for line in code if "--mpi" in line]
+
+
+@pytest.mark.parametrize("template", COMMANDS)
+def test_runs(template: str, make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    assert start(clone, template, "--seed", "3").returncode == 0
+    ran, environment = clone.log(7).splitlines()
+    assert ran == COMMANDS[template]
+    assert environment == "locking=FALSE cpus=2"
+    script = next(word for word in shlex.split(ran) if word.startswith("jobs/"))
+    assert (clone.root / script).is_file()
+
+
+@pytest.mark.parametrize("template", COMMANDS)
+def test_ends_with_the_code_of_its_job(template: str, make_clone: Callable[[], Clone]) -> None:
+    assert start(make_clone(), template, ends_with=5).returncode == 5
+
+
+def test_a_rank_killed_by_a_signal_is_a_lost_rank(make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    assert start(clone, "mpi_4nodes", ends_with=128 + 9).returncode == 6
+    assert "error: a rank was lost" in clone.log(7)
+
+
+def test_moves_its_log_and_keeps_it_when_requeued(make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    start(clone, "mpi_4nodes", "--seed", "1")
+    start(clone, "mpi_4nodes", "--seed", "2")
+    assert [path.name for path in clone.root.glob("*.out")] == []
+    assert [path.name for path in clone.root.glob("logs/*")] == ["mpi-7.out"]
+    ran = [line for line in clone.log(7).splitlines() if line.startswith("srun")]
+    assert [line[-1] for line in ran] == ["1", "2"]
+
+
+def test_outside_of_slurm_it_says_sbatch(make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    words = ["bash", "slurm/mpi_4nodes.sh"]
+    done = subprocess.run(words, cwd=clone.root, env=environ, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert "To mend it: sbatch slurm/mpi_4nodes.sh" in done.stderr
+
+
+def local_cluster(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Calls the script as an ordinary user, whoever runs the tests."""
+    (tmp_path / "id").write_text('#!/bin/sh\n[ "$1" = -u ] && echo 1000 || echo student\n')
+    (tmp_path / "id").chmod(0o755)
+    environ = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "LOCAL_CLUSTER_DIR": str(tmp_path / "cluster"),
+    }
+    return subprocess.run([SLURM / "local_cluster.sh", *words], env=environ, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("words", [[], ["sideways"], ["exec", "n1"], ["kill"], ["down", "n1"]])
+def test_local_cluster_shows_its_usage(words: list[str], tmp_path: Path) -> None:
+    done = local_cluster(tmp_path, *words)
+    assert done.returncode == 2
+    assert "slurm/local_cluster.sh up [N]" in done.stderr
+
+
+def test_local_cluster_asks_for_root(tmp_path: Path) -> None:
+    done = local_cluster(tmp_path, "up", "2")
+    assert done.returncode == 4
+    assert done.stderr == (
+        "error: expected root. Received: student\n  To mend it: sudo slurm/local_cluster.sh up 2\n"
+    )
+    assert not (tmp_path / "cluster").exists()
