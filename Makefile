@@ -30,7 +30,7 @@ BUILD := $(if $(filter-out 0,$(GPU)),gpu,cpu)
 
 RUN := .venv/bin/python
 MPIEXEC = $(firstword $(wildcard .venv/bin/mpiexec) mpiexec)
-RANKS = $(MPIEXEC) -n $(or $(NP),2) $(RUN) -m mpi4py
+RANKS = $(MPIEXEC) -n $(or $(NP),2) $(RUN)
 PYTEST = $(RUN) -m pytest
 
 # A flag is passed only for a variable that was set: the defaults live in mpi_train/config.py.
@@ -61,8 +61,8 @@ data: setup ## HDF5 shards in data/DATASET, from the official files
 .PHONY: bench
 bench: setup ## Every strategy on this machine, then table, report and plots in results/bench
 	@shards=$$($(RUN) jobs/prepare_data.py $(if $(DATASET),--dataset $(DATASET),--or-synthetic) $(SHARDS:%=--shards %) \
-		| tee /dev/stderr | tail -n 1); \
-	set -x; $(RUN) jobs/bench.py $(TRAINING) --dataset "$$(basename "$$shards")" --data "$$shards" \
+		| tee >(cat >&2) | tail -n 1); \
+	set -x; $(RUN) jobs/bench.py $(TRAINING) --dataset "$${shards##*/}" --data "$$shards" \
 		$(NP:%=--np %) $(REPEATS:%=--repeats %) $(STRATEGIES:%=--strategies %)
 
 .PHONY: report
@@ -92,8 +92,8 @@ doctor: setup ## What this machine has and lacks: MPI and a ring over 2 ranks, T
 .PHONY: test
 test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4
 	$(PYTEST) $(ARGS)
-	$(MPIEXEC) -n 2 $(RUN) -m mpi4py -m pytest --with-mpi -m 'mpi and not slow' $(ARGS)
-	$(MPIEXEC) -n 4 $(RUN) -m mpi4py -m pytest --with-mpi -m 'mpi and not slow' $(ARGS)
+	$(MPIEXEC) -n 2 $(PYTEST) --with-mpi -m 'mpi and not slow' $(ARGS)
+	$(MPIEXEC) -n 4 $(PYTEST) --with-mpi -m 'mpi and not slow' $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take minutes each

@@ -3,6 +3,8 @@
     python jobs/baseline.py
     python jobs/baseline.py --model mlp --epochs 10
     sbatch slurm/baseline.sh
+
+Leaves run.json and events.jsonl in --out (default: results/baseline).
 """
 
 from mpi_train.cli import run_training

@@ -3,6 +3,8 @@
     python jobs/custom.py
     python jobs/custom.py --devices 2
     sbatch slurm/custom.sh
+
+Leaves run.json and events.jsonl in --out (default: results/custom).
 """
 
 from mpi_train.cli import run_training

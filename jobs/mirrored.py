@@ -3,6 +3,8 @@
     python jobs/mirrored.py
     python jobs/mirrored.py --devices 2
     sbatch slurm/mirrored.sh
+
+Leaves run.json and events.jsonl in --out (default: results/mirrored).
 """
 
 from mpi_train.cli import run_training

@@ -3,6 +3,8 @@
     mpiexec -n 4 python jobs/mpi.py --epochs 5
     mpiexec -n 4 python jobs/mpi.py --average gradients
     sbatch slurm/mpi_4nodes.sh --epochs 10
+
+Leaves run.json and events.jsonl in --out (default: results/mpi).
 """
 
 from mpi_train.cli import run_training

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import os
+import io
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from typing import NoReturn
 
 from mpi_train import devices
 from mpi_train import world as worlds
 from mpi_train.config import TrainConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
+
 
 def run_training(job: str, kind: type[TrainConfig], *, description: str, mpi: bool = False) -> NoReturn:
     """Runs a training job and exits.
@@ -25,10 +27,9 @@ def run_training(job: str, kind: type[TrainConfig], *, description: str, mpi: bo
 
     def work() -> None:
         world = worlds.join() if mpi else worlds.alone(job=job)
-        if not world.is_root:
-            # --help prints before anything can be agreed on; one rank speaks.
-            sys.stdout = open(os.devnull, "w")
-        config = parse(kind, description=description, prog=f"python jobs/{job}.py")
+        # --help prints; one rank speaks.
+        with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
+            config = parse(kind, description=description, prog=f"python jobs/{job}.py")
         share = devices.claim_cores(world, config.threads)
         # Imported last: it imports TensorFlow, which reads the number of threads then.
         with devices.quiet_start():

@@ -117,8 +117,10 @@ def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"--model {name}: expected a function that can be imported. Received: {error}") from error
-    return function  # type: ignore[no-any-return]
+        raise UsageError(
+            f"--model {name}: expected a function that can be imported. Received: {error}"
+        ) from error
+    return function
 
 
 def returns_probabilities(model: keras.Model) -> bool:

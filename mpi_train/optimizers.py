@@ -1,8 +1,8 @@
 """Keras's optimizers, applied to the flat buffer of weights.
 
 Most optimizers treat every weight alike, so that updating one long vector equals updating each
-layer's tensor, with far fewer kernels. The few that look at a layer as a whole (its norm, its rows
-and columns) are given the layers one by one.
+layer's tensor, with far fewer kernels. The few that look at a layer as a whole (its norm, its
+singular vectors) are given the layers one by one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,26 @@ import tensorflow as tf
 from mpi_train.errors import UsageError
 from mpi_train.flat import FlatModel
 
-ELEMENTWISE = (
-    "adadelta", "adagrad", "adam", "adamax", "adamw", "ftrl", "lion", "nadam", "rmsprop", "sgd",
-)  # fmt: skip
-LAYERWISE = ("adafactor", "lamb", "muon")
-OPTIMIZERS = (*ELEMENTWISE, *LAYERWISE)
+_CLASSES: dict[str, type[keras.Optimizer]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        keras.optimizers.Adadelta,
+        keras.optimizers.Adagrad,
+        keras.optimizers.Adam,
+        keras.optimizers.Adamax,
+        keras.optimizers.AdamW,
+        keras.optimizers.Ftrl,
+        keras.optimizers.Lamb,
+        keras.optimizers.Lion,
+        keras.optimizers.Muon,
+        keras.optimizers.Nadam,
+        keras.optimizers.RMSprop,
+        keras.optimizers.SGD,
+        # Not Adafactor: Keras's makes NaN of a pixel that is black in every image of a batch.
+    )
+}
+OPTIMIZERS = tuple(_CLASSES)
+LAYERWISE = (keras.optimizers.Lamb, keras.optimizers.Muon)
 
 
 def build(name: str, learning_rate: float | None) -> keras.Optimizer:
@@ -28,14 +43,12 @@ def build(name: str, learning_rate: float | None) -> keras.Optimizer:
     Raises:
         UsageError: no such optimizer.
     """
-    if name.lower() not in OPTIMIZERS:
+    kind = _CLASSES.get(name.lower())
+    if kind is None:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}. Received: {name}.{hint}")
-    optimizer: keras.Optimizer = keras.optimizers.get(name.lower())
-    if learning_rate is not None:
-        optimizer.learning_rate = learning_rate
-    return optimizer
+    return kind() if learning_rate is None else kind(learning_rate=learning_rate)
 
 
 class FlatUpdate:
@@ -80,5 +93,5 @@ class LayerUpdate(FlatUpdate):
 
 def update_for(optimizer: keras.Optimizer, flat: FlatModel, device: str) -> FlatUpdate:
     """The way to apply ``optimizer`` to ``flat`` that does what Keras would do layer by layer."""
-    kind = FlatUpdate if optimizer.name.lower() in ELEMENTWISE else LayerUpdate
+    kind = LayerUpdate if isinstance(optimizer, LAYERWISE) else FlatUpdate
     return kind(optimizer, flat, device)

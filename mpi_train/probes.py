@@ -35,7 +35,7 @@ def run(name: str, *, launcher: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         PlatformError: it failed, crashed, or took longer than ``LIMIT_S``.
     """
-    command = [*launcher, sys.executable, "-m", "mpi4py", "-m", "mpi_train.probes", name]
+    command = [*launcher, sys.executable, "-m", "mpi_train.probes", name]
     environ = {**launch.environment(), "TF_CPP_MIN_LOG_LEVEL": "3"}
     with subprocess.Popen(
         command,

@@ -165,7 +165,9 @@ class Recorder:
         """
         if not self.world.is_root:
             return
-        kind = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}.get(key.rsplit("_", 1)[-1], "POINT_IN_TIME")
+        kind = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}.get(
+            key.rsplit("_", 1)[-1], "POINT_IN_TIME"
+        )
         line = {"time_ms": time.time_ns() // 1_000_000, "event_type": kind, "key": key, "value": value}
         with open(self._events, "a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "metadata": metadata}) + "\n")
@@ -177,5 +179,7 @@ class Recorder:
                 try:
                     files.write_json(self.out / "run.json", dataclasses.asdict(record))
                 except OSError as error:
-                    raise UsageError(f"{self.out / 'run.json'} cannot be written: {error.strerror}") from error
+                    raise UsageError(
+                        f"{self.out / 'run.json'} cannot be written: {error.strerror}"
+                    ) from error
         self.world.barrier()

@@ -77,7 +77,8 @@ class Run:
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} x {self.threads} threads"
         self.progress.say(
             f"{self.strategy}: {model.name} ({model.count_params():,} weights), {self.config.dataset} "
-            f"({self.num_train:,} images), global batch {self.config.batch_size}, {self.config.dtype}, {ranks}"
+            f"({self.num_train:,} images), global batch {self.config.batch_size}, "
+            f"{self.config.dtype}, {ranks}"
         )
 
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
@@ -132,8 +133,8 @@ class Run:
         )
         self._epochs.append(record)
         self.progress.say(
-            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  {record.images_per_s:9,.0f} images/s  "
-            f"loss {totals.loss:.4f}  accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
+            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
+            f"{record.images_per_s:9,.0f} images/s  loss {totals.loss:.4f}  accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
             + ("  (stalled: the data pipeline, not the training, took this time)" if stalled else "")
         )
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,16 +115,15 @@ class World:
             yield
         except JobError as error:
             mine = error
-        if self.size == 1:
-            if mine is not None:
-                raise mine
-            return
         errors = self.gather_all(mine)
-        for rank, error in enumerate(errors):
-            if error is not None:
-                if sum(e is not None for e in errors) < self.size:
-                    error.message = f"[rank {rank} on {self.hosts[rank]}] {error.message}"
-                raise error
+        first = next((rank for rank, error in enumerate(errors) if error is not None), None)
+        if first is None:
+            return
+        theirs = errors[first]
+        assert theirs is not None
+        if None in errors:
+            theirs.message = f"[rank {first} on {self.hosts[first]}] {theirs.message}"
+        raise theirs
 
 
 def alone(*, job: str) -> World:
@@ -152,8 +152,9 @@ def join() -> World:
     try:
         import mpi4py
 
-        # One thread at a time calls MPI (the main one, or TensorFlow's while the main one waits).
-        mpi4py.rc.thread_level = "serialized"
+        # One thread at a time calls MPI, for which "serialized" would do. But only at this level does
+        # MPICH yield the core while it waits: with 4 ranks on 2 cores a step takes 1.3 ms, not 200.
+        mpi4py.rc.thread_level = "multiple"
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise PlatformError(
@@ -219,12 +220,6 @@ def mpi_library() -> dict[str, Any]:
     from mpi4py import MPI
 
     vendor, version = MPI.get_vendor()
-    path = next(
-        (
-            line.split()[-1]
-            for line in open("/proc/self/maps")
-            if line.rstrip().rpartition("/")[2].startswith(("libmpi.so", "libmpich.so"))
-        ),
-        "",
-    )
+    mapped = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines()}
+    path = next((str(file) for file in mapped if file.name.startswith(("libmpi.so", "libmpich.so"))), "")
     return {"vendor": vendor, "version": ".".join(map(str, version)), "library": path}

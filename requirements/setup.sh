@@ -10,6 +10,9 @@ set -euo pipefail
 readonly MPI=$1 BUILD=$2 WANTED="$*"
 readonly DONE=.venv/installed # what was installed, written last: without it a set-up was interrupted
 
+# Some sites set --user for everyone, which pip refuses inside an environment.
+export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
+
 fail() {
     printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
     exit 4
@@ -29,22 +32,26 @@ find_python() {
         "module load a Python in that range, or name one: make setup PYTHON=/path/to/python3"
 }
 
-make_environment() {
-    local python=$1 log=.venv.log
+# Debian and Ubuntu keep ensurepip in a package that only root can add; any pip at hand will do instead.
+make_environment_without_ensurepip() {
     rm -rf .venv
-    if ! "$python" -m venv .venv >"$log" 2>&1; then
-        # Debian and Ubuntu keep ensurepip in a package that only root can add; a pip at hand will do.
-        rm -rf .venv
-        "$python" -m venv --without-pip .venv >>"$log" 2>&1 &&
-            "$python" -m pip install --quiet --disable-pip-version-check pip --target \
-                "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >>"$log" 2>&1 || {
-            cat "$log" >&2
-            rm -rf .venv "$log"
-            fail "$python can make no virtual environment: it has neither ensurepip nor pip" \
-                "apt-get install python3-venv, or another interpreter: make setup PYTHON=/path/to/python3"
-        }
+    "$1" -m venv --without-pip .venv &&
+        "$1" -m pip install --quiet --target \
+            "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip
+}
+
+make_environment() {
+    local log
+    log=$(mktemp)
+    rm -rf .venv
+    if "$1" -m venv .venv >"$log" 2>&1 || make_environment_without_ensurepip "$1" >>"$log" 2>&1; then
+        rm "$log"
+        return
     fi
-    rm -f "$log"
+    cat "$log" >&2
+    rm -rf .venv "$log"
+    fail "$1 can make no virtual environment: it has neither ensurepip nor a pip that works" \
+        "apt-get install python3-venv, or another interpreter: make setup PYTHON=/path/to/python3"
 }
 
 [[ $MPI == wheel || $MPI == site ]] || fail "MPI: expected wheel or site. Received: $MPI" "make setup MPI=site"
@@ -57,8 +64,6 @@ else
     make_environment "$python"
 fi
 
-# Some sites set --user for everyone, which pip refuses inside an environment.
-export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
 pip() { .venv/bin/python -m pip "$@"; }
 
 pins=requirements/$BUILD.txt
@@ -66,6 +71,7 @@ if [[ $MPI == site ]]; then
     pins=.venv/pins.txt
     grep -v '^mpich==' "requirements/$BUILD.txt" >"$pins"
 fi
-pip install --quiet -r "$pins"
+pip install --quiet -r "$pins" || fail "the packages did not install, for the reason above" \
+    "make setup where there is internet, or with a folder of wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=DIR make setup"
 pip install --quiet --no-deps --no-build-isolation --editable .
 echo "$WANTED" >"$DONE"

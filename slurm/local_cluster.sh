@@ -49,8 +49,7 @@ usage() {
     exit 2
 }
 
-# ---- Processes. Each has DIR/run/NAME.pid, believed only while that process's command line names DIR: a
-# ---- process id may have gone to somebody else since.
+# ---- Processes. Each has DIR/run/NAME.pid, believed only while that process's command line names DIR.
 
 is_ours() { grep -qsF "$DIR" "/proc/$1/cmdline"; }
 is_gone() { ! is_ours "$1"; }
@@ -262,8 +261,7 @@ status() {
     for name in munged slurmctld $(nodes | sed 's/^/node-/'); do
         printf '%-10s %s\n' "$name" "$(pid_of "$name" || echo dead)"
     done
-    timeout 5 sinfo -N -l
-    timeout 5 squeue
+    timeout 5 sinfo -N -l && timeout 5 squeue
     is_healthy
 }
 

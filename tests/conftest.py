@@ -5,7 +5,7 @@ Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every t
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
 import sys
 import tempfile
@@ -30,8 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     devices.claim_cores(world, None)
     if not world.is_root:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
-        reporter._tw._file = open(os.devnull, "w")
-        config.add_cleanup(reporter._tw._file.close)
+        reporter._tw._file = io.StringIO()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

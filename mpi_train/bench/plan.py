@@ -107,7 +107,7 @@ def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: in
     flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
     script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
     if unit == "rank":
-        words = launch.mpiexec(workers, [sys.executable, "-m", "mpi4py", script, *flags])
+        words = launch.mpiexec(workers, [sys.executable, script, *flags])
     elif unit == "device":
         words = [sys.executable, script, *flags, "--devices", str(workers)]
     else:

@@ -47,9 +47,13 @@ def train(run: Run, *, scope: Callable[[], AbstractContextManager[Any]], sync: d
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         from_logits = not models.returns_probabilities(model)
         model.compile(
-            optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits), metrics=["accuracy"]
+            optimizer,
+            keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+            metrics=["accuracy"],
         )
-    evaluator = Evaluator(lambda images: model(images, training=False), test_examples, from_logits=from_logits)
+    evaluator = Evaluator(
+        lambda images: model(images, training=False), test_examples, from_logits=from_logits
+    )
     pipeline = batches(examples, config.batch_size, config.seed)
     steps_per_epoch = -(-len(examples) // config.batch_size)
     with scope():

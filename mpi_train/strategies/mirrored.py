@@ -1,4 +1,4 @@
-"""``tf.distribute.MirroredStrategy``: plain Keras ``fit``, the model mirrored on the devices of one process."""
+"""``tf.distribute.MirroredStrategy``: plain Keras ``fit``, the model on each device of one process."""
 
 from __future__ import annotations
 

@@ -29,15 +29,11 @@ def train(
     """
     config, world = run.config, run.world
     examples, test_examples = run.read("train"), run.read("test")
-    model = models.build(
-        config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
-    )
+    model = models.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
     optimizer = optimizers.build(config.optimizer, config.learning_rate)
     flat = FlatModel(model, devices[0])
     trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices)
-    evaluator = Evaluator(
-        flat.predict, test_examples, from_logits=not models.returns_probabilities(model)
-    )
+    evaluator = Evaluator(flat.predict, test_examples, from_logits=not models.returns_probabilities(model))
     start_equal(world, trainer.variables)
     part_seeds(world, flat.states)
     trainer.trace()

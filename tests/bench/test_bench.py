@@ -113,7 +113,7 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
     assert (
         "| custom | 2 devices | 3.50 s (3.00 to 4.00) | 1.00x (1.00x to 1.00x) | 50% (50% to 50%) |" in table
     )
-    assert "mpiexec -n 2 python -m mpi4py jobs/mpi.py --dataset synthetic --epochs 1 --seed 4 --out" in table
+    assert "mpiexec -n 2 python jobs/mpi.py --dataset synthetic --epochs 1 --seed 4 --out" in table
     assert "\x1b" not in out
     for text in (out, table.splitlines()[0]):
         assert "synthetic" in text
@@ -235,7 +235,7 @@ def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.
     assert jobs["custom/1"].words[-2:] == ["--devices", "4"]
     # The reference has the threads that each of the 4 ranks has on these 8 cores.
     assert "--threads 2" in " ".join(jobs["reference/1"].words)
-    assert jobs["reference/1"].attempt.command.startswith("mpiexec -n 1 python -m mpi4py jobs/mpi.py")
+    assert jobs["reference/1"].attempt.command.startswith("mpiexec -n 1 python jobs/mpi.py")
     assert "--threads" not in " ".join(jobs["mpi/1"].words)
 
 

@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.mpi_skip
 
 ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -25,9 +26,10 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(clone: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    # Nothing of the make that may be running this test: its variables are in the environment.
-    environ = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **variables}
-    return subprocess.run(command, cwd=clone, env=environ, capture_output=True, text=True)
+    # A make that runs this test has put its variables into the environment; they are not this one's.
+    others = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", *re.findall(r"^#: (\w+)=", MAKEFILE, re.MULTILINE)}
+    environ = {name: value for name, value in os.environ.items() if name not in others}
+    return subprocess.run(command, cwd=clone, env={**environ, **variables}, capture_output=True, text=True)
 
 
 def recipe(clone: Path, *words: str) -> str:
@@ -43,12 +45,11 @@ def installed(clone: Path, what: str) -> None:
     (clone / ".venv" / "installed").write_text(f"{what} {clone}\n")
 
 
-def targets() -> list[str]:
-    return re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
 
 
 # The ids say "make", as pytest-mpi takes a test with the id "mpi" for one that carries its marker.
-@pytest.mark.parametrize("target", targets(), ids="make {}".format)
+@pytest.mark.parametrize("target", TARGETS, ids="make {}".format)
 def test_each_target_can_be_made_and_is_in_help(clone: Path, target: str) -> None:
     recipe(clone, target)
     assert f"\n  {target} " in run(clone, "make").stdout
@@ -57,7 +58,7 @@ def test_each_target_can_be_made_and_is_in_help(clone: Path, target: str) -> Non
 def test_without_variables_no_flag_is_passed(clone: Path) -> None:
     installed(clone, "wheel cpu")
     assert recipe(clone, "baseline") == ".venv/bin/python jobs/baseline.py"
-    assert recipe(clone, "mpi") == "mpiexec -n 2 .venv/bin/python -m mpi4py jobs/mpi.py"
+    assert recipe(clone, "mpi") == "mpiexec -n 2 .venv/bin/python jobs/mpi.py"
 
 
 def test_variables_become_flags(clone: Path) -> None:
@@ -65,8 +66,7 @@ def test_variables_become_flags(clone: Path) -> None:
     (clone / ".venv" / "bin" / "mpiexec").touch()
     line = recipe(clone, "mpi", "NP=3", "EPOCHS=2", "BATCH=96", "ARGS=--average gradients")
     assert line == (
-        ".venv/bin/mpiexec -n 3 .venv/bin/python -m mpi4py jobs/mpi.py --epochs 2 --batch-size 96 "
-        "--average gradients"
+        ".venv/bin/mpiexec -n 3 .venv/bin/python jobs/mpi.py --epochs 2 --batch-size 96 --average gradients"
     )
     assert recipe(clone, "custom", "NP=3", "MODEL=mlp").endswith("jobs/custom.py --model mlp --devices 3")
     assert recipe(clone, "data", "SHARDS=8").endswith("jobs/prepare_data.py --shards 8")
@@ -122,3 +122,31 @@ def test_setup_refuses_with_a_remedy(clone: Path, mpi: str, python: str, message
     assert message in result.stderr
     assert "To mend it: " in result.stderr
     assert not (clone / ".venv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_set_up_for_real_with_and_without_the_mpi_wheel(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    unwanted = shutil.ignore_patterns(".*", "data", "results", "logs", "build", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, clone, ignore=unwanted)
+
+    def make(*words: str) -> str:
+        result = run(clone, "make", *words)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def has(module: str) -> bool:
+        return run(clone, ".venv/bin/python", "-c", f"import {module}").returncode == 0
+
+    mpiexec = clone / ".venv" / "bin" / "mpiexec"
+    assert "Making .venv" in make("setup")
+    assert has("tensorflow")
+    ring = run(clone, str(mpiexec), "-n", "2", ".venv/bin/python", "-m", "mpi4py.bench", "ringtest")
+    assert "(2 processes" in ring.stdout, ring.stderr
+    assert "Making .venv" not in make("setup")
+
+    assert "Making .venv" in make("setup", "MPI=site")
+    assert not mpiexec.exists()
+    assert has("mpi_train, h5py")
+    assert "Making .venv" not in make("setup")

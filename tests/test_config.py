@@ -1,0 +1,57 @@
+"""The command line: one source for flags and checks, and errors that say what was meant."""
+
+from pathlib import Path
+
+import pytest
+
+from mpi_train.config import DevicesConfig, MpiConfig, TrainConfig, as_flags, parse
+from mpi_train.errors import UsageError
+
+
+def read(*words: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
+    return parse(kind, words, description="", prog="job")
+
+
+def test_defaults_are_those_of_the_seed_results() -> None:
+    config = read()
+    assert (config.epochs, config.batch_size, config.model, config.dataset) == (5, 64, "cnn", "fashion_mnist")
+    assert config.data_dir == Path("data/fashion_mnist")
+
+
+def test_flags_are_read_into_their_types() -> None:
+    config = read("--batch-size", "128", "--learning-rate", "0.1", "--data", "d", "--dtype", "bfloat16")
+    assert config == TrainConfig(batch_size=128, learning_rate=0.1, data=Path("d"), dtype="bfloat16")
+
+
+def test_flags_round_trip() -> None:
+    config = MpiConfig(epochs=2, average="weights", every=4, out=Path("r"), threads=1)
+    assert parse(MpiConfig, as_flags(config), description="", prog="job") == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", "3"], "Did you mean --epochs"),
+        (["--epochs", "0"], "--epochs: expected at least 1. Received: 0"),
+        (["--epochs", "x"], "invalid int value: 'x'"),
+        (["--batch-size", "-1"], "--batch-size: expected at least 1"),
+        (["--learning-rate", "nan"], "--learning-rate: expected a number above 0"),
+        (["--dtype", "float16"], "invalid choice: 'float16'"),
+        (["--threads", "0"], "--threads: expected at least 1"),
+        (["stray"], "unknown argument. Received: stray"),
+    ],
+)
+def test_bad_flags_are_usage_errors(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read(*words)
+    assert message in str(error.value)
+
+
+def test_gradients_are_averaged_at_every_step() -> None:
+    with pytest.raises(UsageError, match="gradients are averaged at every step"):
+        read("--average", "gradients", "--every", "2", kind=MpiConfig)
+
+
+def test_devices_must_be_some() -> None:
+    with pytest.raises(UsageError, match="--devices"):
+        read("--devices", "0", kind=DevicesConfig)

@@ -1,0 +1,194 @@
+"""The model in a flat buffer, the optimizers on it, what else ranks have in common."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mpi_train import models, optimizers
+from mpi_train.averaging import Weights
+from mpi_train.collectives import MeanAllReduce
+from mpi_train.data.shards import ShardSet
+from mpi_train.equality import average_statistics, check_equal, part_seeds, start_equal
+from mpi_train.errors import DivergedError, UsageError
+from mpi_train.evaluation import Evaluator
+from mpi_train.flat import FlatModel, digest_of
+from mpi_train.order import epoch_order, plan_steps
+from mpi_train.trainer import Trainer
+from mpi_train.world import World
+
+
+def build(name: str = "mlp", seed: int = 3) -> keras.Model:
+    return models.build(name, (28, 28, 1), 10, seed=seed, dtype="float32")
+
+
+@pytest.mark.parametrize(("name", "num_weights"), [("cnn", 225_034), ("mlp", 101_770)])
+def test_models_have_the_documented_number_of_weights(name: str, num_weights: int) -> None:
+    assert build(name).count_params() == num_weights
+
+
+def test_models_depend_on_the_seed_alone() -> None:
+    assert digest_of(build(seed=1)) == digest_of(build(seed=1)) != digest_of(build(seed=2))
+
+
+def a_users_model(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    layers = [keras.Input(input_shape), keras.layers.Flatten(), keras.layers.Dropout(0.5)]
+    return keras.Sequential([*layers, keras.layers.Dense(num_classes, activation="softmax")])
+
+
+def without_output(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    return keras.Sequential([keras.Input(input_shape), keras.layers.Flatten()])
+
+
+def test_a_users_model_is_imported() -> None:
+    model = models.build(f"{__name__}:a_users_model", (28, 28, 1), 10, seed=1, dtype="float32")
+    assert models.returns_probabilities(model)
+    assert not models.returns_probabilities(build())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cnnn", "Did you mean cnn"),
+        ("no.such:thing", "can be imported"),
+        (f"{__name__}:nothing", "can be imported"),
+        (f"{__name__}:without_output", "expected a built Keras model with output"),
+    ],
+)
+def test_bad_models_are_usage_errors(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        models.build(name, (28, 28, 1), 10, seed=1, dtype="float32")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_the_flat_model_predicts_what_keras_predicts(name: str) -> None:
+    model = build(name)
+    flat = FlatModel(model)
+    images = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
+    assert np.allclose(flat.predict(images), model(images, training=False), atol=1e-6)
+    before = digest_of(model)
+    assert digest_of(flat.export()) == before
+
+
+def test_slices_of_the_buffer_are_aligned() -> None:
+    flat = FlatModel(build("cnn"))
+    assert all(start % 16 == 0 for start in flat.starts)
+    arrays = [np.random.default_rng(i).random(s, np.float32) for i, s in enumerate(flat.shapes)]
+    buffer = flat.flatten(arrays)
+    assert all((a == b).all() for a, b in zip(arrays, flat.unflatten(buffer), strict=True))
+    assert (flat.concat([tf.constant(a) for a in arrays]).numpy() == buffer).all()
+
+
+def train(trainer: Trainer, data: ShardSet, world: World, num_epochs: int = 1) -> float:
+    total = data.num_examples("train")
+    steps = plan_steps(total, 48, rank=world.rank, size=world.size)
+    count = len(data.read("train", world.rank, world.size))
+    for epoch in range(1, num_epochs + 1):
+        totals = trainer.train_epoch(epoch_order(1, epoch, world.rank, count), steps, world)
+    return totals.loss
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_each_optimizer_does_to_the_buffer_what_keras_does_to_layers(name: str, tiny: ShardSet) -> None:
+    examples = tiny.read("train")
+    flat = FlatModel(build())
+    trainer = Trainer(flat, optimizers.build(name, 0.001), examples)
+    train(trainer, tiny, World())
+    model = build()
+    model.compile(optimizers.build(name, 0.001), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    order = epoch_order(1, 1, 0, len(examples))
+    for start in range(0, len(order), 48):
+        batch = order[start : start + 48]
+        model.train_on_batch(
+            examples.images[batch][..., None].astype(np.float32) / 255, examples.labels[batch]
+        )
+    for ours, theirs in zip(flat.unflatten(flat.weights.numpy()), model.trainable_variables, strict=True):
+        assert np.abs(ours - theirs.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sdg", "loss_scale_optimizer"])
+def test_unknown_optimizers_are_usage_errors(name: str) -> None:
+    with pytest.raises(UsageError, match="--optimizer: expected one of"):
+        optimizers.build(name, None)
+
+
+@pytest.mark.mpi
+def test_training_brings_the_loss_down_and_keeps_ranks_equal(world: World, tiny: ShardSet) -> None:
+    model = build("resnet", seed=world.rank)
+    flat = FlatModel(model)
+    reduce = MeanAllReduce(world, flat.num_padded) if world.size > 1 else None
+    optimizer = optimizers.build("adam", 0.003)
+    trainer = Trainer(
+        flat,
+        optimizer,
+        tiny.read("train", world.rank, world.size),
+        averaging=Weights(reduce) if reduce else None,
+    )
+    # Built from different seeds on purpose: the broadcast makes them one model.
+    start_equal(world, trainer.variables)
+    check_equal(world, [v.numpy() for v in trainer.variables], when="at the start")
+    first = train(trainer, tiny, world)
+    last = train(trainer, tiny, world, num_epochs=3)
+    assert last < 0.8 * first
+    if world.size > 1:
+        with pytest.raises(DivergedError):
+            check_equal(world, [v.numpy() for v in flat.moving_statistics], when="before averaging")
+    average_statistics(world, flat, len(trainer.labels.numpy()))
+    check_equal(world, flat.arrays(), when="after the epoch")
+
+
+@pytest.mark.mpi
+def test_local_sgd_meets_at_the_end_of_the_epoch(world: World, tiny: ShardSet) -> None:
+    flat = FlatModel(build())
+    reduce = MeanAllReduce(world, flat.num_padded)
+    trainer = Trainer(
+        flat,
+        optimizers.build("sgd", 0.05),
+        tiny.read("train", world.rank, world.size),
+        averaging=Weights(reduce, every=4),
+    )
+    train(trainer, tiny, world)
+    check_equal(world, flat.arrays(), when="after the epoch")
+
+
+@pytest.mark.mpi
+def test_statistics_are_averaged_by_examples(world: World) -> None:
+    flat = FlatModel(build("resnet"))
+    for state in flat.moving_statistics:
+        state.assign(tf.fill(state.shape, float(world.rank)))
+    weights = np.arange(1, world.size + 1)
+    average_statistics(world, flat, int(weights[world.rank]))
+    expected = (np.arange(world.size) * weights).sum() / weights.sum()
+    assert all(np.allclose(state.numpy(), expected) for state in flat.moving_statistics)
+
+
+@pytest.mark.mpi
+def test_dropout_has_a_seed_of_its_own_on_each_rank(world: World) -> None:
+    model = models.build(f"{__name__}:a_users_model", (28, 28, 1), 10, seed=1, dtype="float32")
+    flat = FlatModel(model)
+    part_seeds(world, flat.states)
+    (seeds,) = [state.numpy().tolist() for state in flat.states]
+    assert len({tuple(s) for s in world.gather_all(seeds)}) == world.size
+
+
+@pytest.mark.mpi
+def test_evaluation_is_that_of_one_process_on_the_whole_test_set(world: World, tiny: ShardSet) -> None:
+    model = build()
+    evaluator = Evaluator(
+        FlatModel(model).predict, tiny.read("test", world.rank, world.size), from_logits=True
+    )
+    loss, accuracy = evaluator.evaluate(world)
+    everything = tiny.read("test")
+    outputs = model(everything.images[..., None].astype(np.float32) / 255)
+    expected = keras.losses.sparse_categorical_crossentropy(everything.labels, outputs, from_logits=True)
+    assert loss == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-5)
+    assert accuracy == pytest.approx(float(np.mean(np.argmax(outputs, 1) == everything.labels)))
+
+
+def test_a_batch_too_small_for_all_devices_does_not_make_batchnorm_nan(tiny: ShardSet) -> None:
+    flat = FlatModel(build("resnet"))
+    trainer = Trainer(flat, optimizers.build("sgd", 0.01), tiny.read("train"), devices=["/CPU:0", "/CPU:1"])
+    # 509 examples in batches of 127: one is left for two devices.
+    trainer.train_epoch(epoch_order(1, 1, 0, 509), plan_steps(509, 127), World())
+    assert all(np.isfinite(array).all() for array in flat.arrays())
