@@ -134,7 +134,8 @@ class Run:
         self._epochs.append(record)
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
-            f"{record.images_per_s:9,.0f} images/s  loss {totals.loss:.4f}  accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
+            f"{record.images_per_s:9,.0f} images/s  loss {totals.loss:.4f}  "
+            f"accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
             + ("  (stalled: the data pipeline, not the training, took this time)" if stalled else "")
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mpi_train import launch
 from mpi_train.data import synthetic
 from mpi_train.data.prepare import prepare
 from mpi_train.data.shards import ShardSet
@@ -19,10 +19,15 @@ JOB = Path(__file__).parents[2] / "jobs" / "prepare_data.py"
 OFFLINE = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
 
 
-def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*flags: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(JOB), *flags]
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=60
+        command,
+        cwd=cwd,
+        env={**launch.environment(), **OFFLINE, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -93,11 +98,10 @@ def test_usage_errors(tmp_path: Path, flags: list[str], message: str) -> None:
 
 
 def test_several_processes_would_write_over_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("PMI_RANK", "0")
-    monkeypatch.setenv("PMI_SIZE", "4")
-    assert "prepare_data is one process. Received: 4" in explained(run(cwd=tmp_path), 4)
+    result = run(cwd=tmp_path, PMI_RANK="0", PMI_SIZE="4")
+    assert "prepare_data is one process. Received: 4" in explained(result, 4)
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ def test_a_corrupt_shard_stops_all_ranks_with_one_message(tiny_shards: Path, tmp
 
 
 def test_an_exception_on_one_rank_ends_all_with_one_traceback(tiny_shards: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     model = tmp_path / "broken.py"
     model.write_text(
         "from mpi4py import MPI\n"
@@ -183,7 +184,7 @@ def test_an_exception_on_one_rank_ends_all_with_one_traceback(tiny_shards: Path,
     )
     result = start(
         "mpi", "--dataset", "synthetic", "--data", tiny_shards, "--model", "broken:build",
-        "--out", tmp_path / "out", ranks=3, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "--out", tmp_path / "out", ranks=3, PYTHONPATH=path,
     )  # fmt: skip
     assert result.returncode != 0
     assert result.stderr.count("Traceback") == 1, result.stderr

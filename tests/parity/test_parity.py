@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from mpi_train import models
 from mpi_train.averaging import Gradients, Nothing, Weights
@@ -17,8 +18,29 @@ from mpi_train.order import Steps, epoch_order, plan_steps
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
 
-NUM_STEPS = 20
 TOLERANCE = 1e-5
+
+# Ranks and one process round differently, by about 1e-8 a step. Where a ReLU or a max-pool stands on
+# its kink, such a difference decides which way a whole gradient goes, and the weights jump apart by
+# 1e-4 at once, now and then, with the cnn. So the cnn is followed for as long as that has not
+# happened, and a cnn without kinks, and the mlp, for the full distance.
+NUM_STEPS = {"mlp": 20, "cnn": 5, f"{__name__}:smooth_cnn": 20}
+
+
+def smooth_cnn(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """The suite's cnn with tanh for ReLU and average for max."""
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Conv2D(32, 3, activation="tanh"),
+            layers.AveragePooling2D(),
+            layers.Conv2D(64, 3, activation="tanh"),
+            layers.AveragePooling2D(),
+            layers.Flatten(),
+            layers.Dense(128, activation="tanh"),
+            layers.Dense(num_classes),
+        ]
+    )
 
 
 def momentum() -> keras.Optimizer:
@@ -50,23 +72,24 @@ def train_on_ranks(
     model: str = "mlp",
     dtype: str = "float32",
 ) -> list[np.ndarray]:
-    """Trains the first 20 steps of an epoch on all ranks; the weights in layer order."""
+    """Trains the first steps of an epoch on all ranks; the weights in layer order."""
     examples = data.read("train", world.rank, world.size)
     flat = FlatModel(build(model, dtype))
     trainer = Trainer(flat, optimizer, examples, averaging=averaging(average, world, flat))
     steps = plan_steps(data.num_examples("train"), batch_size, rank=world.rank, size=world.size)
-    first = Steps(steps.bounds[: NUM_STEPS + 1], steps.scales[:NUM_STEPS])
+    count = NUM_STEPS[model]
+    first = Steps(steps.bounds[: count + 1], steps.scales[:count])
     trainer.train_epoch(epoch_order(1, 1, world.rank, len(examples)), first, world)
-    check_equal(world, flat.arrays(), when="after 20 steps")
+    check_equal(world, flat.arrays(), when="after training")
     return flat.unflatten(flat.weights.numpy())
 
 
-def global_batches(data: ShardSet, size: int, batch_size: int) -> list[Examples]:
-    """The examples of each of the first 20 steps, over all ranks together."""
+def global_batches(data: ShardSet, size: int, batch_size: int, num_steps: int) -> list[Examples]:
+    """The examples of each of the first steps, over all ranks together."""
     everything = data.read("train")
     total = len(everything)
     batches = []
-    for step in range(NUM_STEPS):
+    for step in range(num_steps):
         indices: list[int] = []
         for rank in range(size):
             start, stop = balanced_range(total, size, rank)
@@ -96,12 +119,14 @@ def largest_difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 @pytest.mark.mpi
 @pytest.mark.parametrize("batch_size", [24, 25])
 @pytest.mark.parametrize("average", ["weights", "gradients"])
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", NUM_STEPS)
 def test_ranks_with_momentum_equal_one_keras_process(
     world: World, tiny: ShardSet, average: str, batch_size: int, model: str
 ) -> None:
     ours = train_on_ranks(world, tiny, momentum(), average=average, batch_size=batch_size, model=model)
-    theirs = train_with_keras(global_batches(tiny, world.size, batch_size), momentum(), model)
+    theirs = train_with_keras(
+        global_batches(tiny, world.size, batch_size, NUM_STEPS[model]), momentum(), model
+    )
     assert largest_difference(ours, theirs) < TOLERANCE
     moved = largest_difference(ours, [v.numpy() for v in build(model).trainable_variables])
     assert moved > 100 * TOLERANCE
@@ -110,7 +135,7 @@ def test_ranks_with_momentum_equal_one_keras_process(
 @pytest.mark.mpi
 def test_averaged_gradients_with_adam_equal_one_keras_process(world: World, tiny: ShardSet) -> None:
     ours = train_on_ranks(world, tiny, adam(), average="gradients", batch_size=24)
-    theirs = train_with_keras(global_batches(tiny, world.size, 24), adam())
+    theirs = train_with_keras(global_batches(tiny, world.size, 24, 20), adam())
     # Adam divides by the root of tiny second moments, which magnifies the last bits of a gradient.
     assert largest_difference(ours, theirs) < 10 * TOLERANCE
 
@@ -119,7 +144,7 @@ def test_averaged_gradients_with_adam_equal_one_keras_process(world: World, tiny
 def test_averaged_weights_with_adam_are_something_else(world: World, tiny: ShardSet) -> None:
     # Each rank divides by the root mean square of its own gradients: no longer linear in them.
     ours = train_on_ranks(world, tiny, adam(), average="weights", batch_size=24)
-    theirs = train_with_keras(global_batches(tiny, world.size, 24), adam())
+    theirs = train_with_keras(global_batches(tiny, world.size, 24, 20), adam())
     assert largest_difference(ours, theirs) > 100 * TOLERANCE
 
 
@@ -135,7 +160,7 @@ def test_devices_of_one_process_equal_one_keras_process(tiny: ShardSet) -> None:
     flat = FlatModel(build())
     trainer = Trainer(flat, momentum(), tiny.read("train"), devices=["/CPU:0", "/CPU:1"])
     steps = plan_steps(tiny.num_examples("train"), 25)
-    first = Steps(steps.bounds[: NUM_STEPS + 1], steps.scales[:NUM_STEPS])
+    first = Steps(steps.bounds[:21], steps.scales[:20])
     trainer.train_epoch(epoch_order(1, 1, 0, tiny.num_examples("train")), first, World())
-    theirs = train_with_keras(global_batches(tiny, 1, 25), momentum())
+    theirs = train_with_keras(global_batches(tiny, 1, 25, 20), momentum())
     assert largest_difference(flat.unflatten(flat.weights.numpy()), theirs) < TOLERANCE
