@@ -33,9 +33,9 @@ def smooth_cnn(input_shape: tuple[int, int, int], num_classes: int) -> keras.Mod
         [
             keras.Input(input_shape),
             layers.Conv2D(32, 3, activation="tanh"),
-            layers.AveragePooling2D(),
+            layers.AveragePooling2D(2),
             layers.Conv2D(64, 3, activation="tanh"),
-            layers.AveragePooling2D(),
+            layers.AveragePooling2D(2),
             layers.Flatten(),
             layers.Dense(128, activation="tanh"),
             layers.Dense(num_classes),
