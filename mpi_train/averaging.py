@@ -10,25 +10,20 @@ from __future__ import annotations
 from typing import Protocol
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
 class AllReduce(Protocol):
-    """Replaces a vector by its mean over the ranks; ``seconds`` counts the time it took."""
-
-    seconds: float
+    """Replaces a vector by its mean over the ranks, and counts the time it takes."""
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
 
+    def take_durations(self) -> np.ndarray: ...
+
 
 class Nothing:
-    """For a process on its own.
-
-    Attributes:
-        seconds: Time in all-reduces so far, waiting for other ranks included.
-    """
-
-    seconds = 0.0
+    """For a process on its own."""
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         """Called with the local gradient; what it returns is applied."""
@@ -43,14 +38,17 @@ class Nothing:
             is_last: bool, whether the epoch ends here; ranks must then be equal.
         """
 
+    def take_durations(self) -> np.ndarray:
+        """Seconds of each all-reduce since this was last called, waiting for other ranks included."""
+        return np.zeros(0)
+
 
 class _Averaging(Nothing):
     def __init__(self, all_reduce: AllReduce) -> None:
         self._all_reduce = all_reduce
 
-    @property
-    def seconds(self) -> float:  # type: ignore[override]
-        return self._all_reduce.seconds
+    def take_durations(self) -> np.ndarray:
+        return self._all_reduce.take_durations()
 
 
 class Gradients(_Averaging):

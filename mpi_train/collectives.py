@@ -22,8 +22,6 @@ class MeanAllReduce:
         world: The ranks, with their communicator.
         length: Of the vector.
 
-    Attributes:
-        seconds: Time in the all-reduce so far, waiting for other ranks included.
     """
 
     def __init__(self, world: World, length: int) -> None:
@@ -32,7 +30,7 @@ class MeanAllReduce:
         self._inverse_size = np.float32(1 / world.size)
         self._buffers = [np.zeros(length, np.float32), np.zeros(length, np.float32)]
         self._turn = 0
-        self.seconds = 0.0
+        self._durations: list[float] = []
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:
         mean = tf.numpy_function(self._on_host, [vector], tf.float32, stateful=True)
@@ -45,5 +43,10 @@ class MeanAllReduce:
         mean = self._buffers[self._turn]
         self._comm.Allreduce(vector, mean, op=MPI.SUM)
         np.multiply(mean, self._inverse_size, out=mean)
-        self.seconds += time.perf_counter() - start
+        self._durations.append(time.perf_counter() - start)
         return mean
+
+    def take_durations(self) -> np.ndarray:
+        """Seconds of each all-reduce since this was last called, waiting for other ranks included."""
+        durations, self._durations = self._durations, []
+        return np.array(durations, np.float64)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,42 @@ from mpi_train.world import World
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class RankTimes:
+    """Where the time of one rank went in one epoch; the four add up to its training time.
+
+    Attributes:
+        compute_s: In the graph: batches, gradients, updates.
+        moving_s: In all-reduces, while bytes moved: for each, what the last rank to arrive needed.
+        waiting_s: In all-reduces, before the last rank arrived.
+        host_s: Between the chunks of steps: progress, agreeing on the next one.
+    """
+
+    compute_s: float
+    moving_s: float
+    waiting_s: float
+    host_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochTotals:
     """One epoch of training.
 
     Attributes:
         loss, accuracy: Mean over the examples of all ranks, taken while training.
-        train_s: Seconds, of the slowest rank in each chunk.
-        sync_s: Of these, in collectives, waiting included; of the rank with the most.
+        train_s: Seconds, of the slowest rank.
+        by_rank: Where they went, in rank order; empty where the strategy cannot tell.
     """
 
     loss: float
     accuracy: float
     train_s: float
-    sync_s: float
+    by_rank: list[RankTimes] = field(default_factory=list)
+
+    @property
+    def sync_s(self) -> float:
+        """Time in all-reduces, of the rank with the most."""
+        return max((rank.moving_s + rank.waiting_s for rank in self.by_rank), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +72,8 @@ class EpochRecord:
             that can be timed.
         train_loss, train_accuracy: Mean over the epoch's examples, taken while training.
         test_loss, test_accuracy: Over the whole test set, after the epoch.
-        stalled: The data pipeline, not the training, decided ``train_s`` (see ``strategies/baseline``).
+        stalled: The data pipeline, not the training, decided ``train_s`` (see ``strategies/keras_fit``).
+        by_rank: Where ``train_s`` went on each rank, in rank order; empty where that cannot be told.
     """
 
     epoch: int
@@ -63,6 +86,7 @@ class EpochRecord:
     test_loss: float
     test_accuracy: float
     stalled: bool = False
+    by_rank: list[RankTimes] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +146,8 @@ def read_run(path: Path) -> RunRecord:
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
             raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}. Received: {version}")
+        for epoch in raw["epochs"]:
+            epoch["by_rank"] = [RankTimes(**rank) for rank in epoch.get("by_rank", [])]
         raw["epochs"] = [EpochRecord(**epoch) for epoch in raw["epochs"]]
         return RunRecord(**raw)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -130,6 +130,7 @@ class Run:
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             stalled=stalled,
+            by_rank=totals.by_rank,
         )
         self._epochs.append(record)
         self.progress.say(

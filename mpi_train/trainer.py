@@ -19,7 +19,7 @@ from mpi_train.flat import FlatModel
 from mpi_train.models import returns_probabilities
 from mpi_train.optimizers import update_for
 from mpi_train.order import Steps
-from mpi_train.records import EpochTotals
+from mpi_train.records import EpochTotals, RankTimes
 from mpi_train.world import World
 
 CHUNK_S = 0.5
@@ -111,30 +111,45 @@ class Trainer:
         """
         order_t = tf.convert_to_tensor(order)
         bounds, scales = tf.convert_to_tensor(steps.bounds), tf.convert_to_tensor(steps.scales)
-        loss = correct = seconds = 0.0
-        sync_before = self.averaging.seconds
+        loss = correct = graph_s = 0.0
         first, length = 0, 8
+        self.averaging.take_durations()
+        world.barrier()
+        begin = time.perf_counter()
         while first < len(steps):
             stop = min(first + length, len(steps))
-            world.barrier()
             start = time.perf_counter()
-            totals = self._chunk(
-                self.images, self.labels, order_t, bounds, scales, tf.constant(first), tf.constant(stop)
-            )
-            chunk_loss, chunk_correct = (float(total) for total in totals)
-            elapsed = max(world.gather_all(time.perf_counter() - start))
-            seconds += elapsed
-            loss, correct = loss + chunk_loss, correct + chunk_correct
+            chunk_loss, chunk_correct = self.run_steps(order_t, bounds, scales, first, stop)
+            elapsed = time.perf_counter() - start
+            graph_s, loss, correct = graph_s + elapsed, loss + chunk_loss, correct + chunk_correct
             on_chunk(stop, chunk_loss / max(1, int(steps.bounds[stop] - steps.bounds[first])))
-            length = max(1, int((stop - first) * CHUNK_S / elapsed))
+            length = max(1, int((stop - first) * CHUNK_S / world.maximum(elapsed)))
             first = stop
+        train_s = time.perf_counter() - begin
         loss, correct, count = world.sum(np.array([loss, correct, len(order)], np.float64))
         return EpochTotals(
             loss=float(loss / count),
             accuracy=float(correct / count),
-            train_s=seconds,
-            sync_s=max(world.gather_all(self.averaging.seconds - sync_before)),
+            train_s=world.maximum(train_s),
+            by_rank=_times_by_rank(world, train_s, graph_s, self.averaging.take_durations()),
         )
+
+    def run_steps(
+        self, order: tf.Tensor, bounds: tf.Tensor, scales: tf.Tensor, first: int, stop: int
+    ) -> tuple[float, float]:
+        """Runs steps ``first`` to ``stop`` of an epoch as one graph.
+
+        Args:
+            order: As for ``train_epoch``.
+            bounds, scales: Of ``Steps``.
+
+        Returns:
+            The loss and the hits, summed over the examples of these steps on this rank.
+        """
+        totals = self._chunk(
+            self.images, self.labels, order, bounds, scales, tf.constant(first), tf.constant(stop)
+        )
+        return float(totals[0]), float(totals[1])
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _chunk(
@@ -151,7 +166,7 @@ class Trainer:
         num_steps = tf.shape(scales)[0]
 
         def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            step_loss, step_correct, gradient = self._gradient(
+            step_loss, step_correct, gradient = self.gradient(
                 images, labels, order, bounds[step], bounds[step + 1], scales[step]
             )
             self.update.apply(self.averaging.gradient(gradient))
@@ -163,7 +178,7 @@ class Trainer:
         )
         return loss, correct
 
-    def _gradient(
+    def gradient(
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
@@ -172,7 +187,12 @@ class Trainer:
         stop: tf.Tensor,
         scale: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Loss sum, hits and flat gradient of one step, each device taking its part of the examples."""
+        """The gradient of one step, inside a graph, each device taking its part of the examples.
+
+        Returns:
+            The sum of the loss and the hits over the examples, float32 (), and the gradient of the
+            scaled loss, float32 (num_padded,).
+        """
         parts = []
         count = len(self.devices)
         for i, device in enumerate(self.devices):
@@ -210,3 +230,22 @@ class Trainer:
             scaled = loss * scale
         gradients = tape.gradient(scaled, pieces, unconnected_gradients="zero")
         return loss, counts * num_correct(outputs, y), self.flat.concat(gradients), new_states
+
+
+def _times_by_rank(world: World, train_s: float, graph_s: float, reduce_s: np.ndarray) -> list[RankTimes]:
+    """Where each rank's time went, from the durations of its all-reduces.
+
+    No clocks are compared: the rank that comes last to an all-reduce waits for nobody, so that the
+    shortest of the ranks' durations is what moving the bytes took, and the rest is waiting.
+    """
+    everyone = world.gather_all((train_s, graph_s, reduce_s))
+    moving_s = float(np.min([durations for _, _, durations in everyone], axis=0).sum())
+    return [
+        RankTimes(
+            compute_s=graph - float(durations.sum()),
+            moving_s=moving_s,
+            waiting_s=float(durations.sum()) - moving_s,
+            host_s=total - graph,
+        )
+        for total, graph, durations in everyone
+    ]

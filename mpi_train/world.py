@@ -99,6 +99,15 @@ class World:
             self.comm.Allreduce(MPI.IN_PLACE, total)
         return total
 
+    def maximum(self, value: float) -> float:
+        """The largest ``value`` of all ranks."""
+        largest = np.array([value])
+        if self.comm is not None:
+            from mpi4py import MPI
+
+            self.comm.Allreduce(MPI.IN_PLACE, largest, op=MPI.MAX)
+        return float(largest[0])
+
     def barrier(self) -> None:
         if self.comm is not None:
             self.comm.Barrier()

@@ -128,6 +128,6 @@ class _Watch(keras.callbacks.Callback):
         self._stalled |= now - self._last_step > STALL_S
         assert logs is not None
         totals = EpochTotals(
-            loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), train_s=now - self._start, sync_s=0.0
+            loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), train_s=now - self._start
         )
         self._run.end_epoch(epoch + 1, totals, self._evaluator.evaluate, stalled=self._stalled)
