@@ -3,14 +3,14 @@
 #: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
 #: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
 #: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
-#: NP=4            ranks of mpi, devices of mirrored and custom
+#: NP=4            ranks of mpi and bench-step, devices of mirrored and custom
 #: EPOCHS=5        passes over the training set
 #: BATCH=64        global batch: examples a step, over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
 #: DATASET=...     fashion_mnist, or synthetic
 #: SEED=1          of the weights and the order of the data; for make data, of the partition
 #: SHARDS=4        shards that make data writes
-#: REPEATS=3       times that make bench runs each strategy
+#: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes
 #: STRATEGIES=...  which ones make bench runs: baseline,mpi,mirrored,custom
 #: OUT=DIR         folder of the results
 #: NODES=4         nodes of the local Slurm cluster
@@ -34,8 +34,8 @@ RANKS = $(MPIEXEC) -n $(or $(NP),2) $(RUN)
 PYTEST = $(RUN) -m pytest
 
 # A flag is passed only for a variable that was set: the defaults live in mpi_train/config.py.
-TRAINING = $(DATASET:%=--dataset %) $(MODEL:%=--model %) $(EPOCHS:%=--epochs %) $(BATCH:%=--batch-size %) \
-	$(SEED:%=--seed %) $(OUT:%=--out %) $(ARGS)
+STEP = $(MODEL:%=--model %) $(BATCH:%=--batch-size %) $(SEED:%=--seed %) $(OUT:%=--out %) $(ARGS)
+TRAINING = $(DATASET:%=--dataset %) $(EPOCHS:%=--epochs %) $(STEP)
 DEVICES = $(NP:%=--devices %)
 
 .PHONY: help
@@ -64,6 +64,10 @@ bench: setup ## Every strategy on this machine, then table, report and plots in 
 		| tee >(cat >&2) | tail -n 1); \
 	set -x; $(RUN) jobs/bench.py $(TRAINING) --dataset "$${shards##*/}" --data "$$shards" \
 		$(NP:%=--np %) $(REPEATS:%=--repeats %) $(STRATEGIES:%=--strategies %)
+
+.PHONY: bench-step
+bench-step: setup ## Where the time of one training step goes on NP ranks, and how near it is to the limits
+	$(RANKS) jobs/bench_step.py $(REPEATS:%=--repeats %) $(STEP)
 
 .PHONY: report
 report: setup ## Write the report of OUT (default results/bench) again

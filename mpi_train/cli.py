@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import io
+import pkgutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
@@ -11,16 +11,25 @@ from typing import NoReturn
 
 from mpi_train import devices
 from mpi_train import world as worlds
-from mpi_train.config import TrainConfig, parse
+from mpi_train.config import StepConfig, TrainConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
 
 
 def run_training(job: str, kind: type[TrainConfig], *, description: str, mpi: bool = False) -> NoReturn:
-    """Runs a training job and exits.
+    """Runs the strategy of the job's name and exits; arguments as for ``run_job``."""
+    run_job(job, kind, f"mpi_train.strategies.{job}:train", description=description, mpi=mpi)
+
+
+def run_job(
+    job: str, kind: type[StepConfig], function: str, *, description: str, mpi: bool = False
+) -> NoReturn:
+    """Runs a job that needs TensorFlow and exits.
 
     Args:
-        job: Name of the script and of the module in ``mpi_train.strategies``.
+        job: Name of the script.
         kind: Its configuration.
+        function: What does its work, as ``module:name``, called with the config, the world and the
+            number of threads. A name, as its module imports TensorFlow, which must wait.
         description: For ``--help``.
         mpi: Whether it runs as ranks of an MPI world, or as one process.
     """
@@ -33,8 +42,8 @@ def run_training(job: str, kind: type[TrainConfig], *, description: str, mpi: bo
         share = devices.claim_cores(world, config.threads)
         # Imported last: it imports TensorFlow, which reads the number of threads then.
         with devices.quiet_start():
-            strategy = importlib.import_module(f"mpi_train.strategies.{job}")
-        strategy.train(config, world, share.threads)
+            run = pkgutil.resolve_name(function)
+        run(config, world, share.threads)
 
     guarded(work)
 

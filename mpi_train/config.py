@@ -14,9 +14,12 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from mpi_train.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Dtype = Literal["float32", "bfloat16"]
 Average = Literal["weights", "gradients"]
@@ -28,29 +31,38 @@ def option(default: Any, text: str, metavar: str | None = None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What every training job takes. Two runs are comparable when these agree."""
+class StepConfig:
+    """What one step of training depends on."""
 
-    dataset: str = option("fashion_mnist", "data set that the shards must hold")
-    data: Path | None = option(None, "folder of the shards (default: data/DATASET)", "DIR")
     model: str = option("cnn", "cnn, mlp, resnet, or package.module:function of your own")
-    epochs: int = option(5, "passes over the training set")
     batch_size: int = option(64, "global batch: examples a step, over all ranks together")
     optimizer: str = option("adam", "any Keras optimizer, by name")
     learning_rate: float | None = option(None, "step size (default: the optimizer's own)")
     seed: int = option(1, "seed of the weights and of the order of the data")
     dtype: Dtype = option("float32", "precision of the computation; weights stay float32")
     threads: int | None = option(None, "CPU threads of each process (default: its share of the cores)")
-    out: Path | None = option(None, "folder for run.json (default: results/STRATEGY)", "DIR")
 
     def __post_init__(self) -> None:
-        at_least("--epochs", self.epochs, 1)
         at_least("--batch-size", self.batch_size, 1)
         at_least("--seed", self.seed, 0)
         if self.threads is not None:
             at_least("--threads", self.threads, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"--learning-rate: expected a number above 0. Received: {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StepConfig):
+    """What every training job takes. Two runs are comparable when these agree."""
+
+    dataset: str = option("fashion_mnist", "data set that the shards must hold")
+    data: Path | None = option(None, "folder of the shards (default: data/DATASET)", "DIR")
+    epochs: int = option(5, "passes over the training set")
+    out: Path | None = option(None, "folder for run.json (default: results/STRATEGY)", "DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--epochs", self.epochs, 1)
 
     @property
     def data_dir(self) -> Path:
@@ -93,6 +105,15 @@ def at_least(flag: str, value: int, smallest: int) -> None:
         raise UsageError(f"{flag}: expected at least {smallest}. Received: {value}")
 
 
+def one_example_a_rank(batch_size: int, num_ranks: int) -> None:
+    """Raises ``UsageError`` when a global batch does not go round."""
+    if batch_size < num_ranks:
+        raise UsageError(
+            f"--batch-size is the global batch: expected at least one example for each of the "
+            f"{num_ranks} ranks. Received: {batch_size}"
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``UsageError`` instead of printing, and knows the near names.
 
@@ -117,11 +138,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, remedy=f"{self.prog} --help")
 
 
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type[TrainConfig]) -> None:
-    """Adds one flag to ``parser`` for each field of ``kind``."""
+def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
+    """Adds one flag to ``parser`` for each field of ``kind``, a dataclass of ``option`` fields."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         value_type, choices = _value_type(hints[field.name])
@@ -155,7 +176,7 @@ def parse(kind: type[Config], argv: Sequence[str] | None = None, *, description:
     return kind(**vars(parser.parse_args(sys.argv[1:] if argv is None else argv)))
 
 
-def as_flags(config: TrainConfig) -> list[str]:
+def as_flags(config: DataclassInstance) -> list[str]:
     """The command line that makes an equal config: only what differs from the defaults."""
     flags: list[str] = []
     for field in dataclasses.fields(config):
@@ -165,6 +186,6 @@ def as_flags(config: TrainConfig) -> list[str]:
     return flags
 
 
-def as_dict(config: TrainConfig) -> dict[str, Any]:
+def as_dict(config: DataclassInstance) -> dict[str, Any]:
     """The config as JSON can hold it."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}

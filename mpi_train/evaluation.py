@@ -48,7 +48,7 @@ class Evaluator:
         def body(start: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
             stop = tf.minimum(start + BATCH, count)
             outputs = self._predict(as_input(images[start:stop]))
-            y = labels[start:stop]
+            y = tf.cast(labels[start:stop], tf.int32)
             batch_loss = tf.reduce_sum(losses_of(outputs, y, from_logits=self._from_logits))
             return stop, loss + batch_loss, correct + num_correct(outputs, y)
 

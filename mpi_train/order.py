@@ -22,29 +22,55 @@ def epoch_order(seed: int, epoch: int, rank: int, num_examples: int) -> np.ndarr
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of an epoch as one rank sees them.
+    """The steps of an epoch as one rank sees them, laid out for the graph that runs them.
+
+    A part is what one of the rank's devices takes of a step.
 
     Attributes:
-        bounds: int32 (steps + 1,): step ``t`` takes positions ``bounds[t]`` to ``bounds[t + 1]`` of
-            the rank's order.
-        scales: float32 (steps,): what a sum over the rank's examples is multiplied by, so that the
-            mean over the ranks is the mean over the global batch.
+        begins, sizes: int32 (steps, parts, 1): step ``t`` takes, in part ``p``, ``sizes[t, p]`` positions
+            of the rank's order from ``begins[t, p]`` on.
+        scales: float32 (steps, parts): what a sum over the part's examples is multiplied by, so that
+            the mean over the ranks is the mean over the global batch. 0 for a part that has no example
+            in the step: it computes on one that does not count, as BatchNorm makes NaN of an empty batch.
     """
 
-    bounds: np.ndarray
+    begins: np.ndarray
+    sizes: np.ndarray
     scales: np.ndarray
 
     def __len__(self) -> int:
         return len(self.scales)
 
+    def __getitem__(self, steps: slice) -> Steps:
+        return Steps(self.begins[steps], self.sizes[steps], self.scales[steps])
 
-def plan_steps(num_examples: int, batch_size: int, *, rank: int = 0, size: int = 1) -> Steps:
+    @property
+    def num_examples(self) -> int:
+        """Those that count."""
+        return int(self.sizes[self.scales > 0].sum())
+
+    @property
+    def common_sizes(self) -> tuple[int, ...] | None:
+        """Size of each part, where it is the same in all steps but the last; else None."""
+        first = self.sizes[0, :, 0]
+        return tuple(first.tolist()) if (self.sizes[:-1, :, 0] == first).all() else None
+
+
+def plan_steps(
+    num_examples: int, batch_size: int, *, rank: int = 0, size: int = 1, num_parts: int = 1
+) -> Steps:
     """Lays ``num_examples`` (of all ranks) out in steps of ``batch_size`` (global) for one rank."""
     ends = np.append(np.arange(0, num_examples, batch_size), num_examples)
     left = num_examples - ends
     own_left = left // size + (rank < left % size)
     start, stop = balanced_range(num_examples, size, rank)
+    own_ends = stop - start - own_left
+    num_own = np.diff(own_ends)[:, np.newaxis]
+    edges = own_ends[:-1, np.newaxis] + num_own * np.arange(num_parts + 1) // num_parts
+    sizes = np.diff(edges, axis=1)
+    scales = np.where(sizes > 0, size / np.diff(ends)[:, np.newaxis], 0)
     return Steps(
-        bounds=(stop - start - own_left).astype(np.int32),
-        scales=(size / np.diff(ends)).astype(np.float32),
+        begins=np.minimum(edges[:, :-1], stop - start - 1)[..., np.newaxis].astype(np.int32),
+        sizes=np.maximum(sizes, 1)[..., np.newaxis].astype(np.int32),
+        scales=scales.astype(np.float32),
     )

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 
 from mpi_train import environment
-from mpi_train.config import TrainConfig
+from mpi_train.config import TrainConfig, one_example_a_rank
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
-from mpi_train.errors import DivergedError, UsageError
+from mpi_train.errors import DivergedError
 from mpi_train.progress import Progress
 from mpi_train.records import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
 from mpi_train.world import World
@@ -41,11 +41,7 @@ class Run:
 
     def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
-        if config.batch_size < world.size:
-            raise UsageError(
-                f"--batch-size is the global batch: expected at least one example for each of the "
-                f"{world.size} ranks. Received: {config.batch_size}"
-            )
+        one_example_a_rank(config.batch_size, world.size)
         with world.together():
             self.shards = ShardSet.open(config.data_dir, config.dataset)
         shape = self.shards.manifest.image_shape

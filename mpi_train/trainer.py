@@ -34,13 +34,14 @@ def as_input(images: tf.Tensor) -> tf.Tensor:
 
 def losses_of(outputs: tf.Tensor, labels: tf.Tensor, *, from_logits: bool) -> tf.Tensor:
     """Cross-entropy of each example: float32 (n,)."""
-    return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=from_logits)
+    if from_logits:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
+    return keras.losses.sparse_categorical_crossentropy(labels, outputs)
 
 
 def num_correct(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """How many examples have their largest output at their label: float32 ()."""
-    hits = tf.argmax(outputs, 1, output_type=tf.int32) == tf.cast(labels, tf.int32)
-    return tf.reduce_sum(tf.cast(hits, tf.float32))
+    return tf.reduce_sum(tf.cast(tf.argmax(outputs, 1, output_type=tf.int32) == labels, tf.float32))
 
 
 class Trainer:
@@ -81,17 +82,18 @@ class Trainer:
         """All that a rank must have in common with the others when training starts."""
         return [self.flat.weights.value, *self.flat.moving_statistics, *self.update.variables]
 
-    def trace(self) -> None:
-        """Builds the graph, so that the first epoch's time holds training alone."""
-        self._chunk.get_concrete_function(
-            self.images,
-            self.labels,
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None], tf.float32),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([], tf.int32),
-        )
+    def trace(self, steps: Steps) -> None:
+        """Builds the graphs that ``steps`` need, so that the first epoch's time holds training alone."""
+        for sizes in {steps.common_sizes, None}:
+            self._run.get_concrete_function(
+                self.images,
+                self.labels,
+                tf.TensorSpec([None], tf.int32),
+                *(tf.TensorSpec([None, *array.shape[1:]], array.dtype) for array in _arrays(steps)),
+                tf.TensorSpec([], tf.int32),
+                tf.TensorSpec([], tf.int32),
+                sizes=sizes,
+            )
 
     def train_epoch(
         self,
@@ -109,8 +111,7 @@ class Trainer:
             on_chunk: Called between chunks with the steps done and the mean loss of the last chunk's
                 examples on this rank.
         """
-        order_t = tf.convert_to_tensor(order)
-        bounds, scales = tf.convert_to_tensor(steps.bounds), tf.convert_to_tensor(steps.scales)
+        run_steps = self.prepare(order, steps)
         loss = correct = graph_s = 0.0
         first, length = 0, 8
         self.averaging.take_durations()
@@ -119,10 +120,10 @@ class Trainer:
         while first < len(steps):
             stop = min(first + length, len(steps))
             start = time.perf_counter()
-            chunk_loss, chunk_correct = self.run_steps(order_t, bounds, scales, first, stop)
+            chunk_loss, chunk_correct = run_steps(first, stop)
             elapsed = time.perf_counter() - start
             graph_s, loss, correct = graph_s + elapsed, loss + chunk_loss, correct + chunk_correct
-            on_chunk(stop, chunk_loss / max(1, int(steps.bounds[stop] - steps.bounds[first])))
+            on_chunk(stop, chunk_loss / max(1, steps[first:stop].num_examples))
             length = max(1, int((stop - first) * CHUNK_S / world.maximum(elapsed)))
             first = stop
         train_s = time.perf_counter() - begin
@@ -134,41 +135,59 @@ class Trainer:
             by_rank=_times_by_rank(world, train_s, graph_s, self.averaging.take_durations()),
         )
 
-    def run_steps(
-        self, order: tf.Tensor, bounds: tf.Tensor, scales: tf.Tensor, first: int, stop: int
-    ) -> tuple[float, float]:
-        """Runs steps ``first`` to ``stop`` of an epoch as one graph.
+    def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
+        """Hands an epoch to TensorFlow.
 
         Args:
-            order: As for ``train_epoch``.
-            bounds, scales: Of ``Steps``.
+            order, steps: As for ``train_epoch``.
 
         Returns:
-            The loss and the hits, summed over the examples of these steps on this rank.
+            A function of two step numbers, first and stop, that trains the steps between them and
+            returns the sums of the loss and the hits over this rank's examples in them.
         """
-        totals = self._chunk(
-            self.images, self.labels, order, bounds, scales, tf.constant(first), tf.constant(stop)
-        )
-        return float(totals[0]), float(totals[1])
+        inputs = [tf.convert_to_tensor(array) for array in (order, *_arrays(steps))]
+        common = steps.common_sizes
+
+        def run(first: int, stop: int) -> tuple[float, float]:
+            # The last step is often smaller. A graph that knows the sizes has fewer kernels to run.
+            regular = stop if common is None or stop < len(steps) else stop - 1
+            loss = correct = 0.0
+            for start, end, sizes in ((first, regular, common), (regular, stop, None)):
+                if start < end:
+                    totals = self._run(
+                        self.images, self.labels, *inputs, tf.constant(start), tf.constant(end), sizes=sizes
+                    )
+                    loss, correct = loss + float(totals[0]), correct + float(totals[1])
+            return loss, correct
+
+        return run
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def _chunk(
+    def _run(
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
         order: tf.Tensor,
-        bounds: tf.Tensor,
+        begins: tf.Tensor,
+        part_sizes: tf.Tensor,
         scales: tf.Tensor,
         first: tf.Tensor,
         stop: tf.Tensor,
+        *,
+        sizes: tuple[int, ...] | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps ``first`` to ``stop``; returns the sums over their examples of the loss and the hits."""
+        """Steps ``first`` to ``stop``; ``sizes`` are those of their parts, where all have the same."""
         num_steps = tf.shape(scales)[0]
 
         def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            step_loss, step_correct, gradient = self.gradient(
-                images, labels, order, bounds[step], bounds[step + 1], scales[step]
-            )
+            begin, size, scale = (tf.gather(array, step) for array in (begins, part_sizes, scales))
+            batches = []
+            for part, device in enumerate(self.devices):
+                with tf.device(device):
+                    indices = tf.slice(order, begin[part], size[part])
+                    indices.set_shape([sizes[part] if sizes else None])
+                    batches.append((tf.gather(images, indices), tf.gather(labels, indices), scale[part]))
+            step_loss, step_correct, gradient = self.gradient(batches)
             self.update.apply(self.averaging.gradient(gradient))
             self.averaging.weights(self.flat.weights, step, step + 1 == num_steps)
             return step + 1, loss + step_loss, correct + step_correct
@@ -179,57 +198,52 @@ class Trainer:
         return loss, correct
 
     def gradient(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        order: tf.Tensor,
-        start: tf.Tensor,
-        stop: tf.Tensor,
-        scale: tf.Tensor,
+        self, batches: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The gradient of one step, inside a graph, each device taking its part of the examples.
+        """The gradient of one step, inside a graph; BatchNorm's statistics are updated on the way.
+
+        Args:
+            batches: For each device images, labels and the scale of its loss, as in ``Steps``.
 
         Returns:
             The sum of the loss and the hits over the examples, float32 (), and the gradient of the
             scaled loss, float32 (num_padded,).
         """
         parts = []
-        count = len(self.devices)
-        for i, device in enumerate(self.devices):
-            begin = start + (stop - start) * i // count
-            end = start + (stop - start) * (i + 1) // count
+        for device, batch in zip(self.devices, batches, strict=True):
             with tf.device(device):
-                parts.append(self._device_gradient(images, labels, order, begin, end, scale))
-        losses, hits, gradients, states = zip(*parts, strict=True)
-        for variable, *values in zip(self.flat.states, *states, strict=True):
-            variable.assign(tf.add_n(values) / count if variable.dtype.is_floating else values[0])
-        return tf.add_n(losses), tf.add_n(hits), tf.add_n(gradients)
+                parts.append(self._part_gradient(*batch))
+        if len(parts) == 1:
+            loss, correct, gradient, states = parts[0]
+        else:
+            losses, hits, gradients, new_states = zip(*parts, strict=True)
+            loss, correct, gradient = tf.add_n(losses), tf.add_n(hits), tf.add_n(gradients)
+            states = [
+                tf.add_n(values) / len(parts) if values[0].dtype.is_floating else values[0]
+                for values in zip(*new_states, strict=True)
+            ]
+        for variable, state in zip(self.flat.states, states, strict=True):
+            variable.assign(state)
+        return loss, correct, gradient
 
-    def _device_gradient(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        order: tf.Tensor,
-        begin: tf.Tensor,
-        end: tf.Tensor,
-        scale: tf.Tensor,
+    def _part_gradient(
+        self, images: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        # The last batch of an epoch can be too small for everyone to get an example. Who gets none
-        # computes on one that does not count, as BatchNorm makes NaN of an empty batch.
-        counts = tf.cast(end > begin, tf.float32)
-        begin = tf.minimum(begin, tf.shape(order)[0] - 1)
-        indices = order[begin : tf.maximum(end, begin + 1)]
-        y = tf.gather(labels, indices)
-        x = as_input(tf.gather(images, indices))
+        labels = tf.cast(labels, tf.int32)
         pieces = self.flat.slices(tf.identity(self.flat.weights.value))
         states = [tf.identity(state) for state in self.flat.states]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pieces)
-            outputs, new_states = self.flat.call(pieces, states, x, training=True)
-            loss = counts * tf.reduce_sum(losses_of(outputs, y, from_logits=self._from_logits))
-            scaled = loss * scale
-        gradients = tape.gradient(scaled, pieces, unconnected_gradients="zero")
-        return loss, counts * num_correct(outputs, y), self.flat.concat(gradients), new_states
+            outputs, new_states = self.flat.call(pieces, states, as_input(images), training=True)
+            loss = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
+        # The scale is put in where the chain rule begins, so that no kernel is spent on it.
+        gradients = tape.gradient(loss, pieces, output_gradients=scale, unconnected_gradients="zero")
+        counts = tf.sign(scale)
+        return counts * loss, counts * num_correct(outputs, labels), self.flat.concat(gradients), new_states
+
+
+def _arrays(steps: Steps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return steps.begins, steps.sizes, steps.scales
 
 
 def _times_by_rank(world: World, train_s: float, graph_s: float, reduce_s: np.ndarray) -> list[RankTimes]:

@@ -4,22 +4,28 @@ import numpy as np
 import pytest
 
 from mpi_train.data.shards import balanced_range
-from mpi_train.order import epoch_order, plan_steps
+from mpi_train.order import Steps, epoch_order, plan_steps
+
+
+def visited(steps: Steps) -> list[int]:
+    """Positions that count, in the order in which the steps take them."""
+    every = zip(steps.begins.ravel(), steps.sizes.ravel(), steps.scales.ravel(), strict=True)
+    return [int(begin) + i for begin, size, scale in every if scale for i in range(size)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(509, 64), (512, 64), (60, 7), (64, 64), (9, 100)])
 def test_steps_of_all_ranks_make_exact_global_batches(num_examples: int, batch_size: int, size: int) -> None:
     plans = [plan_steps(num_examples, batch_size, rank=rank, size=size) for rank in range(size)]
-    counts = np.array([np.diff(plan.bounds) for plan in plans])
+    counts = np.array([plan.sizes.sum(axis=(1, 2)) * (plan.scales > 0).all(axis=1) for plan in plans])
     expected = [min(batch_size, num_examples - start) for start in range(0, num_examples, batch_size)]
     assert counts.sum(axis=0).tolist() == expected
     assert counts.min() >= 0
     assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 1
     for rank, plan in enumerate(plans):
         start, stop = balanced_range(num_examples, size, rank)
-        assert plan.bounds[0] == 0
-        assert plan.bounds[-1] == stop - start
+        assert plan.num_examples == stop - start
+        assert visited(plan) == list(range(stop - start))
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -30,7 +36,7 @@ def test_mean_over_ranks_of_scaled_sums_is_the_mean_over_the_batch(size: int) ->
         parts = []
         for rank, plan in enumerate(plans):
             first, _ = balanced_range(50, size, rank)
-            parts.append(values[first + plan.bounds[step] : first + plan.bounds[step + 1]])
+            parts.append(values[[first + position for position in visited(plan[step : step + 1])]])
         mean = sum(p.sum() * plans[0].scales[step] for p in parts) / size
         assert mean == pytest.approx(np.concatenate(parts).mean())
 
@@ -42,3 +48,17 @@ def test_order_is_a_permutation_that_depends_on_seed_epoch_and_rank() -> None:
     assert (order == epoch_order(1, 1, 0, 100)).all()
     for other in (epoch_order(2, 1, 0, 100), epoch_order(1, 2, 0, 100), epoch_order(1, 1, 1, 100)):
         assert (order != other).any()
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+def test_parts_of_a_step_are_even_and_none_is_empty(num_parts: int) -> None:
+    whole, split = plan_steps(509, 64), plan_steps(509, 64, num_parts=num_parts)
+    assert visited(split) == visited(whole)
+    assert split.sizes.min() >= 1
+    assert (split.sizes.max(axis=1) - split.sizes.min(axis=1)).max() <= 1
+    assert split.begins.max() < 509
+
+
+def test_sizes_are_common_where_only_the_last_step_differs() -> None:
+    assert plan_steps(509, 64, num_parts=2).common_sizes == (32, 32)
+    assert plan_steps(509, 64, rank=0, size=3).common_sizes is None

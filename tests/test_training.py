@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from mpi_train import models, optimizers
 from mpi_train.averaging import Weights
-from mpi_train.collectives import MeanAllReduce
+from mpi_train.collectives import MeanAllReduce, PlainAllReduce, SharedAllReduce, mean_all_reduce
 from mpi_train.data.shards import ShardSet
 from mpi_train.equality import average_statistics, check_equal, part_seeds, start_equal
 from mpi_train.errors import DivergedError, UsageError
@@ -117,7 +117,7 @@ def test_unknown_optimizers_are_usage_errors(name: str) -> None:
 def test_training_brings_the_loss_down_and_keeps_ranks_equal(world: World, tiny: ShardSet) -> None:
     model = build("resnet", seed=world.rank)
     flat = FlatModel(model)
-    reduce = MeanAllReduce(world, flat.num_padded) if world.size > 1 else None
+    reduce = mean_all_reduce(world, flat.num_padded) if world.size > 1 else None
     optimizer = optimizers.build("adam", 0.003)
     trainer = Trainer(
         flat,
@@ -141,7 +141,7 @@ def test_training_brings_the_loss_down_and_keeps_ranks_equal(world: World, tiny:
 @pytest.mark.mpi
 def test_local_sgd_meets_at_the_end_of_the_epoch(world: World, tiny: ShardSet) -> None:
     flat = FlatModel(build())
-    reduce = MeanAllReduce(world, flat.num_padded)
+    reduce = PlainAllReduce(world, flat.num_padded)
     trainer = Trainer(
         flat,
         optimizers.build("sgd", 0.05),
@@ -190,5 +190,39 @@ def test_a_batch_too_small_for_all_devices_does_not_make_batchnorm_nan(tiny: Sha
     flat = FlatModel(build("resnet"))
     trainer = Trainer(flat, optimizers.build("sgd", 0.01), tiny.read("train"), devices=["/CPU:0", "/CPU:1"])
     # 509 examples in batches of 127: one is left for two devices.
-    trainer.train_epoch(epoch_order(1, 1, 0, 509), plan_steps(509, 127), World())
+    trainer.train_epoch(epoch_order(1, 1, 0, 509), plan_steps(509, 127, num_parts=2), World())
     assert all(np.isfinite(array).all() for array in flat.arrays())
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("kind", [PlainAllReduce, SharedAllReduce])
+@pytest.mark.parametrize("length", [1, 16, 1001, 300_000])
+def test_collectives_give_the_mean_in_the_same_bits_on_all_ranks(
+    world: World, kind: type[MeanAllReduce], length: int
+) -> None:
+    reduce = kind(world, length)
+    for call in range(5):
+        vectors = [
+            np.random.default_rng([call, rank]).random(length, np.float32) for rank in range(world.size)
+        ]
+        mean = reduce.mean(vectors[world.rank])
+        assert np.allclose(mean, np.mean(vectors, axis=0), rtol=1e-6)
+        check_equal(world, [mean], when=f"call {call}")
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("kind", [PlainAllReduce, SharedAllReduce])
+def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllReduce]) -> None:
+    reduce = kind(world, 5000)
+
+    @tf.function(autograph=False)
+    def run() -> tf.Tensor:
+        def body(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            mine = tf.fill([5000], tf.cast(i + world.rank, tf.float32))
+            return i + 1, total + reduce(mine)
+
+        return tf.while_loop(lambda i, _: i < 200, body, (0, tf.zeros([5000])))[1]
+
+    expected = sum(i + (world.size - 1) / 2 for i in range(200))
+    assert (run().numpy() == expected).all()
+    assert len(reduce.take_durations()) == 200

@@ -7,7 +7,6 @@ by its SHA-256, which exactly one of the ranks computes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from mpi_train.data.progress import progress
 from mpi_train.data.shard_file import UnsoundError
 from mpi_train.data.sources import how_to_prepare
 from mpi_train.errors import DataError, UsageError
+from mpi_train.memory import aligned_empty
 
 __all__ = ["Examples", "ShardSet", "balanced_range", "write_shards"]
 
@@ -91,7 +91,10 @@ class ShardSet:
         # All sizes before the first byte: memory is taken for what is really there.
         for part in touched:
             self._check_size(part.shard)
-        own = Examples(_aligned((stop - start, *self.manifest.image_shape)), _aligned((stop - start,)))
+        own = Examples(
+            aligned_empty((stop - start, *self.manifest.image_shape), np.uint8),
+            aligned_empty((stop - start,), np.uint8),
+        )
         for part in touched:
             if start <= part.first:
                 self._check_digest(part.shard)
@@ -160,14 +163,6 @@ def _touched(split: Split, start: int, stop: int) -> Iterator[_Part]:
         if first < stop and first + shard.num_examples > start:
             yield _Part(index, first, shard)
         first += shard.num_examples
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised uint8 array whose memory starts on a boundary of 64 bytes."""
-    num_bytes = math.prod(shape)
-    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    offset = -memory.ctypes.data % _ALIGNMENT
-    return memory[offset : offset + num_bytes].reshape(shape)
 
 
 def write_shards(

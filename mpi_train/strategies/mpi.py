@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpi_train import devices
 from mpi_train.averaging import Gradients, Nothing, Weights
-from mpi_train.collectives import MeanAllReduce
+from mpi_train.collectives import mean_all_reduce
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
 from mpi_train.records import RunRecord
@@ -21,7 +21,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     def averaging(flat: FlatModel) -> Nothing:
         if world.size == 1:
             return Nothing()
-        all_reduce = MeanAllReduce(world, flat.num_padded)
+        all_reduce = mean_all_reduce(world, flat.num_padded)
         return Gradients(all_reduce) if config.average == "gradients" else Weights(all_reduce, config.every)
 
     return own_loop.train(

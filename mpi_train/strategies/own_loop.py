@@ -36,10 +36,11 @@ def train(
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not models.returns_probabilities(model))
     start_equal(world, trainer.variables)
     part_seeds(world, flat.states)
-    trainer.trace()
+    steps = plan_steps(
+        run.num_train, config.batch_size, rank=world.rank, size=world.size, num_parts=len(devices)
+    )
+    trainer.trace(steps)
     evaluator.trace()
-
-    steps = plan_steps(run.num_train, config.batch_size, rank=world.rank, size=world.size)
     run.start(model)
     for epoch in range(1, config.epochs + 1):
         run.begin_epoch(epoch, len(steps))

@@ -115,7 +115,7 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
     assert (
         "| custom | 2 devices | 3.50 s (3.00 to 4.00) | 1.00x (1.00x to 1.00x) | 50% (50% to 50%) |" in table
     )
-    assert "mpiexec -n 2 python jobs/mpi.py --dataset synthetic --epochs 1 --seed 4 --out" in table
+    assert "mpiexec -n 2 python jobs/mpi.py --seed 4 --dataset synthetic --epochs 1 --out" in table
     assert "\x1b" not in out
     for text in (out, table.splitlines()[0]):
         assert "synthetic" in text

@@ -69,6 +69,9 @@ def test_variables_become_flags(clone: Path) -> None:
         ".venv/bin/mpiexec -n 3 .venv/bin/python jobs/mpi.py --epochs 2 --batch-size 96 --average gradients"
     )
     assert recipe(clone, "custom", "NP=3", "MODEL=mlp").endswith("jobs/custom.py --model mlp --devices 3")
+    assert recipe(clone, "bench-step", "MODEL=mlp", "BATCH=32", "REPEATS=5") == (
+        ".venv/bin/mpiexec -n 2 .venv/bin/python jobs/bench_step.py --repeats 5 --model mlp --batch-size 32"
+    )
     assert recipe(clone, "data", "SHARDS=8").endswith("jobs/prepare_data.py --shards 8")
 
 

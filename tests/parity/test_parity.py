@@ -9,12 +9,12 @@ from keras import layers
 
 from mpi_train import models
 from mpi_train.averaging import Gradients, Nothing, Weights
-from mpi_train.collectives import MeanAllReduce
+from mpi_train.collectives import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
 from mpi_train.equality import check_equal
 from mpi_train.flat import FlatModel
-from mpi_train.order import Steps, epoch_order, plan_steps
+from mpi_train.order import epoch_order, plan_steps
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
 
@@ -58,7 +58,7 @@ def build(name: str = "mlp", dtype: str = "float32") -> keras.Model:
 def averaging(kind: str, world: World, flat: FlatModel) -> Nothing:
     if world.size == 1:
         return Nothing()
-    all_reduce = MeanAllReduce(world, flat.num_padded)
+    all_reduce = mean_all_reduce(world, flat.num_padded)
     return Weights(all_reduce) if kind == "weights" else Gradients(all_reduce)
 
 
@@ -77,9 +77,7 @@ def train_on_ranks(
     flat = FlatModel(build(model, dtype))
     trainer = Trainer(flat, optimizer, examples, averaging=averaging(average, world, flat))
     steps = plan_steps(data.num_examples("train"), batch_size, rank=world.rank, size=world.size)
-    count = NUM_STEPS[model]
-    first = Steps(steps.bounds[: count + 1], steps.scales[:count])
-    trainer.train_epoch(epoch_order(1, 1, world.rank, len(examples)), first, world)
+    trainer.train_epoch(epoch_order(1, 1, world.rank, len(examples)), steps[: NUM_STEPS[model]], world)
     check_equal(world, flat.arrays(), when="after training")
     return flat.unflatten(flat.weights.numpy())
 
@@ -93,9 +91,9 @@ def global_batches(data: ShardSet, size: int, batch_size: int, num_steps: int) -
         indices: list[int] = []
         for rank in range(size):
             start, stop = balanced_range(total, size, rank)
-            bounds = plan_steps(total, batch_size, rank=rank, size=size).bounds
-            order = epoch_order(1, 1, rank, stop - start)
-            indices += (start + order[bounds[step] : bounds[step + 1]]).tolist()
+            steps = plan_steps(total, batch_size, rank=rank, size=size)
+            first, count = steps.begins[step].item(), steps.sizes[step].item()
+            indices += (start + epoch_order(1, 1, rank, stop - start)[first : first + count]).tolist()
         batches.append(Examples(everything.images[indices], everything.labels[indices]))
     return batches
 
@@ -159,8 +157,7 @@ def test_bfloat16_ranks_stay_equal_and_near_float32(world: World, tiny: ShardSet
 def test_devices_of_one_process_equal_one_keras_process(tiny: ShardSet) -> None:
     flat = FlatModel(build())
     trainer = Trainer(flat, momentum(), tiny.read("train"), devices=["/CPU:0", "/CPU:1"])
-    steps = plan_steps(tiny.num_examples("train"), 25)
-    first = Steps(steps.bounds[:21], steps.scales[:20])
-    trainer.train_epoch(epoch_order(1, 1, 0, tiny.num_examples("train")), first, World())
+    steps = plan_steps(tiny.num_examples("train"), 25, num_parts=2)
+    trainer.train_epoch(epoch_order(1, 1, 0, tiny.num_examples("train")), steps[:20], World())
     theirs = train_with_keras(global_batches(tiny, 1, 25, 20), momentum())
     assert largest_difference(flat.unflatten(flat.weights.numpy()), theirs) < TOLERANCE

@@ -1,0 +1,20 @@
+"""Times one training step and its parts on this machine, in turn, against what the machine can do.
+
+    python jobs/bench_step.py --model cnn --batch-size 32
+    mpiexec -n 2 python jobs/bench_step.py --model mlp --batch-size 64
+    mpiexec -n 2 python jobs/bench_step.py --dtype bfloat16 --out results/step
+
+Needs no data set: it trains on random images in memory. With --out it leaves bench_step.json there.
+"""
+
+from mpi_train.bench.step_config import BenchStepConfig
+from mpi_train.cli import run_job
+
+if __name__ == "__main__":
+    run_job(
+        "bench_step",
+        BenchStepConfig,
+        "mpi_train.bench.step:measure",
+        description="Time one training step and its parts.",
+        mpi=True,
+    )
