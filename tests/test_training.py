@@ -221,7 +221,8 @@ def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllRedu
             mine = tf.fill([5000], tf.cast(i + world.rank, tf.float32))
             return i + 1, total + reduce(mine)
 
-        return tf.while_loop(lambda i, _: i < 200, body, (0, tf.zeros([5000])))[1]
+        start = (0, tf.zeros([5000]))
+        return tf.while_loop(lambda i, _: i < 200, body, start, parallel_iterations=1)[1]
 
     expected = sum(i + (world.size - 1) / 2 for i in range(200))
     assert (run().numpy() == expected).all()
