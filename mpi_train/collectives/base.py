@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from mpi_train.world import World
 
-
 _KEPT = threading.local()
 
 
