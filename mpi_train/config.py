@@ -44,7 +44,9 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         at_least("--batch-size", self.batch_size, 1)
-        at_least("--seed", self.seed, 0)
+        # The seeds of NumPy and Keras have 32 bits; a bench counts up from this one.
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed: expected 0 to {2**31 - 1}. Received: {self.seed}")
         if self.threads is not None:
             at_least("--threads", self.threads, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):

@@ -112,20 +112,21 @@ def own_device(world: World) -> str:
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
+    # A launcher such as Slurm's may show each rank a GPU of its own; otherwise ranks that see the same
+    # ones take them in rank order.
+    seen = world.gather_all((world.hosts[world.rank], os.environ.get("CUDA_VISIBLE_DEVICES")))
     if not gpus:
         start_tensorflow()
         return "/CPU:0"
-    # A launcher such as Slurm's may show each rank its own GPU alone; then it is number 0 for all.
-    if len(gpus) > 1 or world.local_size == 1:
-        if world.local_rank >= len(gpus):
-            raise PlatformError(
-                f"expected one GPU a rank. Received: {len(gpus)} GPUs for {world.local_size} ranks on "
-                f"{world.hosts[world.rank]}",
-                remedy="as many ranks a node as GPUs, or CUDA_VISIBLE_DEVICES= to train on the CPU",
-            )
-        gpus = [gpus[world.local_rank]]
-    tf.config.set_visible_devices(gpus, "GPU")
-    tf.config.experimental.set_memory_growth(gpus[0], True)
+    sharers, mine = seen.count(seen[world.rank]), seen[: world.rank].count(seen[world.rank])
+    if mine >= len(gpus):
+        raise PlatformError(
+            f"expected one GPU a rank. Received: {len(gpus)} for {sharers} ranks on "
+            f"{world.hosts[world.rank]}",
+            remedy="as many ranks a node as GPUs, or CUDA_VISIBLE_DEVICES= to train on the CPU",
+        )
+    tf.config.set_visible_devices(gpus[mine], "GPU")
+    tf.config.experimental.set_memory_growth(gpus[mine], True)
     start_tensorflow()
     return "/GPU:0"
 

@@ -16,14 +16,14 @@ from mpi_train.world import World, mpi_library
 
 
 def describe(world: World) -> dict[str, Any]:
-    """What ``run.json`` keeps of the machine. To be called after TensorFlow was imported."""
+    """What ``run.json`` keeps of the machine. On all ranks, after TensorFlow was imported."""
     tensorflow = sys.modules["tensorflow"]
     gpus = tensorflow.config.list_physical_devices("GPU")
     details = [tensorflow.config.experimental.get_device_details(gpu) for gpu in gpus]
     return {
         "hosts": list(world.hosts),
         "cpu": cpu_model(),
-        "cores": os.cpu_count(),
+        "cores": _cores_of_root(world),
         "gpus": [detail.get("device_name", "GPU") for detail in details],
         "mpi": mpi_library() if world.comm is not None else None,
         "python": platform.python_version(),
@@ -32,6 +32,12 @@ def describe(world: World) -> dict[str, Any]:
         "git_commit": git_commit(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def _cores_of_root(world: World) -> int:
+    """Cores of the root's node that the ranks there may use: those of the job, not of the machine."""
+    everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
+    return len(set().union(*(cores for host, cores in everyone if host == world.hosts[0])))
 
 
 def cpu_model() -> str:

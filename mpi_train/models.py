@@ -94,8 +94,10 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dt
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else "float32")
     model = function(input_shape, num_classes)
     expected = (None, num_classes)
-    if not isinstance(model, keras.Model) or not model.built or model.output_shape != expected:
-        received = getattr(model, "output_shape", type(model).__name__)
+    received: object = type(model).__name__
+    if isinstance(model, keras.Model) and model.built:
+        received = model.compute_output_shape((None, *input_shape))
+    if received != expected:
         raise UsageError(
             f"--model {name}: expected a built Keras model with output {expected}. Received: {received}"
         )
@@ -116,7 +118,9 @@ def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        if not callable(function):
+            raise TypeError(f"{name} is not callable")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             f"--model {name}: expected a function that can be imported. Received: {error}"
         ) from error

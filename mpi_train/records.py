@@ -72,7 +72,7 @@ class EpochRecord:
             that can be timed.
         train_loss, train_accuracy: Mean over the epoch's examples, taken while training.
         test_loss, test_accuracy: Over the whole test set, after the epoch.
-        stalled: The data pipeline, not the training, decided ``train_s`` (see ``strategies/keras_fit``).
+        stalled: A single step took unusually long (see ``strategies/keras_fit``).
         by_rank: Where ``train_s`` went on each rank, in rank order; empty where that cannot be told.
     """
 

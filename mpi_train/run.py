@@ -96,22 +96,19 @@ class Run:
             epoch: Counted from 1.
             totals: What its training came to, over all ranks together.
             evaluate: Gives loss and accuracy on the test set.
-            stalled: The data pipeline, not the training, decided its time.
+            stalled: A single step took unusually long.
 
         Raises:
             DivergedError: the loss is not finite; on all ranks.
         """
         self.progress.end()
         self._recorder.event("epoch_stop", epoch_num=epoch)
-        if not math.isfinite(totals.loss):
-            raise DivergedError(
-                f"epoch {epoch}: the training loss became {totals.loss}",
-                remedy="a smaller --learning-rate",
-            )
+        _require_finite(epoch, "training loss", totals.loss)
         self._recorder.event("eval_start", epoch_num=epoch)
         self.world.barrier()
         start = time.perf_counter()
         test_loss, test_accuracy = evaluate(self.world)
+        _require_finite(epoch, "test loss", test_loss)
         eval_s = max(self.world.gather_all(time.perf_counter() - start))
         self._recorder.event("eval_stop", epoch_num=epoch)
         self._recorder.event("eval_accuracy", test_accuracy, epoch_num=epoch)
@@ -133,7 +130,7 @@ class Run:
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
             f"{record.images_per_s:9,.0f} images/s  loss {totals.loss:.4f}  "
             f"accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
-            + ("  (stalled: the data pipeline, not the training, took this time)" if stalled else "")
+            + ("  (stalled: one step took most of this)" if stalled else "")
         )
 
     def finish(self, *, optimizer: keras.Optimizer, sync: dict[str, Any], weights_sha256: str) -> RunRecord:
@@ -168,3 +165,8 @@ class Run:
             f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}"
         )
         return record
+
+
+def _require_finite(epoch: int, name: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"epoch {epoch}: the {name} became {loss}", remedy="a smaller --learning-rate")

@@ -82,18 +82,19 @@ class Trainer:
         """All that a rank must have in common with the others when training starts."""
         return [self.flat.weights.value, *self.flat.moving_statistics, *self.update.variables]
 
-    def trace(self, steps: Steps) -> None:
-        """Builds the graphs that ``steps`` need, so that the first epoch's time holds training alone."""
-        for sizes in {steps.common_sizes, None}:
-            self._run.get_concrete_function(
-                self.images,
-                self.labels,
-                tf.TensorSpec([None], tf.int32),
-                *(tf.TensorSpec([None, *array.shape[1:]], array.dtype) for array in _arrays(steps)),
-                tf.TensorSpec([], tf.int32),
-                tf.TensorSpec([], tf.int32),
-                sizes=sizes,
-            )
+    def warm_up(self, order: np.ndarray, steps: Steps) -> None:
+        """Runs the graphs that ``steps`` need once and undoes it, so that no epoch's time holds their making.
+
+        On all ranks together; arguments as for ``train_epoch``.
+        """
+        variables = [*self.variables, *self.flat.states]
+        before = [np.array(variable.numpy()) for variable in variables]
+        run = self.prepare(order, steps)
+        run(0, 1)
+        run(len(steps) - 1, len(steps))
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        self.averaging.take_durations()
 
     def train_epoch(
         self,

@@ -170,6 +170,12 @@ def join() -> World:
             f"MPI did not start: {str(error).splitlines()[0]}",
             remedy="make doctor (it says which MPI library is looked for, and where)",
         ) from error
+    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise PlatformError(
+            "expected an MPI library that any thread may call (MPI_THREAD_SERIALIZED or more). "
+            f"Received: level {MPI.Query_thread()} from {MPI.get_vendor()[0]}",
+            remedy="another build of the MPI library, or the wheel's: make setup MPI=wheel",
+        )
     comm = MPI.COMM_WORLD
     started = launcher()
     if started is not None and started.size != comm.size:

@@ -37,6 +37,7 @@ def test_flags_round_trip() -> None:
         (["--batch-size", "-1"], "--batch-size: expected at least 1"),
         (["--learning-rate", "nan"], "--learning-rate: expected a number above 0"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
+        (["--seed", "4294967296"], "--seed: expected 0 to"),
         (["--threads", "0"], "--threads: expected at least 1"),
         (["stray"], "unknown argument. Received: stray"),
     ],

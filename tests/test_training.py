@@ -51,6 +51,8 @@ def test_a_users_model_is_imported() -> None:
     [
         ("cnnn", "Did you mean cnn"),
         ("no.such:thing", "can be imported"),
+        (":build", "can be imported"),
+        ("os:name", "is not callable"),
         (f"{__name__}:nothing", "can be imported"),
         (f"{__name__}:without_output", "expected a built Keras model with output"),
     ],

@@ -65,7 +65,12 @@ class BenchConfig(TrainConfig):
 
     @property
     def num_workers(self) -> int:
-        return self.np if self.np is not None else min(4, max(2, num_cores()))
+        if self.np is not None:
+            return self.np
+        # MirroredStrategy wants even parts of the batch.
+        limit = num_gpus() or max(2, num_cores())
+        fitting = [count for count in (4, 3, 2) if count <= limit and self.batch_size % count == 0]
+        return next(iter(fitting), 1)
 
     @property
     def out_dir(self) -> Path:
@@ -132,6 +137,14 @@ def _as_typed(words: Sequence[str]) -> str:
     if Path(words[0]).name == "mpiexec":
         short[words[0]] = "mpiexec"
     return shlex.join(short.get(word, word) for word in words)
+
+
+def num_gpus() -> int:
+    """NVIDIA GPUs of this machine that a process may use, told without starting TensorFlow."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def num_cores() -> int:

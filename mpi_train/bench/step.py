@@ -48,6 +48,7 @@ def measure(config: BenchStepConfig, world: World, threads: int) -> None:
     one_example_a_rank(config.batch_size, world.size)
     with world.together():
         _make_folder(config, world)
+    with world.together():
         device = devices.own_device(world)
     bench = StepBench(config, world, device)
     console = Console(quiet=not world.is_root, highlight=False, markup=False)
@@ -167,6 +168,7 @@ def _make_folder(config: BenchStepConfig, world: World) -> None:
 
 
 def _write(config: BenchStepConfig, world: World, threads: int, samples: figures.Samples) -> None:
+    where = environment.describe(world)
     if config.out is None or not world.is_root:
         return
     content = {
@@ -175,7 +177,7 @@ def _write(config: BenchStepConfig, world: World, threads: int, samples: figures
         **dataclasses.asdict(samples),
         "ratios": samples.ratios(),
         "shares": samples.shares(),
-        "environment": environment.describe(world),
+        "environment": where,
     }
     try:
         files.write_json(config.out / OUT_FILE, content)

@@ -102,7 +102,7 @@ class Step:
     def __init__(self, trainer: Trainer, order: np.ndarray, steps: Steps) -> None:
         self._trainer = trainer
         self._num_steps = len(steps)
-        trainer.trace(steps)
+        trainer.warm_up(order, steps)
         self._run_steps = trainer.prepare(order, steps)
 
     def __call__(self, count: int) -> None:

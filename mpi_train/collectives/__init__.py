@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.collectives.shared import SharedAllReduce
@@ -17,5 +19,8 @@ def mean_all_reduce(world: World, length: int) -> MeanAllReduce:
         world: At least two ranks.
         length: Of the buffer, in float32 numbers.
     """
-    kind = SharedAllReduce if world.local_size == world.size else PlainAllReduce
-    return kind(world, length)
+    # A container may give as little as 64 MB of shared memory, and a page too many is a SIGBUS.
+    room = shutil.disk_usage("/dev/shm").free > 1.1 * SharedAllReduce.num_bytes(length) * world.size
+    if world.local_size == world.size and all(world.gather_all(room)):
+        return SharedAllReduce(world, length)
+    return PlainAllReduce(world, length)

@@ -26,8 +26,7 @@ class SharedAllReduce(MeanAllReduce):
         self._inverse_size = np.float32(1 / world.size)
         self._means = [aligned_empty((length,), np.float32) for _ in range(2)]
         # Each rank's segment has its vectors of two calls in turn, and its parts of two means.
-        num_bytes = 4 * 4 * length
-        self._window = MPI.Win.Allocate_shared(num_bytes, 1, MPI.INFO_NULL, self._comm)
+        self._window = MPI.Win.Allocate_shared(self.num_bytes(length), 1, MPI.INFO_NULL, self._comm)
         segments = [
             np.asarray(self._window.Shared_query(rank)[0]).view(np.float32).reshape(4, length)
             for rank in range(world.size)
@@ -44,6 +43,11 @@ class SharedAllReduce(MeanAllReduce):
             for turn in (0, 1)
         ]
         self._turn = 0
+
+    @staticmethod
+    def num_bytes(length: int) -> int:
+        """Shared memory that one rank takes."""
+        return 4 * 4 * length
 
     def mean(self, vector: np.ndarray) -> np.ndarray:
         # What a rank may still be reading was written in this turn; the next call writes elsewhere,

@@ -7,6 +7,7 @@ by its SHA-256, which exactly one of the ranks computes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,9 @@ def _touched(split: Split, start: int, stop: int) -> Iterator[_Part]:
         first += shard.num_examples
 
 
+_SHARD_NAME = re.compile(r"(train|test)-\d{5}-of-\d{5}\.h5")
+
+
 def write_shards(
     raw: RawData,
     directory: Path,
@@ -204,8 +208,9 @@ def write_shards(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / manifests.NAME).unlink(missing_ok=True)
-        for stale in directory.glob("*-of-*.h5"):
-            stale.unlink()
+        for file in directory.iterdir():
+            if _SHARD_NAME.fullmatch(file.name):
+                file.unlink()
         written: dict[str, list[ShardFile]] = {name: [] for name in splits}
         with progress(f"writing shards of {raw.name}", len(raw.train) + len(raw.test)) as advance:
             for name, (examples, indices) in splits.items():

@@ -157,6 +157,12 @@ def notes(summary: Summary) -> list[str]:
         lines.append(f"Efficiency is not given: mpi on one rank, which it is counted against, {why}.")
     measured = [*summary.rows, reference] if reference is not None else summary.rows
     lines += [_stall_note(row) for row in unique(measured) if row.num_stalled]
+    lines += [
+        f"{row.name} averages weights after the update, each rank with a state of {_optimizer(row)} of its "
+        f"own: that is not the update of one process (README, How the averaging works)."
+        for row in unique(measured)
+        if row.runs and row.runs[0].record.sync.get("average") == "weights" and _optimizer(row) != "sgd"
+    ]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
     waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
     if waiting:
@@ -189,11 +195,16 @@ def _efficiency_note(reference: Row) -> str:
     )
 
 
+def _optimizer(row: Row) -> str:
+    return row.runs[0].record.optimizer
+
+
 def _stall_note(row: Row) -> str:
     total = sum(len(run.record.epochs) for run in row.runs)
     return (
-        f"{STALLED} {row.name} on {row.size}: {row.num_stalled} of {total} epochs stalled in the data "
-        f"pipeline. They count in the training time, but neither in the speed-up nor in images/s."
+        f"{STALLED} {row.name} on {row.size}: {row.num_stalled} of {total} epochs stalled: one "
+        f"step took over a second and 20 times the usual. They count in the training time, but neither "
+        f"in the speed-up nor in images/s."
     )
 
 

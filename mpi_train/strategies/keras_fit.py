@@ -1,10 +1,11 @@
 """What ``baseline`` and ``mirrored`` share: Keras's own ``fit``, as a user would write it.
 
 Two things differ from the shortest form. Warm-up: one step is run and undone before the clock
-starts, so that tracing is not counted. And the data pipeline: with TensorFlow 2.21, dropping an
+starts, so that tracing is not counted; under MirroredStrategy ``fit`` traces once more for the iterator
+of each call, which stays in the first epoch. And the data pipeline: with TensorFlow 2.21, dropping an
 iterator of tf.data can block for seconds while its autotuner sleeps, which happens at the end of
 every epoch. So there is one iterator for all epochs (``repeat`` and ``steps_per_epoch``), without
-autotuner. An epoch in which a step waited for data all the same is marked as stalled.
+autotuner. An epoch in which a step took unusually long all the same is marked as stalled.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from mpi_train.records import EpochTotals, RunRecord
 from mpi_train.run import Run
 from mpi_train.trainer import as_input
 
-STALL_S = 1.0
-"""A single step that takes longer than this has waited for the data pipeline."""
+STALL_S, STALL_FACTOR = 1.0, 20
+"""An epoch has stalled when a step took longer than the one, in seconds, and than the other median steps."""
 
 
 def train(run: Run, *, scope: Callable[[], AbstractContextManager[Any]], sync: dict[str, Any]) -> RunRecord:
@@ -104,30 +105,33 @@ def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
 class _Watch(keras.callbacks.Callback):
     """Times the epochs and hands them to the run."""
 
+    # Or Keras would wait for every step's figures, which plain ``fit`` does not.
+    async_safe = True
+
     def __init__(self, run: Run, evaluator: Evaluator, num_steps: int) -> None:
         super().__init__()
         self._run, self._evaluator, self._num_steps = run, evaluator, num_steps
-        self._start = self._last_step = self._last_shown = 0.0
-        self._stalled = False
+        self._start = self._last_shown = 0.0
+        self._ends: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._run.begin_epoch(epoch + 1, self._num_steps)
-        self._stalled = False
-        self._start = self._last_step = self._last_shown = time.perf_counter()
+        self._start = self._last_shown = time.perf_counter()
+        self._ends = [self._start]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = time.perf_counter()
-        self._stalled |= now - self._last_step > STALL_S
-        self._last_step = now
+        self._ends.append(now)
         if now - self._last_shown > 0.5 and logs:
             self._last_shown = now
             self._run.progress.advance(batch + 1, float(logs["loss"]))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         now = time.perf_counter()
-        self._stalled |= now - self._last_step > STALL_S
+        steps_s = np.diff([*self._ends, now])
+        stalled = bool(steps_s.max() > max(STALL_S, STALL_FACTOR * np.median(steps_s)))
         assert logs is not None
         totals = EpochTotals(
             loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), train_s=now - self._start
         )
-        self._run.end_epoch(epoch + 1, totals, self._evaluator.evaluate, stalled=self._stalled)
+        self._run.end_epoch(epoch + 1, totals, self._evaluator.evaluate, stalled=stalled)

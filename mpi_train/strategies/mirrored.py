@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from mpi_train import devices
 from mpi_train.config import DevicesConfig
+from mpi_train.errors import UsageError
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
 from mpi_train.strategies import keras_fit
@@ -15,6 +16,12 @@ from mpi_train.world import World
 def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:
     """Trains over the GPUs of this machine, or logical CPU devices, and writes the record."""
     names = devices.local_devices(config.devices)
+    if config.batch_size % len(names):
+        raise UsageError(
+            f"--batch-size: expected a multiple of the {len(names)} devices, as MirroredStrategy splits "
+            f"batches evenly. Received: {config.batch_size}",
+            remedy=f"--batch-size {-(-config.batch_size // len(names)) * len(names)}, or other --devices",
+        )
     strategy = tf.distribute.MirroredStrategy(names)
     return keras_fit.train(
         Run("mirrored", config, world, threads),

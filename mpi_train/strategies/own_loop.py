@@ -29,8 +29,11 @@ def train(
     """
     config, world = run.config, run.world
     examples, test_examples = run.read("train"), run.read("test")
-    model = models.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
-    optimizer = optimizers.build(config.optimizer, config.learning_rate)
+    with world.together():
+        model = models.build(
+            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
+        )
+        optimizer = optimizers.build(config.optimizer, config.learning_rate)
     flat = FlatModel(model, devices[0])
     trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices)
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not models.returns_probabilities(model))
@@ -39,7 +42,7 @@ def train(
     steps = plan_steps(
         run.num_train, config.batch_size, rank=world.rank, size=world.size, num_parts=len(devices)
     )
-    trainer.trace(steps)
+    trainer.warm_up(epoch_order(config.seed, 0, world.rank, len(examples)), steps)
     evaluator.trace()
     run.start(model)
     for epoch in range(1, config.epochs + 1):

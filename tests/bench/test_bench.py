@@ -218,11 +218,15 @@ def test_refuses_what_cannot_run(fields: dict[str, object], message: str) -> Non
 
 
 def test_default_size_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     sizes = {}
     for cores in (1, 2, 3, 4, 64):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        sizes[cores] = BenchConfig().num_workers
-    assert sizes == {1: 2, 2: 2, 3: 3, 4: 4, 64: 4}
+        sizes[cores] = BenchConfig().num_workers, BenchConfig(batch_size=66).num_workers
+    # As many as divide the batch, which MirroredStrategy wants even.
+    assert sizes == {1: (2, 2), 2: (2, 2), 3: (2, 3), 4: (4, 3), 64: (4, 3)}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert BenchConfig().num_workers == 1
 
 
 def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,46 @@ def test_an_exception_on_one_rank_ends_all_with_one_traceback(tiny_shards: Path,
     assert "RuntimeError: only here" in result.stderr
 
 
+def test_mirrored_refuses_a_batch_that_its_devices_cannot_split(tiny_shards: Path, tmp_path: Path) -> None:
+    result = start(
+        "mirrored", "--dataset", "synthetic", "--data", tiny_shards, "--devices", "3", "--out", tmp_path
+    )
+    assert_one_message(result, 2, "a multiple of the 3 devices", "--batch-size 66")
+
+
+def test_weights_that_diverge_in_the_last_step(tiny_shards: Path, tmp_path: Path) -> None:
+    """The training loss is still finite; the evaluation shows it."""
+    (tmp_path / "linear.py").write_text(
+        "import keras\n"
+        "def build(input_shape, num_classes):\n"
+        "    layers = [keras.Input(input_shape), keras.layers.Flatten(), keras.layers.Dense(num_classes)]\n"
+        "    return keras.Sequential(layers)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = start(
+        "mpi", "--dataset", "synthetic", "--data", tiny_shards, "--optimizer", "sgd", "--epochs", "1",
+        "--learning-rate", "3e38", "--batch-size", "600", "--model", "linear:build",
+        "--out", tmp_path / "out", ranks=2, PYTHONPATH=path,
+    )  # fmt: skip
+    assert_one_message(result, 5, "the test loss became")
+
+
+def test_a_model_that_one_rank_cannot_import_stops_all(tiny_shards: Path, tmp_path: Path) -> None:
+    model = tmp_path / "elsewhere.py"
+    model.write_text(
+        "from mpi4py import MPI\n"
+        "from mpi_train.models import mlp\n"
+        "if MPI.COMM_WORLD.rank == 1:\n"
+        "    raise ImportError('not on this node')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = start(
+        "mpi", "--dataset", "synthetic", "--data", tiny_shards, "--model", "elsewhere:mlp",
+        "--out", tmp_path / "out", ranks=3, PYTHONPATH=path,
+    )  # fmt: skip
+    assert_one_message(result, 2, "[rank 1 on ", "not on this node")
+
+
 def test_a_loss_that_is_not_finite(tiny_shards: Path, tmp_path: Path) -> None:
     result = start(
         "mpi", "--dataset", "synthetic", "--data", tiny_shards, "--optimizer", "sgd",
