@@ -161,7 +161,10 @@ def notes(summary: Summary) -> list[str]:
         f"{row.name} averages weights after the update, each rank with a state of {_optimizer(row)} of its "
         f"own: that is not the update of one process (README, How the averaging works)."
         for row in unique(measured)
-        if row.runs and row.runs[0].record.sync.get("average") == "weights" and _optimizer(row) != "sgd"
+        if row.runs
+        and row.workers > 1
+        and row.runs[0].record.sync.get("average") == "weights"
+        and _optimizer(row) != "sgd"
     ]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
     waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
