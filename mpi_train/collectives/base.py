@@ -19,8 +19,8 @@ def keep_thread_state() -> None:
     """Keeps Python's state of a thread that is TensorFlow's, so that a call from it costs 40 us less.
 
     TensorFlow takes the interpreter's lock for each call from a graph. On a thread that Python did not
-    start, this makes a thread state each time, with memory mapped for it, and takes it down again; the
-    unmapping also interrupts the other cores. Taking the lock once more and not giving it back keeps it.
+    start, this makes a thread state each time, with memory mapped for it, and takes it down again.
+    Taking the lock once more and not giving it back keeps it.
     """
     if not hasattr(_KEPT, "done"):
         ctypes.pythonapi.PyGILState_Ensure()
