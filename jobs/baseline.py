@@ -2,13 +2,14 @@
 
     python jobs/baseline.py
     python jobs/baseline.py --model mlp --epochs 10
+    python jobs/baseline.py --tuned
     sbatch slurm/baseline.sh
 
-Leaves run.json and events.jsonl in --out (default: results/baseline).
+Leaves run.json and events.jsonl in --out (default: results/baseline, or results/tuned).
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import TrainConfig
+from mpi_train.config import BaselineConfig
 
 if __name__ == "__main__":
-    run_training("baseline", TrainConfig, description="Train in one process with plain Keras fit.")
+    run_training("baseline", BaselineConfig, description="Train in one process with plain Keras fit.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16"]
 Average = Literal["weights", "gradients"]
+OnNan = Literal["stop", "rollback"]
 
 
 def option(default: Any, text: str, metavar: str | None = None) -> Any:
@@ -61,10 +62,23 @@ class TrainConfig(StepConfig):
     data: Path | None = option(None, "folder of the shards (default: data/DATASET)", "DIR")
     epochs: int = option(5, "passes over the training set")
     out: Path | None = option(None, "folder for run.json (default: results/STRATEGY)", "DIR")
+    resume: str = option(
+        "auto", "auto: go on with an interrupted run in --out; never; or a checkpoint", "HOW"
+    )
+    checkpoint_every: int = option(
+        0, "steps of an epoch between two checkpoints, beside those at its end (0: by time alone)", "STEPS"
+    )
+    checkpoint_minutes: float = option(5.0, "minutes between two checkpoints, at most", "MINUTES")
+    on_nan: OnNan = option("stop", "when the loss becomes NaN: stop, or roll back and halve the rate")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--epochs", self.epochs, 1)
+        at_least("--checkpoint-every", self.checkpoint_every, 0)
+        if not self.checkpoint_minutes > 0:
+            raise UsageError(
+                f"--checkpoint-minutes: expected more than 0. Received: {self.checkpoint_minutes}"
+            )
 
     @property
     def data_dir(self) -> Path:
@@ -73,15 +87,29 @@ class TrainConfig(StepConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaselineConfig(TrainConfig):
+    """What ``jobs/baseline.py`` takes beyond that."""
+
+    tuned: bool = option(False, "Keras fit at its best: 32 steps an execution; recorded as strategy tuned")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MpiConfig(TrainConfig):
     """What ``jobs/mpi.py`` takes beyond that."""
 
     average: Average = option("weights", "what the all-reduce averages after a step")
     every: int = option(1, "steps between two averages (weights only; above 1 is local SGD)")
+    stall_timeout: float = option(
+        60.0, "seconds of silence after which a rank is given up; five times that in start-up", "SECONDS"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--every", self.every, 1)
+        if not self.stall_timeout >= 5:
+            raise UsageError(
+                f"--stall-timeout: expected at least 5 seconds. Received: {self.stall_timeout:g}"
+            )
         if self.average == "gradients" and self.every != 1:
             raise UsageError(
                 f"--every: gradients are averaged at every step. Received: --every {self.every}",
@@ -147,9 +175,13 @@ def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) 
     """Adds one flag to ``parser`` for each field of ``kind``, a dataclass of ``option`` fields."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
+        flag = "--" + field.name.replace("_", "-")
+        if hints[field.name] is bool:
+            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            continue
         value_type, choices = _value_type(hints[field.name])
         parser.add_argument(
-            "--" + field.name.replace("_", "-"),
+            flag,
             default=field.default,
             type=value_type,
             choices=choices,
@@ -184,7 +216,8 @@ def as_flags(config: DataclassInstance) -> list[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default:
-            flags += ["--" + field.name.replace("_", "-"), str(value)]
+            flag = "--" + field.name.replace("_", "-")
+            flags += [flag] if value is True else [flag, str(value)]
     return flags
 
 

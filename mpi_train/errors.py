@@ -61,6 +61,18 @@ class PlatformError(JobError):
     exit_code = EXIT_PLATFORM
 
 
+class RankLostError(JobError):
+    """A rank died, or has not been heard of for too long."""
+
+    exit_code = EXIT_RANK_LOST
+
+
+class RunAgainError(JobError):
+    """The run was asked to stop, and has saved where it was."""
+
+    exit_code = EXIT_RUN_AGAIN
+
+
 class DivergedError(JobError):
     """The loss or the weights became NaN or infinite, or the ranks' weights went apart."""
 

@@ -8,6 +8,7 @@ parts: what is left to do is always balanced over the ranks to within one exampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,50 @@ import numpy as np
 from mpi_train.data.shards import balanced_range
 
 
-def epoch_order(seed: int, epoch: int, rank: int, num_examples: int) -> np.ndarray:
-    """Permutation of a rank's ``num_examples`` examples for one epoch: int32 (num_examples,)."""
-    return np.random.default_rng([seed, epoch, rank]).permutation(num_examples).astype(np.int32)
+def epoch_order(seed: int, epoch: int, rank: int, num_examples: int, leg: int = 0) -> np.ndarray:
+    """Permutation of a rank's ``num_examples`` examples for one leg of an epoch: int32 (num_examples,)."""
+    key = [seed, epoch, rank, leg] if leg else [seed, epoch, rank]
+    return np.random.default_rng(key).permutation(num_examples).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Steps of an epoch that were taken on one number of ranks.
+
+    An epoch that nobody interrupts has one leg. When it goes on after an interruption on another number
+    of ranks, what is left of it is dealt to them anew, and a leg begins.
+    """
+
+    size: int
+    num_steps: int
+
+
+def dealt(
+    num_examples: int, batch_size: int, seed: int, epoch: int, legs: Sequence[Leg], rank: int, size: int
+) -> np.ndarray:
+    """The examples that are left of an epoch after ``legs``, those of one rank of ``size``.
+
+    Args:
+        num_examples: Of all ranks together.
+        batch_size: Global.
+        seed, epoch: As for ``epoch_order``.
+        legs: What was done.
+        rank, size: Whose part of how many.
+
+    Returns:
+        int64 (n,): numbers of examples in the data set, ascending. The parts of all ranks are within one
+        example of each other in size, and together they are each example that no leg has visited, once.
+    """
+    left = np.arange(num_examples)
+    for number, leg in enumerate(legs):
+        visited = []
+        for other in range(leg.size):
+            start, stop = balanced_range(len(left), leg.size, other)
+            order = epoch_order(seed, epoch, other, stop - start, number)
+            steps = plan_steps(len(left), batch_size, rank=other, size=leg.size)[: leg.num_steps]
+            visited.append(start + order[: steps.num_examples])
+        left = np.delete(left, np.concatenate(visited))
+    return left[slice(*balanced_range(len(left), size, rank))]
 
 
 @dataclass(frozen=True)
@@ -70,7 +112,7 @@ def plan_steps(
     sizes = np.diff(edges, axis=1)
     scales = np.where(sizes > 0, size / np.diff(ends)[:, np.newaxis], 0)
     return Steps(
-        begins=np.minimum(edges[:, :-1], stop - start - 1)[..., np.newaxis].astype(np.int32),
+        begins=np.clip(edges[:, :-1], 0, max(0, stop - start - 1))[..., np.newaxis].astype(np.int32),
         sizes=np.maximum(sizes, 1)[..., np.newaxis].astype(np.int32),
         scales=scales.astype(np.float32),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from mpi_train.world import World
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RankTimes:
     """Where the time of one rank went in one epoch; the four add up to its training time.
 
@@ -40,18 +42,49 @@ class RankTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochTotals:
-    """One epoch of training.
+    """What the training of an epoch, or of a part of one, came to, over all ranks together.
 
     Attributes:
-        loss, accuracy: Mean over the examples of all ranks, taken while training.
+        loss, correct: Sums over ``count`` examples, taken while training.
         train_s: Seconds, of the slowest rank.
         by_rank: Where they went, in rank order; empty where the strategy cannot tell.
     """
 
-    loss: float
-    accuracy: float
-    train_s: float
+    loss: float = 0.0
+    correct: float = 0.0
+    count: int = 0
+    train_s: float = 0.0
     by_rank: list[RankTimes] = field(default_factory=list)
+
+    def __add__(self, other: EpochTotals) -> EpochTotals:
+        """Both parts together; of parts on different numbers of ranks ``by_rank`` is not known."""
+        parts = [part for part in (self, other) if part.count]
+        same = len({len(part.by_rank) for part in parts}) == 1
+        return EpochTotals(
+            loss=self.loss + other.loss,
+            correct=self.correct + other.correct,
+            count=self.count + other.count,
+            train_s=self.train_s + other.train_s,
+            by_rank=[
+                RankTimes(
+                    *(
+                        sum(getattr(rank, name.name) for rank in ranks)
+                        for name in dataclasses.fields(RankTimes)
+                    )
+                )
+                for ranks in zip(*(part.by_rank for part in parts), strict=True)
+            ]
+            if same
+            else [],
+        )
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
 
     @property
     def sync_s(self) -> float:
@@ -88,6 +121,11 @@ class EpochRecord:
     stalled: bool = False
     by_rank: list[RankTimes] = field(default_factory=list)
 
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> EpochRecord:
+        """What ``dataclasses.asdict`` was made of. Raises ``TypeError`` or ``KeyError`` where it is not."""
+        return cls(**{**raw, "by_rank": [RankTimes(**rank) for rank in raw.get("by_rank", [])]})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -100,6 +138,12 @@ class RunRecord:
         sync: How weights are kept equal: ``average``, ``every``, ``devices``, as the strategy has them.
         weights_sha256: Digest of the final weights, in layer order.
         startup_s: From the start of the process to the first training step.
+        startup: Seconds of it by phase, each of its slowest rank: ``import`` (Python, MPI, TensorFlow),
+            ``load`` (the shards), ``build`` (model, optimizer, first weights to all ranks), ``trace``
+            (making the graphs and running each once).
+        history: What happened on the way, oldest first: ``kind`` (``resumed`` or ``rolled back``), the
+            ``epoch`` and ``step`` from which it went on, and ``world_size`` or ``learning_rate`` since.
+        checkpoint_s: Spent in writing checkpoints, in no epoch's time; since the run last started.
         peak_rss_mib: Of the rank with the most.
         environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``environment``).
     """
@@ -126,6 +170,9 @@ class RunRecord:
     startup_s: float
     peak_rss_mib: float
     environment: dict[str, Any]
+    startup: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint_s: float = 0.0
 
 
 def median_rate(epochs: list[EpochRecord]) -> float:
@@ -146,9 +193,7 @@ def read_run(path: Path) -> RunRecord:
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
             raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}. Received: {version}")
-        for epoch in raw["epochs"]:
-            epoch["by_rank"] = [RankTimes(**rank) for rank in epoch.get("by_rank", [])]
-        raw["epochs"] = [EpochRecord(**epoch) for epoch in raw["epochs"]]
+        raw["epochs"] = [EpochRecord.from_json(epoch) for epoch in raw["epochs"]]
         return RunRecord(**raw)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: expected a run record. Received: {error}") from error
@@ -159,11 +204,12 @@ class Recorder:
 
     def __init__(self, out: Path, world: World) -> None:
         self.out = out
+        self._lost_events = False
         self.world = world
         self._events = out / "events.jsonl"
 
     def open(self) -> None:
-        """Makes the folder and begins its event log; an older run's record is removed.
+        """Makes the folder.
 
         Raises:
             UsageError: it cannot be written. Raised on all ranks.
@@ -172,14 +218,21 @@ class Recorder:
             if self.world.is_root:
                 try:
                     self.out.mkdir(parents=True, exist_ok=True)
-                    (self.out / "run.json").unlink(missing_ok=True)
-                    self._events.write_text("", encoding="utf-8")
+                    with tempfile.TemporaryFile(dir=self.out):
+                        pass
                 except OSError as error:
                     raise UsageError(
                         f"--out: expected a folder that can be written. Received: {self.out} "
                         f"({error.strerror})",
                         remedy="--out with another folder",
                     ) from error
+
+    def begin(self, *, anew: bool) -> None:
+        """Begins the event log, or goes on with it; an older run's record is removed."""
+        if self.world.is_root:
+            (self.out / "run.json").unlink(missing_ok=True)
+            if anew:
+                self._events.unlink(missing_ok=True)
 
     def event(self, key: str, value: Any = None, **metadata: Any) -> None:
         """Appends one line to the event log, with MLPerf's key names.
@@ -195,8 +248,14 @@ class Recorder:
             key.rsplit("_", 1)[-1], "POINT_IN_TIME"
         )
         line = {"time_ms": time.time_ns() // 1_000_000, "event_type": kind, "key": key, "value": value}
-        with open(self._events, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "metadata": metadata}) + "\n")
+        try:
+            with open(self._events, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "metadata": metadata}) + "\n")
+        except OSError as error:
+            # A full disk is no reason to lose the training.
+            if not self._lost_events:
+                print(f"warning: {self._events}: {error.strerror}; events are lost", file=sys.stderr)
+            self._lost_events = True
 
     def write(self, record: RunRecord) -> None:
         """Writes ``run.json``, then waits until it is there for all ranks."""

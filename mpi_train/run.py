@@ -6,13 +6,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from mpi_train import environment
+from mpi_train import environment, watch
 from mpi_train.config import TrainConfig, one_example_a_rank
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
@@ -34,6 +34,9 @@ class Run:
     Attributes:
         shards: The data set.
         input_shape: Height, width, channels.
+        out: Folder of the run's record.
+        is_finished: Whether it held the record of a run that had come to its end, on the root.
+        epochs: Records of the epochs that are done.
 
     Raises:
         DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
@@ -41,6 +44,8 @@ class Run:
 
     def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
+        self._startup: dict[str, float] = {}
+        self.lap("import")
         one_example_a_rank(config.batch_size, world.size)
         with world.together():
             self.shards = ShardSet.open(config.data_dir, config.dataset)
@@ -48,28 +53,44 @@ class Run:
         self.input_shape = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
         self.num_classes = self.shards.manifest.num_classes
         self.num_train = self.shards.num_examples("train")
-        self._epochs: list[EpochRecord] = []
-        self._recorder = Recorder(config.out or Path("results") / strategy, world)
+        self.epochs: list[EpochRecord] = []
+        self.out = config.out or Path("results") / strategy
+        self._recorder = Recorder(self.out, world)
         self._recorder.open()
-        self._recorder.event("submission_benchmark", strategy)
-        self._recorder.event("init_start")
-        self._startup_s = 0.0
+        self.is_finished = (self.out / "run.json").exists()
+        self.event = self._recorder.event
         self.progress = Progress(speaks=world.is_root)
 
     def read(self, split: str) -> Examples:
         """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
         with self.world.together():
-            return self.shards.read(split, self.world.rank, self.world.size)
+            examples = self.shards.read(split, self.world.rank, self.world.size)
+        self.lap("load")
+        return examples
+
+    def lap(self, phase: str) -> None:
+        """Ends a phase of the start-up, which began where the last one ended."""
+        before = sum(self._startup.values())
+        self._startup[phase] = self._startup.get(phase, 0.0) + environment.process_age_s() - before
+
+    def begin(self, *, anew: bool) -> None:
+        """Begins the run's event log, or goes on with that of an interrupted run."""
+        self._recorder.begin(anew=anew)
+        self.event("submission_benchmark", self.strategy)
+        self.event("init_start")
 
     def start(self, model: keras.Model) -> None:
         """To be called when everything is built and traced, just before the first step."""
         self.world.barrier()
-        self._startup_s = max(self.world.gather_all(environment.process_age_s()))
-        self._recorder.event("init_stop")
-        self._recorder.event("global_batch_size", self.config.batch_size)
-        self._recorder.event("train_samples", self.num_train)
-        self._recorder.event("seed", self.config.seed)
-        self._recorder.event("run_start")
+        self.lap("trace")
+        everyone = self.world.gather_all(self._startup)
+        self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
+        self._startup_s = max(sum(rank.values()) for rank in everyone)
+        self.event("init_stop")
+        self.event("global_batch_size", self.config.batch_size)
+        self.event("train_samples", self.num_train)
+        self.event("seed", self.config.seed)
+        self.event("run_start")
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} x {self.threads} threads"
         self.progress.say(
             f"{self.strategy}: {model.name} ({model.count_params():,} weights), {self.config.dataset} "
@@ -79,7 +100,8 @@ class Run:
 
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
         """To be called before the first step of an epoch, counted from 1."""
-        self._recorder.event("epoch_start", epoch_num=epoch)
+        watch.note(f"epoch {epoch}, before the first step")
+        self.event("epoch_start", epoch_num=epoch)
         self.progress.begin(f"epoch {epoch}/{self.config.epochs}", num_steps)
 
     def end_epoch(
@@ -89,7 +111,7 @@ class Run:
         evaluate: Callable[[World], tuple[float, float]],
         *,
         stalled: bool = False,
-    ) -> None:
+    ) -> EpochRecord:
         """Evaluates, records and shows an epoch.
 
         Args:
@@ -102,40 +124,50 @@ class Run:
             DivergedError: the loss is not finite; on all ranks.
         """
         self.progress.end()
-        self._recorder.event("epoch_stop", epoch_num=epoch)
-        _require_finite(epoch, "training loss", totals.loss)
-        self._recorder.event("eval_start", epoch_num=epoch)
+        watch.note(f"epoch {epoch}, evaluation")
+        self.event("epoch_stop", epoch_num=epoch)
+        _require_finite(epoch, "training loss", totals.loss / totals.count)
+        self.event("eval_start", epoch_num=epoch)
         self.world.barrier()
         start = time.perf_counter()
         test_loss, test_accuracy = evaluate(self.world)
         _require_finite(epoch, "test loss", test_loss)
         eval_s = max(self.world.gather_all(time.perf_counter() - start))
-        self._recorder.event("eval_stop", epoch_num=epoch)
-        self._recorder.event("eval_accuracy", test_accuracy, epoch_num=epoch)
+        self.event("eval_stop", epoch_num=epoch)
+        self.event("eval_accuracy", test_accuracy, epoch_num=epoch)
         record = EpochRecord(
             epoch=epoch,
             train_s=totals.train_s,
             eval_s=eval_s,
             images_per_s=self.num_train / totals.train_s,
             sync_s=totals.sync_s,
-            train_loss=totals.loss,
+            train_loss=totals.mean_loss,
             train_accuracy=totals.accuracy,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             stalled=stalled,
             by_rank=totals.by_rank,
         )
-        self._epochs.append(record)
+        self.epochs.append(record)
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
-            f"{record.images_per_s:9,.0f} images/s  loss {totals.loss:.4f}  "
+            f"{record.images_per_s:9,.0f} images/s  loss {totals.mean_loss:.4f}  "
             f"accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
             + ("  (stalled: one step took most of this)" if stalled else "")
         )
+        return record
 
-    def finish(self, *, optimizer: keras.Optimizer, sync: dict[str, Any], weights_sha256: str) -> RunRecord:
+    def finish(
+        self,
+        *,
+        optimizer: keras.Optimizer,
+        sync: dict[str, Any],
+        weights_sha256: str,
+        history: Sequence[dict[str, Any]] = (),
+        checkpoint_s: float = 0.0,
+    ) -> RunRecord:
         """Writes ``run.json`` and returns what it holds."""
-        self._recorder.event("run_stop", status="success")
+        self.event("run_stop", status="success")
         record = RunRecord(
             strategy=self.strategy,
             command=" ".join([os.path.basename(sys.executable), *sys.argv]),
@@ -150,14 +182,17 @@ class Run:
             seed=self.config.seed,
             dtype=self.config.dtype,
             sync=sync,
-            epochs=self._epochs,
-            train_s=sum(epoch.train_s for epoch in self._epochs),
-            images_per_s=median_rate(self._epochs),
-            test_accuracy=self._epochs[-1].test_accuracy,
+            epochs=self.epochs,
+            train_s=sum(epoch.train_s for epoch in self.epochs),
+            images_per_s=median_rate(self.epochs),
+            test_accuracy=self.epochs[-1].test_accuracy,
             weights_sha256=weights_sha256,
             startup_s=self._startup_s,
+            startup=self._startup,
             peak_rss_mib=environment.peak_rss_mib(self.world),
             environment=environment.describe(self.world),
+            history=list(history),
+            checkpoint_s=checkpoint_s,
         )
         self._recorder.write(record)
         self.progress.say(

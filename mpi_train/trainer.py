@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -44,6 +45,42 @@ def num_correct(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(tf.argmax(outputs, 1, output_type=tf.int32) == labels, tf.float32))
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Steps ``first`` to ``stop`` of an epoch, as one rank saw them.
+
+    Attributes:
+        elapsed_s: What they took.
+        loss: Mean over their examples.
+        finite: Whether the loss and the weights are.
+    """
+
+    first: int
+    stop: int
+    elapsed_s: float
+    loss: float
+    finite: bool
+
+
+class Overseer:
+    """Is asked between chunks of steps. This one lets them run."""
+
+    def limit(self, first: int, stop: int) -> int:
+        """Where a chunk from step ``first`` must end that would end at ``stop``."""
+        return stop
+
+    def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
+        """Called after a chunk, on all ranks together.
+
+        Returns:
+            What it took the slowest rank, in seconds, and whether to pause: the same on all ranks.
+        """
+        return world.maximum(chunk.elapsed_s), False
+
+    def pause(self, step: int, so_far: EpochTotals) -> None:
+        """Called on all ranks together where a pause was wanted and the epoch is not over; may raise."""
+
+
 class Trainer:
     """Trains a model on the examples of this process.
 
@@ -72,6 +109,10 @@ class Trainer:
         self.update = update_for(optimizer, flat, self.devices[0])
         self.averaging = averaging or Nothing()
         self._from_logits = not returns_probabilities(flat.model)
+        self.feed(examples)
+
+    def feed(self, examples: Examples) -> None:
+        """Trains on these ``examples`` from now on."""
         with tf.device(self.devices[0]):
             # convert_to_tensor aliases a 64-byte-aligned array on the CPU, where tf.constant copies.
             self.images = tf.convert_to_tensor(examples.images)
@@ -101,40 +142,40 @@ class Trainer:
         order: np.ndarray,
         steps: Steps,
         world: World,
-        on_chunk: Callable[[int, float], None] = lambda _step, _loss: None,
+        overseer: Overseer | None = None,
+        *,
+        first: int = 0,
     ) -> EpochTotals:
-        """Runs the steps of one epoch.
+        """Runs the steps of one epoch, from step ``first`` on.
 
         Args:
             order: int32 (n,): the rank's examples in the order of this epoch.
             steps: How they are laid out in steps.
-            world: The ranks, which agree on the length of each chunk.
-            on_chunk: Called between chunks with the steps done and the mean loss of the last chunk's
-                examples on this rank.
+            world: The ranks.
+            overseer: Is asked between chunks.
         """
+        overseer = overseer or Overseer()
         run_steps = self.prepare(order, steps)
-        loss = correct = graph_s = 0.0
-        first, length = 0, 8
-        self.averaging.take_durations()
-        world.barrier()
-        begin = time.perf_counter()
+        meter = _Meter(world, self.averaging)
+        length = 8
         while first < len(steps):
-            stop = min(first + length, len(steps))
+            stop = overseer.limit(first, min(first + length, len(steps)))
             start = time.perf_counter()
-            chunk_loss, chunk_correct = run_steps(first, stop)
+            loss, correct = run_steps(first, stop)
             elapsed = time.perf_counter() - start
-            graph_s, loss, correct = graph_s + elapsed, loss + chunk_loss, correct + chunk_correct
-            on_chunk(stop, chunk_loss / max(1, steps[first:stop].num_examples))
-            length = max(1, int((stop - first) * CHUNK_S / world.maximum(elapsed)))
+            count = steps[first:stop].num_examples
+            meter.add(loss, correct, count, elapsed)
+            chunk = Chunk(first, stop, elapsed, loss / max(1, count), self._is_finite(loss))
+            slowest_s, pause = overseer.after(chunk, world)
+            if pause and stop < len(steps):
+                overseer.pause(stop, meter.totals())
+                meter.start()
+            length = max(1, int((stop - first) * CHUNK_S / slowest_s))
             first = stop
-        train_s = time.perf_counter() - begin
-        loss, correct, count = world.sum(np.array([loss, correct, len(order)], np.float64))
-        return EpochTotals(
-            loss=float(loss / count),
-            accuracy=float(correct / count),
-            train_s=world.maximum(train_s),
-            by_rank=_times_by_rank(world, train_s, graph_s, self.averaging.take_durations()),
-        )
+        return meter.totals()
+
+    def _is_finite(self, loss: float) -> bool:
+        return bool(np.isfinite(loss) and np.isfinite(self.flat.weights.numpy()).all())
 
     def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
         """Hands an epoch to TensorFlow.
@@ -245,6 +286,44 @@ class Trainer:
 
 def _arrays(steps: Steps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return steps.begins, steps.sizes, steps.scales
+
+
+class _Meter:
+    """Adds up an epoch's loss, hits and times; its clock stands still while the overseer has the turn."""
+
+    def __init__(self, world: World, averaging: Nothing) -> None:
+        self._world, self._averaging = world, averaging
+        self._loss = self._correct = self._count = self._graph_s = self._train_s = 0.0
+        self._reduce_s: list[np.ndarray] = []
+        averaging.take_durations()
+        self.start()
+
+    def start(self) -> None:
+        """Starts the clock on all ranks together."""
+        self._world.barrier()
+        self._begin = time.perf_counter()
+
+    def add(self, loss: float, correct: float, count: int, graph_s: float) -> None:
+        self._loss, self._correct, self._count = (
+            self._loss + loss,
+            self._correct + correct,
+            self._count + count,
+        )
+        self._graph_s += graph_s
+
+    def totals(self) -> EpochTotals:
+        """Stops the clock, and says what there is so far over all ranks; on all ranks together."""
+        self._train_s += time.perf_counter() - self._begin
+        self._reduce_s.append(self._averaging.take_durations())
+        world = self._world
+        loss, correct, count = world.sum(np.array([self._loss, self._correct, self._count], np.float64))
+        return EpochTotals(
+            loss=float(loss),
+            correct=float(correct),
+            count=int(count),
+            train_s=world.maximum(self._train_s),
+            by_rank=_times_by_rank(world, self._train_s, self._graph_s, np.concatenate(self._reduce_s)),
+        )
 
 
 def _times_by_rank(world: World, train_s: float, graph_s: float, reduce_s: np.ndarray) -> list[RankTimes]:

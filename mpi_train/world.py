@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,14 +99,40 @@ class World:
             self.comm.Allreduce(MPI.IN_PLACE, total)
         return total
 
-    def maximum(self, value: float) -> float:
-        """The largest ``value`` of all ranks."""
-        largest = np.array([value])
+    def maxima(self, array: np.ndarray) -> np.ndarray:
+        """The element-wise maximum of ``array`` over all ranks, as a new array."""
+        largest = np.array(array)
         if self.comm is not None:
             from mpi4py import MPI
 
             self.comm.Allreduce(MPI.IN_PLACE, largest, op=MPI.MAX)
-        return float(largest[0])
+        return largest
+
+    def maximum(self, value: float) -> float:
+        """The largest ``value`` of all ranks."""
+        return float(self.maxima(np.array([value]))[0])
+
+    def send(self, array: np.ndarray, *, to: int) -> None:
+        """Sends ``array`` to a rank that is about to ``receive`` it."""
+        assert self.comm is not None
+        self.comm.Send(np.ascontiguousarray(array), dest=to)
+
+    def receive(self, like: np.ndarray, *, source: int) -> np.ndarray:
+        """The array, of the shape and type of ``like``, that the rank ``source`` sends."""
+        assert self.comm is not None
+        array = np.empty_like(like)
+        self.comm.Recv(array, source=source)
+        return array
+
+    def send_object(self, value: Any, *, to: int) -> None:
+        """Sends anything that pickles, between ranks of one job."""
+        assert self.comm is not None
+        self.comm.send(value, dest=to)
+
+    def receive_object(self, *, source: int) -> Any:
+        """What the rank ``source`` sends with ``send_object``."""
+        assert self.comm is not None
+        return self.comm.recv(source=source)
 
     def barrier(self) -> None:
         if self.comm is not None:
@@ -224,8 +250,18 @@ def _abort_on_uncaught(world: World) -> None:
     sys.excepthook = hook
 
 
+_BEFORE_ABORT: list[Callable[[], None]] = []
+
+
+def before_abort(action: Callable[[], None]) -> None:
+    """Has ``action`` called before this process ends all ranks."""
+    _BEFORE_ABORT.append(action)
+
+
 def abort(world: World, code: int) -> None:
     """Ends every rank of the job at once with ``code``. Does not return under MPI."""
+    for action in _BEFORE_ABORT:
+        action()
     if world.comm is not None:
         world.comm.Abort(code)
 

@@ -88,7 +88,7 @@ def train(trainer: Trainer, data: ShardSet, world: World, num_epochs: int = 1) -
     count = len(data.read("train", world.rank, world.size))
     for epoch in range(1, num_epochs + 1):
         totals = trainer.train_epoch(epoch_order(1, epoch, world.rank, count), steps, world)
-    return totals.loss
+    return totals.mean_loss
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)

@@ -23,10 +23,12 @@ class Launch:
 
     script: str
     unit: str
+    flags: tuple[str, ...] = ()
 
 
 STRATEGIES = {
     "baseline": Launch("baseline.py", "process"),
+    "tuned": Launch("baseline.py", "process", ("--tuned",)),
     "mpi": Launch("mpi.py", "rank"),
     "mirrored": Launch("mirrored.py", "device"),
     "custom": Launch("custom.py", "device"),
@@ -110,6 +112,7 @@ def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: in
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     seed = config.seed + repeat - 1
     flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
+    flags += STRATEGIES[name].flags
     script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
     if unit == "rank":
         words = launch.mpiexec(workers, [sys.executable, script, *flags])

@@ -81,13 +81,24 @@ class ShardSet:
             UsageError: more ranks than examples.
             DataError: a shard is missing, truncated, altered, or not what the manifest says.
         """
+        return self.read_range(split, *self.range_of(split, rank, size))
+
+    def range_of(self, split: str, rank: int, size: int) -> tuple[int, int]:
+        """Numbers of the first of a rank's examples and of the one after the last.
+
+        Raises:
+            UsageError: more ranks than examples.
+        """
         total = self.num_examples(split)
         if size > total:
             raise UsageError(
                 f"expected at most as many ranks as {split} examples, {total}. Received: {size} ranks",
                 remedy=f"at most {total} ranks (NP={total})",
             )
-        start, stop = balanced_range(total, size, rank)
+        return balanced_range(total, size, rank)
+
+    def read_range(self, split: str, start: int, stop: int) -> Examples:
+        """The examples from number ``start`` to ``stop``, as ``read`` returns them and raising as it does."""
         touched = list(_touched(self.manifest.splits[split], start, stop))
         # All sizes before the first byte: memory is taken for what is really there.
         for part in touched:
@@ -102,6 +113,23 @@ class ShardSet:
             low, high = max(start, part.first), min(stop, part.first + part.shard.num_examples)
             into = Examples(own.images[low - start : high - start], own.labels[low - start : high - start])
             self._read_shard(into, split, part, low - part.first)
+        return own
+
+    def read_some(self, split: str, numbers: np.ndarray) -> Examples:
+        """The examples of these ``numbers``, ascending; at least one example, whatever it is.
+
+        Raises:
+            DataError: as ``read``.
+        """
+        first, stop = (int(numbers[0]), int(numbers[-1]) + 1) if len(numbers) else (0, 1)
+        region = self.read_range(split, first, stop)
+        chosen = numbers - first if len(numbers) else np.zeros(1, np.int64)
+        own = Examples(
+            aligned_empty((len(chosen), *region.images.shape[1:]), np.uint8),
+            aligned_empty((len(chosen),), np.uint8),
+        )
+        np.take(region.images, chosen, axis=0, out=own.images)
+        np.take(region.labels, chosen, axis=0, out=own.labels)
         return own
 
     def verify(self) -> None:

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which people with any kind of colour vision can tell apart
 # (https://jfly.uni-koeln.de/color/), without its yellow, which is too pale on white.
-_OWN_COLOUR = {"baseline": "#6B6B6B", "mpi": "#0072B2", "mirrored": "#D55E00", "custom": "#009E73"}
-_OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00")
+_OWN_COLOUR = {
+    "baseline": "#6B6B6B",
+    "tuned": "#56B4E9",
+    "mpi": "#0072B2",
+    "mirrored": "#D55E00",
+    "custom": "#009E73",
+}
+_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#332288")
 _TEXT = "#222222"
 _FAINT = "#C8C8C8"
 

@@ -1,20 +1,29 @@
-"""One process, plain Keras ``fit``, all cores: what every other strategy is measured against."""
+"""One process, Keras ``fit``, all cores: what every other strategy is measured against.
+
+As a user writes it, or ``--tuned``: one visit to Python for many steps.
+"""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 
 from mpi_train import devices
-from mpi_train.config import TrainConfig
+from mpi_train.config import BaselineConfig
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
 from mpi_train.strategies import keras_fit
 from mpi_train.world import World
 
+STEPS_PER_EXECUTION = 32
+"""Of ``--tuned``: one visit to Python for so many steps."""
 
-def train(config: TrainConfig, world: World, threads: int) -> RunRecord:
+
+def train(config: BaselineConfig, world: World, threads: int) -> RunRecord:
     """Trains and writes the record."""
     devices.own_device(world)
     return keras_fit.train(
-        Run("baseline", config, world, threads), scope=nullcontext, sync={"average": "none", "devices": 1}
+        Run("tuned" if config.tuned else "baseline", config, world, threads),
+        scope=nullcontext,
+        sync={"average": "none", "devices": 1},
+        steps_per_execution=STEPS_PER_EXECUTION if config.tuned else 1,
     )

@@ -20,24 +20,34 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train import models, optimizers
+from mpi_train.checkpoints import Arrays
 from mpi_train.data.examples import Examples
+from mpi_train.errors import DivergedError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import digest_of
 from mpi_train.records import EpochTotals, RunRecord
 from mpi_train.run import Run
-from mpi_train.trainer import as_input
+from mpi_train.session import Session, copies
+from mpi_train.trainer import CHUNK_S, Chunk, as_input
 
 STALL_S, STALL_FACTOR = 1.0, 20
 """An epoch has stalled when a step took longer than the one, in seconds, and than the other median steps."""
 
 
-def train(run: Run, *, scope: Callable[[], AbstractContextManager[Any]], sync: dict[str, Any]) -> RunRecord:
+def train(
+    run: Run,
+    *,
+    scope: Callable[[], AbstractContextManager[Any]],
+    sync: dict[str, Any],
+    steps_per_execution: int = 1,
+) -> RunRecord:
     """Builds and compiles the model inside ``scope()``, and trains it with ``fit``.
 
     Args:
         run: The frame: config, data, records.
         scope: Where variables are made, such as that of a ``tf.distribute.Strategy``.
         sync: What the record says about it.
+        steps_per_execution: As Keras means it: steps between two visits to Python.
     """
     config = run.config
     examples, test_examples = run.read("train"), run.read("test")
@@ -51,45 +61,108 @@ def train(run: Run, *, scope: Callable[[], AbstractContextManager[Any]], sync: d
             optimizer,
             keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
             metrics=["accuracy"],
+            steps_per_execution=steps_per_execution,
         )
     evaluator = Evaluator(
         lambda images: model(images, training=False), test_examples, from_logits=from_logits
     )
-    pipeline = batches(examples, config.batch_size, config.seed)
-    steps_per_epoch = -(-len(examples) // config.batch_size)
+    num_steps = -(-len(examples) // config.batch_size)
+    pipelines = _Pipelines(examples, config.batch_size, config.seed)
+    run.lap("build")
     with scope():
-        _warm_up(model, pipeline)
+        _warm_up(model, pipelines.endless(0))
     evaluator.trace()
+    session = Session(run, _State(model, scope))
+    session.begin()
     run.start(model)
-    model.fit(
-        pipeline,
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=False,  # the pipeline does it
-        verbose=0,
-        callbacks=[_Watch(run, evaluator, steps_per_epoch)],
+    with session.training():
+        while session.position.epoch <= config.epochs:
+            epoch, first = session.position.epoch, session.position.step
+            if steps_per_execution > 1:
+                # Keras would run whole executions, past the end of the epoch: the data must end it.
+                pipeline, steps, last = pipelines.epoch(epoch, first), None, epoch
+            else:
+                # One iterator for all epochs, but for one that was interrupted.
+                pipeline = pipelines.endless((epoch - 1) * num_steps + first)
+                steps, last = num_steps - first, epoch if first else config.epochs
+            try:
+                model.fit(
+                    pipeline,
+                    initial_epoch=epoch - 1,
+                    epochs=last,
+                    steps_per_epoch=steps,
+                    shuffle=False,  # the pipeline does it
+                    verbose=0,
+                    callbacks=[_Watch(session, evaluator, num_steps, len(examples))],
+                )
+            except DivergedError as error:
+                session.roll_back(error)
+    return run.finish(
+        optimizer=optimizer,
+        sync=sync,
+        weights_sha256=digest_of(model),
+        history=session.position.history,
+        checkpoint_s=session.checkpoints.seconds,
     )
-    return run.finish(optimizer=optimizer, sync=sync, weights_sha256=digest_of(model))
 
 
-def batches(examples: Examples, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Shuffled batches of float32 images and labels, epoch after epoch without end."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    images = as_input(tf.convert_to_tensor(examples.images))
-    labels = tf.convert_to_tensor(examples.labels.astype(np.int32))
-    # Indices are shuffled and the examples of a batch gathered at once, as Keras does with arrays:
-    # faster than shuffling the images themselves.
-    return (
-        tf.data.Dataset.range(len(examples))
-        .shuffle(len(examples), seed=seed)
-        .batch(batch_size)
-        .map(lambda indices: (tf.gather(images, indices), tf.gather(labels, indices)))
-        .prefetch(2)
-        .repeat()
-        .with_options(options)
-    )
+class _Pipelines:
+    """Shuffled batches of float32 images and labels.
+
+    Their order follows from the seed and the number of a step, so that one can begin anywhere. Numbers
+    are shuffled and the examples of a batch gathered at once, as Keras does with arrays: faster than
+    shuffling the images themselves.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self._images = as_input(tf.convert_to_tensor(examples.images))
+        self._labels = tf.convert_to_tensor(examples.labels.astype(np.int32))
+        self._count, self._batch_size, self._seed = len(examples), batch_size, seed
+
+    def endless(self, num_skipped: int) -> tf.data.Dataset:
+        """Epoch after epoch without end, but for the first steps."""
+        return self._gather(self._numbers(self._seed).repeat().skip(num_skipped))
+
+    def epoch(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
+        """One epoch, but for its first steps."""
+        seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
+        return self._gather(self._numbers(seed).skip(num_skipped))
+
+    def _numbers(self, seed: int) -> tf.data.Dataset:
+        return tf.data.Dataset.range(self._count).shuffle(self._count, seed=seed).batch(self._batch_size)
+
+    def _gather(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        images, labels = self._images, self._labels
+        batches = numbers.map(lambda some: (tf.gather(images, some), tf.gather(labels, some)))
+        return batches.prefetch(2).with_options(options)
+
+
+class _State:
+    """The model's and its optimizer's variables, for a checkpoint."""
+
+    def __init__(self, model: keras.Model, scope: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._model, self._scope = model, scope
+        self._variables = {
+            **{f"model/{i}": variable for i, variable in enumerate(model.variables)},
+            **{f"optimizer/{i}": variable for i, variable in enumerate(model.optimizer.variables)},
+        }
+
+    def arrays(self) -> Arrays:
+        return copies(self._variables)
+
+    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        with self._scope():
+            for name, variable in self._variables.items():
+                variable.assign(arrays[name])
+
+    def slow_down(self) -> float:
+        with self._scope():
+            rate = self._model.optimizer.learning_rate
+            rate.assign(rate / 2)
+        return float(rate)
 
 
 def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
@@ -103,35 +176,64 @@ def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Times the epochs and hands them to the run."""
+    """Times the epochs, hands them to the run, and asks the session between steps."""
 
     # Or Keras would wait for every step's figures, which plain ``fit`` does not.
     async_safe = True
 
-    def __init__(self, run: Run, evaluator: Evaluator, num_steps: int) -> None:
+    def __init__(self, session: Session, evaluator: Evaluator, num_steps: int, num_examples: int) -> None:
         super().__init__()
-        self._run, self._evaluator, self._num_steps = run, evaluator, num_steps
-        self._start = self._last_shown = 0.0
-        self._ends: list[float] = []
+        self._session, self._evaluator = session, evaluator
+        self._num_steps, self._num_examples = num_steps, num_examples
+        self._first = self._asked = 0
+        self._start = self._asked_at = self._last = 0.0
+        self._steps_s: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._run.begin_epoch(epoch + 1, self._num_steps)
-        self._start = self._last_shown = time.perf_counter()
-        self._ends = [self._start]
+        _, self._first = self._session.rest_of_epoch()
+        self._asked = self._first
+        self._session.begin_epoch(self._num_steps)
+        self._steps_s = []
+        self._start = self._asked_at = self._last = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = time.perf_counter()
-        self._ends.append(now)
-        if now - self._last_shown > 0.5 and logs:
-            self._last_shown = now
-            self._run.progress.advance(batch + 1, float(logs["loss"]))
+        self._steps_s.append(now - self._last)
+        self._last = now
+        step = min(self._first + batch + 1, self._num_steps)
+        if self._session.control.is_due(self._asked, step) or now - self._asked_at > CHUNK_S:
+            self._ask(step, logs or {})
+
+    def _ask(self, step: int, logs: dict[str, float]) -> None:
+        loss, elapsed_s = float(logs["loss"]), time.perf_counter() - self._asked_at
+        chunk = Chunk(self._asked, step, elapsed_s, loss, bool(np.isfinite(loss)))
+        _, pause = self._session.after(chunk, self._session.run.world)
+        if pause and step < self._num_steps:
+            so_far = self._totals(step, logs)
+            begin = time.perf_counter()
+            self._session.pause(step, so_far)
+            self._start += time.perf_counter() - begin
+            self._last = time.perf_counter()
+        self._asked, self._asked_at = step, time.perf_counter()
+
+    def _totals(self, step: int, logs: dict[str, float]) -> EpochTotals:
+        """What the steps from the first of this ``fit`` on came to."""
+        batch_size = self._session.run.config.batch_size
+        count = min(step * batch_size, self._num_examples) - self._first * batch_size
+        return EpochTotals(
+            loss=float(logs["loss"]) * count,
+            correct=float(logs["accuracy"]) * count,
+            count=count,
+            train_s=time.perf_counter() - self._start,
+        )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        now = time.perf_counter()
-        steps_s = np.diff([*self._ends, now])
-        stalled = bool(steps_s.max() > max(STALL_S, STALL_FACTOR * np.median(steps_s)))
         assert logs is not None
-        totals = EpochTotals(
-            loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), train_s=now - self._start
+        rest = self._totals(self._num_steps, logs)
+        steps_s = [*self._steps_s, time.perf_counter() - self._last]
+        stalled = max(steps_s) > max(STALL_S, STALL_FACTOR * float(np.median(steps_s)))
+        session = self._session
+        record = session.run.end_epoch(
+            epoch + 1, session.whole(rest), self._evaluator.evaluate, stalled=stalled
         )
-        self._run.end_epoch(epoch + 1, totals, self._evaluator.evaluate, stalled=stalled)
+        session.end_epoch(record)

@@ -7,13 +7,18 @@ from typing import Any
 
 from mpi_train import models, optimizers
 from mpi_train.averaging import Nothing
+from mpi_train.checkpoints import Arrays
+from mpi_train.data.examples import Examples
 from mpi_train.equality import average_statistics, check_equal, part_seeds, start_equal
+from mpi_train.errors import DivergedError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import FlatModel, digest_of
-from mpi_train.order import epoch_order, plan_steps
+from mpi_train.order import dealt, epoch_order, plan_steps
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
+from mpi_train.session import Session, copies
 from mpi_train.trainer import Trainer
+from mpi_train.world import World
 
 
 def train(
@@ -42,14 +47,73 @@ def train(
     steps = plan_steps(
         run.num_train, config.batch_size, rank=world.rank, size=world.size, num_parts=len(devices)
     )
+    run.lap("build")
     trainer.warm_up(epoch_order(config.seed, 0, world.rank, len(examples)), steps)
     evaluator.trace()
+    session = Session(run, _State(trainer, world))
+    session.begin()
     run.start(model)
-    for epoch in range(1, config.epochs + 1):
-        run.begin_epoch(epoch, len(steps))
-        order = epoch_order(config.seed, epoch, world.rank, len(examples))
-        totals = trainer.train_epoch(order, steps, world, run.progress.advance)
-        average_statistics(world, flat, len(examples))
-        check_equal(world, flat.arrays(), when=f"after epoch {epoch}")
-        run.end_epoch(epoch, totals, evaluator.evaluate)
-    return run.finish(optimizer=optimizer, sync=sync, weights_sha256=digest_of(flat.export()))
+    with session.training():
+        while session.position.epoch <= config.epochs:
+            try:
+                _train_epoch(session, trainer, examples, evaluator)
+            except DivergedError as error:
+                session.roll_back(error)
+    return run.finish(
+        optimizer=optimizer,
+        sync=sync,
+        weights_sha256=digest_of(flat.export()),
+        history=session.position.history,
+        checkpoint_s=session.checkpoints.seconds,
+    )
+
+
+def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluator: Evaluator) -> None:
+    """Trains an epoch, or the rest of one that was interrupted."""
+    run, epoch = session.run, session.position.epoch
+    config, world = run.config, run.world
+    closed, first = session.rest_of_epoch()
+    num_closed = sum(leg.num_steps for leg in closed)
+    own = examples
+    if closed:
+        # What is left of the epoch is dealt to another number of ranks than began it.
+        mine = dealt(run.num_train, config.batch_size, config.seed, epoch, closed, world.rank, world.size)
+        with world.together():
+            own = run.shards.read_some("train", mine)
+    trainer.feed(own)
+    num_left = run.num_train - num_closed * config.batch_size
+    order = epoch_order(config.seed, epoch, world.rank, len(own), len(closed))
+    steps = plan_steps(
+        num_left, config.batch_size, rank=world.rank, size=world.size, num_parts=len(trainer.devices)
+    )
+    session.begin_epoch(num_closed + len(steps))
+    rest = trainer.train_epoch(order, steps, world, session, first=first)
+    average_statistics(world, trainer.flat, len(examples))
+    check_equal(world, trainer.flat.arrays(), when=f"after epoch {epoch}")
+    session.end_epoch(run.end_epoch(epoch, session.whole(rest), evaluator.evaluate))
+
+
+class _State:
+    """The trainer's variables, for a checkpoint."""
+
+    def __init__(self, trainer: Trainer, world: World) -> None:
+        self._trainer, self._world = trainer, world
+        self._variables = {
+            "weights": trainer.flat.weights.value,
+            **{f"states/{i}": state for i, state in enumerate(trainer.flat.states)},
+            **{f"optimizer/{i}": variable for i, variable in enumerate(trainer.update.variables)},
+        }
+
+    def arrays(self) -> Arrays:
+        return copies(self._variables)
+
+    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        for name, variable in self._variables.items():
+            variable.assign(arrays[name])
+        if not same_size:
+            part_seeds(self._world, self._trainer.flat.states)
+
+    def slow_down(self) -> float:
+        rate = self._trainer.update.optimizer.learning_rate
+        rate.assign(rate / 2)
+        return float(rate)

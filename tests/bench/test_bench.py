@@ -36,7 +36,9 @@ devices = strategy in ("mirrored", "custom")
 parser = argparse.ArgumentParser()
 for name, kind in (("out", Path), ("seed", int), ("devices", int), ("threads", int), ("epochs", int)):
     parser.add_argument("--" + name, type=kind, default=1)
+parser.add_argument("--tuned", action="store_true")
 flags, _ = parser.parse_known_args()
+strategy = "tuned" if flags.tuned else strategy
 size, rank = 1, 0
 if strategy == "mpi":
     from mpi4py import MPI
@@ -101,10 +103,10 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
     code, out, err = run(place, "--repeats", "2", "--epochs", "1", "--seed", "3")
     assert (code, err) == (0, "")
     finished = [line.split("] ")[1].split()[0] for line in out.splitlines() if line.startswith("[")]
-    assert finished == ["baseline", "mpi", "mirrored", "custom", "mpi"] * 2
+    assert finished == ["baseline", "tuned", "mpi", "mirrored", "custom", "mpi"] * 2
     results = place / "results/bench"
     attempts = read_attempts(results)
-    assert [a.exit_code for a in attempts] == [0] * 10
+    assert [a.exit_code for a in attempts] == [0] * 12
     for attempt in attempts:
         record = records.read_run(results / attempt.folder / "run.json")
         assert record.seed == 2 + attempt.repeat
@@ -233,11 +235,12 @@ def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     config = BenchConfig(np=4, repeats=1, model="mlp", batch_size=96, dtype="bfloat16", out=tmp_path)
     jobs = {job.attempt.folder: job for job in plan(config, Path("jobs"))}
-    assert list(jobs) == ["baseline/1", "mpi/1", "mirrored/1", "custom/1", "reference/1"]
+    assert list(jobs) == ["baseline/1", "tuned/1", "mpi/1", "mirrored/1", "custom/1", "reference/1"]
     for job in jobs.values():
         words = " ".join(job.words)
         assert "--model mlp --batch-size 96 --dtype bfloat16" in words
         assert f"--out {tmp_path / job.attempt.folder}" in words
+    assert jobs["tuned/1"].words[-1] == "--tuned"
     assert jobs["custom/1"].words[-2:] == ["--devices", "4"]
     # The reference has the threads that each of the 4 ranks has on these 8 cores.
     assert "--threads 2" in " ".join(jobs["reference/1"].words)

@@ -41,6 +41,7 @@ def assert_one_message(result: subprocess.CompletedProcess[str], code: int, *tex
     ("job", "ranks", "flags"),
     [
         ("baseline", 1, []),
+        ("baseline", 1, ["--tuned"]),
         ("mirrored", 1, ["--devices", "2"]),
         ("custom", 1, ["--devices", "2"]),
         ("mpi", 1, []),
@@ -58,7 +59,7 @@ def test_each_job_trains_and_leaves_a_record(
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     record = read_run(tmp_path / "run.json")
-    assert record.strategy == job
+    assert record.strategy == ("tuned" if "--tuned" in flags else job)
     assert record.dataset == "synthetic"
     assert record.world_size == ranks
     assert len(record.environment["hosts"]) == ranks
@@ -66,6 +67,8 @@ def test_each_job_trains_and_leaves_a_record(
     assert record.epochs[-1].train_loss < record.epochs[0].train_loss
     assert record.test_accuracy > 0.3
     assert record.peak_rss_mib > 50
+    assert list(record.startup) == ["import", "load", "build", "trace"]
+    assert record.startup_s >= max(record.startup.values()) > 0
     assert re.fullmatch("[0-9a-f]{64}", record.weights_sha256)
     keys = [json.loads(line)["key"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert keys.count("epoch_stop") == 3

@@ -1,0 +1,104 @@
+"""What the ranks agree on between two chunks of steps: how long the next is, to save, to stop, or to give up.
+
+A signal reaches ranks at different steps, and a disk or a clock is one rank's alone. So each rank says
+what it knows, one all-reduce makes it common, and all act at the same step.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+
+from mpi_train.world import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""Which ask a run to save and stop. USR2, as some libraries have a use of their own for USR1."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do next.
+
+    Attributes:
+        slowest_s: Seconds that the chunk took on the slowest rank.
+        diverged: A loss or a weight is not finite somewhere.
+        stop: Somebody asked to stop.
+        save: A checkpoint is due.
+    """
+
+    slowest_s: float
+    diverged: bool
+    stop: bool
+    save: bool
+
+
+class Control:
+    """Args:
+    world: The ranks.
+    every_steps: Steps of an epoch between two checkpoints; 0 for none but those that time asks for.
+    every_s: Seconds between two checkpoints; the root's clock counts.
+    """
+
+    def __init__(self, world: World, *, every_steps: int = 0, every_s: float = math.inf) -> None:
+        self._world = world
+        self._every_steps, self._every_s = every_steps, every_s
+        self._last_save = time.monotonic()
+        self._signal: int | None = None
+        self.stopping = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals that ask to stop. A second Ctrl-C ends the process at once."""
+        before = {number: signal.signal(number, self._asked) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    @property
+    def reason(self) -> str:
+        """The signal that this rank got, for a message; empty when it got none."""
+        return "" if self._signal is None else signal.Signals(self._signal).name
+
+    def limit(self, first: int, stop: int) -> int:
+        """Where a chunk from step ``first`` that would end at ``stop`` must end for a checkpoint."""
+        if not self._every_steps:
+            return stop
+        return min(stop, (first // self._every_steps + 1) * self._every_steps)
+
+    def is_due(self, first: int, stop: int) -> bool:
+        """Whether the number of steps asks for a checkpoint between two steps."""
+        every = self._every_steps
+        return every > 0 and first // every != stop // every
+
+    def agree(self, *, first: int, stop: int, elapsed_s: float, finite: bool) -> Decision:
+        """On all ranks together, after a chunk.
+
+        Args:
+            first, stop: Between which steps of the epoch the chunk was.
+            elapsed_s: What the chunk took on this rank.
+            finite: Whether its loss and this rank's weights are.
+        """
+        due = self.is_due(first, stop)
+        due |= time.monotonic() - self._last_save >= self._every_s
+        mine = np.array([elapsed_s, not finite, self._signal is not None, due and self._world.is_root])
+        slowest_s, diverged, stop, save = self._world.maxima(mine)
+        self.stopping = stop > 0
+        return Decision(float(slowest_s), diverged > 0, stop > 0, save > 0)
+
+    def saved(self) -> None:
+        """To be called after a checkpoint was written."""
+        self._last_save = time.monotonic()

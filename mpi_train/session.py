@@ -1,0 +1,283 @@
+"""A run that may be interrupted: where it is, what it has saved, and what becomes of it when asked to stop.
+
+The strategies train; this decides, between two steps and the same on all ranks, when to save, when to
+stop, and from where to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from mpi_train import watch
+from mpi_train.checkpoints import Arrays, Checkpoints, Position
+from mpi_train.config import TrainConfig
+from mpi_train.control import Control
+from mpi_train.errors import DivergedError, RunAgainError, UsageError
+from mpi_train.order import Leg
+from mpi_train.records import EpochRecord, EpochTotals
+from mpi_train.run import Run
+from mpi_train.trainer import Chunk, Overseer
+from mpi_train.world import World
+
+MAX_ROLLBACKS = 3
+
+
+class State(Protocol):
+    """What a strategy trains: all that must be known to go on with it."""
+
+    def arrays(self) -> Arrays:
+        """Copies of the weights, the optimizer's variables and the model's other state, by name."""
+
+    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        """The inverse, with the arrays of this rank; or, after a change of size, with the ranks' mean."""
+
+    def slow_down(self) -> float:
+        """Halves the learning rate, and says what it is now."""
+
+
+class Session(Overseer):
+    """Args:
+        run: The frame.
+        state: What is trained.
+
+    Attributes:
+        position: Between which steps the run is.
+        control: What the ranks agree on between chunks of steps.
+    """
+
+    def __init__(self, run: Run, state: State) -> None:
+        config, world = run.config, run.world
+        self.run, self.state = run, state
+        self.position = Position()
+        self._closed: tuple[Leg, ...] = ()
+        self._offset = 0
+        self._before = EpochTotals()
+        self.control = Control(
+            world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
+        )
+        self.checkpoints = Checkpoints(run.out, world, _work(run), run.progress.say)
+
+    def begin(self) -> None:
+        """Goes on where an interrupted run was, or starts anew; to be called when all is built and traced.
+
+        Raises:
+            UsageError, DataError: as ``Checkpoints.find``; on all ranks.
+        """
+        run = self.run
+        # A run that came to its end has left its record; auto means to go on with one that has not.
+        resume = run.config.resume
+        if resume == "auto" and any(run.world.gather_all(run.is_finished)):
+            resume = "never"
+        found = self.checkpoints.find(resume)
+        run.begin(anew=found is None)
+        if found is None:
+            if run.config.on_nan == "rollback":
+                self._save()
+            return
+        same_size = found.size == run.world.size
+        self._restore(found.arrays, same_size=same_size)
+        position = found.position
+        event = {
+            "kind": "resumed", "epoch": position.epoch, "step": position.step, "world_size": run.world.size,
+        }  # fmt: skip
+        self.position = replace(position, history=(*position.history, event))
+        run.epochs = list(position.epochs)
+        size = "" if same_size else f", then on {found.size} ranks and now on {run.world.size}"
+        run.progress.say(
+            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}"
+        )
+        run.event("resumed", found.path.name, epoch_num=position.epoch)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The time in which signals stop the run at the next step boundary."""
+        with self.control.listening():
+            yield
+
+    # ---- Within an epoch --------------------------------------------------------------------------------
+
+    def rest_of_epoch(self) -> tuple[tuple[Leg, ...], int]:
+        """The legs of the epoch that are over, and how many steps of the present one are done."""
+        legs, size = self.position.legs, self.run.world.size
+        if legs and legs[-1].size == size:
+            return legs[:-1], legs[-1].num_steps
+        return legs, 0
+
+    def begin_epoch(self, num_steps: int) -> None:
+        """To be called before the first step of an epoch, or of the rest of one.
+
+        Args:
+            num_steps: Of the whole epoch.
+        """
+        self._closed, first = self.rest_of_epoch()
+        self._offset = sum(leg.num_steps for leg in self._closed)
+        self._before = self.position.so_far
+        self.run.begin_epoch(self.position.epoch, num_steps)
+        if self._offset + first:
+            self.run.progress.advance(self._offset + first, self._before.mean_loss)
+
+    def limit(self, first: int, stop: int) -> int:
+        """As ``Overseer`` has it."""
+        end = self.control.limit(self._offset + first, self._offset + stop)
+        watch.note(
+            f"epoch {self.position.epoch}, training, between step {self._offset + first + 1} and {end}"
+        )
+        return end - self._offset
+
+    def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
+        """As ``Overseer`` has it.
+
+        Raises:
+            DivergedError: the loss or the weights are not finite on some rank; on all ranks.
+        """
+        first, stop = self._offset + chunk.first, self._offset + chunk.stop
+        decision = self.control.agree(first=first, stop=stop, elapsed_s=chunk.elapsed_s, finite=chunk.finite)
+        if decision.diverged:
+            raise self._diverged(first, stop, finite=chunk.finite)
+        self.run.progress.advance(stop, chunk.loss)
+        return decision.slowest_s, decision.stop or decision.save
+
+    def pause(self, step: int, so_far: EpochTotals) -> None:
+        """Saves in mid-epoch, and leaves if the run is to stop.
+
+        Args:
+            step: Steps of the present leg that are done.
+            so_far: What this process saw of the epoch.
+
+        Raises:
+            RunAgainError: it is to stop; on all ranks.
+        """
+        legs = (*self._closed, Leg(self.run.world.size, step))
+        self.position = replace(self.position, legs=legs, so_far=self._before + so_far)
+        self._save_or_leave()
+
+    def whole(self, rest: EpochTotals) -> EpochTotals:
+        """What the epoch came to, given what this process saw of it."""
+        return self._before + rest
+
+    def end_epoch(self, record: EpochRecord) -> None:
+        """Saves after an epoch, and leaves if the run is to stop and is not at its end.
+
+        Raises:
+            RunAgainError: as ``pause``.
+        """
+        before = self.position
+        self.position = Position(
+            epoch=before.epoch + 1, epochs=(*before.epochs, record), history=before.history
+        )
+        if record.epoch == self.run.config.epochs:
+            self._save()
+        else:
+            self._save_or_leave()
+
+    def _diverged(self, first: int, stop: int, *, finite: bool) -> DivergedError:
+        """The error of a loss or weights that are not finite after the steps ``first`` to ``stop``.
+
+        On all ranks together; counted within the epoch.
+        """
+        world = self.run.world
+        where = [
+            f"rank {rank} on {world.hosts[rank]}"
+            for rank, theirs in enumerate(world.gather_all(finite))
+            if not theirs
+        ]
+        return DivergedError(
+            f"epoch {self.position.epoch}, between step {first + 1} and {stop}: the loss or the weights "
+            f"became NaN or infinite on {', '.join(where)}. The last checkpoint is kept",
+            remedy="a smaller --learning-rate, or --on-nan rollback",
+        )
+
+    def roll_back(self, error: DivergedError) -> None:
+        """Goes back to the last checkpoint with half the learning rate, or raises ``error`` again."""
+        run = self.run
+        history = self.position.history
+        if run.config.on_nan != "rollback" or len(_rollbacks(history)) >= MAX_ROLLBACKS:
+            raise error
+        found = self.checkpoints.find("auto")
+        if found is None:
+            raise error
+        self._restore(found.arrays, same_size=True)
+        position = found.position
+        # What the checkpoint has of it happened before; the rate counts from there.
+        times = 1 + len(_rollbacks(history)) - len(_rollbacks(position.history))
+        rate = [self.state.slow_down() for _ in range(times)][-1]
+        event = {
+            "kind": "rolled back", "epoch": position.epoch, "step": position.step, "learning_rate": rate,
+        }  # fmt: skip
+        self.position = replace(position, history=(*history, event))
+        run.epochs = list(position.epochs)
+        run.progress.end()
+        run.progress.say(
+            f"warning: {error.message}\nrolled back: to {found.path.name}, learning rate now {rate:g}"
+        )
+
+    # ---- Saving -----------------------------------------------------------------------------------------
+
+    def _save(self) -> bool:
+        watch.note(f"epoch {self.position.epoch}, writing a checkpoint")
+        written = self.checkpoints.save(self.position, self.state.arrays())
+        self.control.saved()
+        return written
+
+    def _save_or_leave(self) -> None:
+        written = self._save()
+        if not self.control.stopping:
+            return
+        run, position = self.run, self.position
+        run.progress.end()
+        where = f"epoch {position.epoch}, {position.step} steps done"
+        reasons = [reason for reason in run.world.gather_all(self.control.reason) if reason]
+        run.event("run_stop", status="aborted")
+        if not written:
+            raise UsageError(f"stopped by {reasons[0]} in {where}, and could not save", remedy="see above")
+        raise RunAgainError(
+            f"stopped by {reasons[0]} in {where}; saved in {self.checkpoints.folder}",
+            remedy="run the same command again, and it goes on from there",
+        )
+
+    def _restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        with self.run.world.together():
+            here = self.state.arrays()
+            apart = [
+                name
+                for name in here.keys() | arrays.keys()
+                if name not in here or name not in arrays or arrays[name].shape != here[name].shape
+            ]
+            if apart:
+                raise UsageError(
+                    f"the checkpoint is of another model or optimizer: {min(apart)} differs",
+                    remedy="--resume never, or --out with another folder",
+                )
+        self.state.restore(arrays, same_size=same_size)
+
+
+def _rollbacks(history: tuple[dict[str, object], ...]) -> list[dict[str, object]]:
+    return [event for event in history if event["kind"] == "rolled back"]
+
+
+def _work(run: Run) -> dict[str, object]:
+    """What two runs must have in common for one to go on with the other's checkpoint."""
+    config: TrainConfig = run.config
+    names = (
+        "model",
+        "batch_size",
+        "optimizer",
+        "learning_rate",
+        "seed",
+        "dtype",
+        "dataset",
+        "average",
+        "every",
+    )
+    found = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return {"strategy": run.strategy, "dataset_sha256": run.shards.manifest.raw_sha256, **found}
+
+
+def copies(variables: dict[str, object]) -> Arrays:
+    """Copies of TensorFlow's or Keras's variables, by name."""
+    return {name: np.array(variable.numpy()) for name, variable in variables.items()}  # type: ignore[attr-defined]
