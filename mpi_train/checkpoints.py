@@ -202,6 +202,8 @@ class Checkpoints:
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self._listed()[KEPT - 1 :]:
+                _remove(old)
             files.write(temporary, state, entries, coming)
             os.replace(temporary, path)
             folder = os.open(self.folder, os.O_RDONLY)
@@ -214,8 +216,6 @@ class Checkpoints:
                 pass
             _remove(temporary)
             return self._explained(error, files.num_bytes(state, entries))
-        for old in self._listed()[KEPT:]:
-            _remove(old)
         return None
 
     def _explained(self, error: OSError, needed: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from typing import NoReturn
 
-from mpi_train import devices, watch
+from mpi_train import control, devices, watch
 from mpi_train import world as worlds
 from mpi_train.config import MpiConfig, StepConfig, TrainConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
@@ -39,6 +39,8 @@ def run_job(
         # --help prints; one rank speaks.
         with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
             config = parse(kind, description=description, prog=f"python jobs/{job}.py")
+        if isinstance(config, TrainConfig):
+            control.listen()
         if isinstance(config, MpiConfig):
             watch.start(world, config.stall_timeout)
         share = devices.claim_cores(world, config.threads)

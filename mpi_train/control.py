@@ -22,6 +22,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """Which ask a run to save and stop. USR2, as some libraries have a use of their own for USR1."""
 
 
+_asked: list[int] = []
+"""Signals that this process got and that have not been acted on."""
+
+
+def listen() -> None:
+    """Takes SIGUSR2 from now on, which would end a process that still starts; the run acts on it later."""
+    signal.signal(signal.SIGUSR2, lambda number, _: _asked.append(number))
+
+
 @dataclass(frozen=True)
 class Decision:
     """What all ranks do next.
@@ -50,28 +59,28 @@ class Control:
         self._world = world
         self._every_steps, self._every_s = every_steps, every_s
         self._last_save = time.monotonic()
-        self._signal: int | None = None
         self.stopping = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals that ask to stop. A second Ctrl-C ends the process at once."""
-        before = {number: signal.signal(number, self._asked) for number in SIGNALS}
+        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            _asked.clear()
 
-    def _asked(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signal == signal.SIGINT:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in _asked:
             raise KeyboardInterrupt
-        self._signal = number
+        _asked.append(number)
 
     @property
     def reason(self) -> str:
         """The signal that this rank got, for a message; empty when it got none."""
-        return "" if self._signal is None else signal.Signals(self._signal).name
+        return signal.Signals(_asked[0]).name if _asked else ""
 
     def limit(self, first: int, stop: int) -> int:
         """Where a chunk from step ``first`` that would end at ``stop`` must end for a checkpoint."""
@@ -94,7 +103,7 @@ class Control:
         """
         due = self.is_due(first, stop)
         due |= time.monotonic() - self._last_save >= self._every_s
-        mine = np.array([elapsed_s, not finite, self._signal is not None, due and self._world.is_root])
+        mine = np.array([elapsed_s, not finite, bool(_asked), due and self._world.is_root])
         slowest_s, diverged, stop, save = self._world.maxima(mine)
         self.stopping = stop > 0
         return Decision(float(slowest_s), diverged > 0, stop > 0, save > 0)

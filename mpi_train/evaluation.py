@@ -8,11 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
+from mpi_train.memory import as_tensor
 from mpi_train.trainer import as_input, losses_of, num_correct
 from mpi_train.world import World
 
-BATCH = 500
-"""Examples at a time: enough to keep the cores busy, small enough to stay in their caches."""
+BATCH = 128
+"""Examples at a time: enough to keep the cores busy, few enough to take little memory."""
 
 
 class Evaluator:
@@ -27,8 +28,8 @@ class Evaluator:
     ) -> None:
         self._predict = predict
         self._from_logits = from_logits
-        self._images = tf.convert_to_tensor(examples.images)
-        self._labels = tf.convert_to_tensor(examples.labels)
+        self._images = as_tensor(examples.images)
+        self._labels = as_tensor(examples.labels)
 
     def trace(self) -> None:
         """Builds the graph, so that the first evaluation's time holds evaluation alone."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 ALIGNMENT = 64
-"""Bytes. TensorFlow aliases a NumPy array that starts on such a boundary, and copies any other."""
+"""Bytes. TensorFlow wants the memory of a tensor to start on such a boundary."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -17,3 +20,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     memory = np.empty(num_bytes + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
     return memory[offset : offset + num_bytes].view(dtype).reshape(shape)
+
+
+def as_tensor(array: np.ndarray) -> tf.Tensor:
+    """A tensor in the memory of an aligned ``array``, which must not change after this.
+
+    ``tf.convert_to_tensor`` copies arrays of uint8, for a while even twice.
+    """
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

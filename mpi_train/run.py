@@ -123,6 +123,8 @@ class Run:
         Raises:
             DivergedError: the loss is not finite; on all ranks.
         """
+        if totals.count != self.num_train:
+            raise RuntimeError(f"epoch {epoch} visited {totals.count} examples of {self.num_train}")
         self.progress.end()
         watch.note(f"epoch {epoch}, evaluation")
         self.event("epoch_stop", epoch_num=epoch)

@@ -17,6 +17,7 @@ import tensorflow as tf
 from mpi_train.averaging import Nothing
 from mpi_train.data.examples import Examples
 from mpi_train.flat import FlatModel
+from mpi_train.memory import as_tensor
 from mpi_train.models import returns_probabilities
 from mpi_train.optimizers import update_for
 from mpi_train.order import Steps
@@ -114,9 +115,9 @@ class Trainer:
     def feed(self, examples: Examples) -> None:
         """Trains on these ``examples`` from now on."""
         with tf.device(self.devices[0]):
-            # convert_to_tensor aliases a 64-byte-aligned array on the CPU, where tf.constant copies.
-            self.images = tf.convert_to_tensor(examples.images)
-            self.labels = tf.convert_to_tensor(examples.labels)
+            # On the CPU this is the same memory, on a GPU a copy.
+            self.images = tf.identity(as_tensor(examples.images))
+            self.labels = tf.identity(as_tensor(examples.labels))
 
     @property
     def variables(self) -> list[tf.Variable]:

@@ -29,8 +29,6 @@ from mpi_train.memory import aligned_empty
 
 __all__ = ["Examples", "ShardSet", "balanced_range", "write_shards"]
 
-# TensorFlow aliases a NumPy array that starts on such a boundary, and copies any other.
-_ALIGNMENT = 64
 
 
 def balanced_range(n: int, size: int, rank: int) -> tuple[int, int]:

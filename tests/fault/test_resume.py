@@ -1,0 +1,145 @@
+"""A run that is interrupted, and goes on: the same bits as one that never was."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpi_train.data.shards import ShardSet
+from mpi_train.order import Leg, dealt, epoch_order, plan_steps
+
+pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(300)]
+
+WAYS = [
+    ("mpi", 2, []),
+    ("mpi", 2, ["--average", "gradients"]),
+    ("mpi", 3, ["--every", "5"]),
+    ("mpi", 2, ["--model", "resnet", "--epochs", "12"]),
+    ("custom", 1, ["--devices", "2"]),
+    ("baseline", 1, []),
+    ("baseline", 1, ["--tuned"]),
+    ("mirrored", 1, ["--devices", "2"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("job", "ranks", "flags"),
+    WAYS,
+    ids=lambda value: "_".join(value) if isinstance(value, list) else str(value),
+)
+def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(job, ranks, flags, start) -> None:
+    whole = start(job, *flags, "--checkpoint-every", "0", ranks=ranks, out="whole")
+    assert whole.ended(within_s=120) == 0, whole.printed
+    rng = random.Random(len(flags) + ranks)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        stopped = start(job, *flags, ranks=ranks)
+        stopped.wait_for_training(rng)
+        # One rank alone gets it; all must stop.
+        signal_to(stopped.pid(ranks - 1), number)
+        assert stopped.ended(within_s=30) == 75, stopped.printed
+        assert f"stopped by {number.name} in epoch" in stopped.printed
+        assert stopped.printed.count("error: ") == 1
+        assert not (stopped.out / "run.json").exists()
+    resumed = start(job, *flags, ranks=ranks)
+    assert resumed.ended(within_s=120) == 0, resumed.printed
+    assert "resumed: " in resumed.printed
+    record, expected = resumed.record(), whole.record()
+    assert record.weights_sha256 == expected.weights_sha256
+    assert [event["kind"] for event in record.history] == ["resumed", "resumed"]
+    assert [epoch.epoch for epoch in record.epochs] == [epoch.epoch for epoch in expected.epochs]
+    for mine, theirs in zip(record.epochs, expected.epochs, strict=True):
+        assert mine.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert mine.train_accuracy == pytest.approx(theirs.train_accuracy, abs=1e-6)
+        assert mine.test_accuracy == theirs.test_accuracy
+
+
+def signal_to(pid: int, number: signal.Signals) -> None:
+    import os
+
+    os.kill(pid, number)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (3, 5)])
+def test_on_another_number_of_ranks_it_goes_on_from_the_same_place(before, after, start) -> None:
+    stopped = start("mpi", "--epochs", "30", ranks=before)
+    stopped.wait_for_training(random.Random(before))
+    signal_to(stopped.pid(0), signal.SIGTERM)
+    assert stopped.ended(within_s=30) == 75, stopped.printed
+    resumed = start("mpi", "--epochs", "30", ranks=after)
+    # Each epoch is checked as it ends to have visited as many examples as there are.
+    assert resumed.ended(within_s=120) == 0, resumed.printed
+    assert f"then on {before} ranks and now on {after}" in resumed.printed
+    record = resumed.record()
+    assert record.world_size == after
+    assert record.history[0]["world_size"] == after
+    assert len(record.epochs) == 30
+    assert record.epochs[-1].train_loss < record.epochs[0].train_loss
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (3, 5), (4, 1, 7, 2), (1, 64)])
+@pytest.mark.parametrize("batch_size", [12, 50, 64])
+def test_each_example_of_an_epoch_is_visited_once_whatever_the_ranks(sizes, batch_size) -> None:
+    num_examples, seed, epoch = 509, 3, 2
+    rng = np.random.default_rng([*sizes, batch_size])
+    legs: list[Leg] = []
+    visited: list[int] = []
+    left = num_examples
+    for number, size in enumerate(sizes):
+        total = -(-left // batch_size)
+        num_steps = total if number == len(sizes) - 1 else int(rng.integers(1, max(2, total // 2)))
+        in_step = np.zeros(num_steps, int)
+        for rank in range(size):
+            mine = dealt(num_examples, batch_size, seed, epoch, legs, rank, size)
+            order = epoch_order(seed, epoch, rank, len(mine), number)
+            steps = plan_steps(left, batch_size, rank=rank, size=size)
+            in_step += np.where(steps.scales > 0, steps.sizes[..., 0], 0)[:num_steps, 0]
+            visited += mine[order[: steps[:num_steps].num_examples]].tolist()
+        left -= int(in_step.sum())
+        assert (in_step[:-1] == batch_size).all()
+        legs.append(Leg(size, num_steps))
+    assert sorted(visited) == list(range(num_examples))
+
+
+def test_chosen_examples_are_those_of_the_whole_set(tiny: ShardSet) -> None:
+    numbers = np.array([0, 3, 127, 128, 300, 508])
+    everything, some = tiny.read("train"), tiny.read_some("train", numbers)
+    assert (some.images == everything.images[numbers]).all()
+    assert (some.labels == everything.labels[numbers]).all()
+    assert len(tiny.read_some("train", numbers[:0])) == 1
+
+
+def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_with(start) -> None:
+    first = start("mpi", "--epochs", "2")
+    assert first.ended(within_s=60) == 0, first.printed
+    again = start("mpi", "--epochs", "2")
+    assert again.ended(within_s=60) == 0, again.printed
+    assert "resumed" not in again.printed
+    (first.out / "run.json").unlink()  # as if it had been interrupted
+    other = start("mpi", "--epochs", "2", "--seed", "2")
+    assert other.ended(within_s=60) == 2
+    assert "is of another run: seed is 1 there, and 2 here" in other.printed
+    assert "--resume never" in other.printed
+    anew = start("mpi", "--epochs", "2", "--seed", "2", "--resume", "never")
+    assert anew.ended(within_s=60) == 0, anew.printed
+
+
+def test_more_epochs_after_the_end(start) -> None:
+    whole = start("mpi", "--epochs", "6", ranks=2, out="whole")
+    assert whole.ended(within_s=60) == 0, whole.printed
+    first = start("mpi", "--epochs", "4", ranks=2)
+    assert first.ended(within_s=60) == 0, first.printed
+    last = first.out / "checkpoints/epoch-0005-step-0000000.ckpt"
+    more = start("mpi", "--epochs", "6", "--resume", str(last), ranks=2)
+    assert more.ended(within_s=60) == 0, more.printed
+    assert more.record().weights_sha256 == whole.record().weights_sha256
+
+
+def test_a_checkpoint_that_is_not_there(start, tmp_path: Path) -> None:
+    job = start("mpi", "--resume", str(tmp_path / "no.ckpt"), ranks=2)
+    assert job.ended(within_s=60) == 3
+    assert "no.ckpt: expected a whole checkpoint. Received: No such file or directory" in job.printed
+    assert job.printed.count("error: ") == 1
