@@ -23,8 +23,8 @@ import numpy as np
 
 from mpi_train import checkpoint_file as files
 from mpi_train.checkpoint_file import CheckpointFile, Entry
+from mpi_train.digest import digest
 from mpi_train.errors import DataError, UsageError
-from mpi_train.flat import digest
 from mpi_train.order import Leg
 from mpi_train.records import EpochRecord, EpochTotals, RankTimes
 from mpi_train.world import World

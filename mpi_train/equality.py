@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from mpi_train.digest import digest
 from mpi_train.errors import DivergedError
-from mpi_train.flat import FlatModel, digest
+from mpi_train.flat import FlatModel
 from mpi_train.world import World
 
 

@@ -6,12 +6,13 @@ to a kernel without copying it, and the gradient of all slices is again one flat
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from mpi_train.digest import digest
 
 _ALIGNED = 16
 """float32 numbers in 64 bytes."""
@@ -115,14 +116,6 @@ class FlatModel:
         for variable, state in zip(self.model.non_trainable_variables, self.states, strict=True):
             variable.assign(state)
         return self.model
-
-
-def digest(arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 over the bytes of ``arrays``, in hex."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def digest_of(model: keras.Model) -> str:

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mpi_train import world as worlds
@@ -41,7 +42,7 @@ def note(doing: str, *, starting: bool = False) -> None:
         starting: Whether it may be silent for longer.
     """
     if _current is not None:
-        _current.doing, _current.starting = doing, starting
+        _current.note(doing, starting=starting)
 
 
 def start(world: World, timeout_s: float) -> None:
@@ -88,6 +89,13 @@ class Watch:
         self._connect()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
+    def note(self, doing: str, *, starting: bool) -> None:
+        """As the function of this name."""
+        changed = starting != self.starting
+        self.doing, self.starting = doing, starting
+        if changed:  # the others' patience hangs on it; all else can wait for the next beat
+            self._beat()
+
     def leave(self) -> None:
         """Says goodbye: this rank is about to end, and that is no loss."""
         self._left = True
@@ -117,8 +125,8 @@ class Watch:
             for rank, reached in enumerate(connected):
                 if not reached:
                     print(
-                        f"warning: rank {rank} on {world.hosts[rank]} cannot reach {world.hosts[0]} by TCP port "
-                        f"{port}: should it be lost, the job would hang",
+                        f"warning: rank {rank} on {world.hosts[rank]} cannot reach {world.hosts[0]} by TCP "
+                        f"(port {port}): should it be lost, the job would hang",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -179,12 +187,15 @@ class Watch:
             looked = now
             if now - beat >= BEAT_S:
                 beat = now
-                for peer in self._peers:
-                    self._send(peer, {"doing": self.doing, "starting": self.starting})
+                self._beat()
             for peer in self._peers:
                 limit_s = self._timeout_s * (STARTING_FACTOR if peer.starting or self.starting else 1)
                 if now - peer.heard > limit_s:
                     self._lost(peer, f"has not been heard of for {limit_s:g} s")
+
+    def _beat(self) -> None:
+        for peer in self._peers:
+            self._send(peer, {"doing": self.doing, "starting": self.starting})
 
     def _hear(self, peer: _Peer) -> None:
         try:
@@ -239,10 +250,8 @@ def _addresses() -> list[str]:
     """Names and addresses under which other nodes may reach this one."""
     host = socket.gethostname()
     found = [host]
-    try:
+    with suppress(OSError):
         found += [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except OSError:
-        pass
     # The address that a packet to elsewhere would leave from; nothing is sent.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -264,6 +264,7 @@ def abort(world: World, code: int) -> None:
         action()
     if world.comm is not None:
         world.comm.Abort(code)
+        os._exit(code)  # MPICH's comes back, until the launcher kills
 
 
 def mpi_library() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -49,7 +50,12 @@ class MeanAllReduce(ABC):
     def _on_host(self, vector: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         keep_thread_state()
-        mean = self.mean(vector)
+        try:
+            mean = self.mean(vector)
+        except Exception as error:
+            # Under MPI this ends all ranks. TensorFlow would bury it in tracebacks of its own.
+            sys.excepthook(type(error), error, error.__traceback__)
+            raise
         self._durations.append(time.perf_counter() - start)
         return mean
 

@@ -30,7 +30,6 @@ from mpi_train.memory import aligned_empty
 __all__ = ["Examples", "ShardSet", "balanced_range", "write_shards"]
 
 
-
 def balanced_range(n: int, size: int, rank: int) -> tuple[int, int]:
     """The part of ``range(n)`` that is ``rank``'s of ``size``, as (start, stop).
 

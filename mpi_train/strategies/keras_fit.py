@@ -70,7 +70,7 @@ def train(
     pipelines = _Pipelines(examples, config.batch_size, config.seed)
     run.lap("build")
     with scope():
-        _warm_up(model, pipelines.endless(0))
+        _warm_up(model, pipelines.endless(1, 0))
     evaluator.trace()
     session = Session(run, _State(model, scope))
     session.begin()
@@ -83,7 +83,7 @@ def train(
                 pipeline, steps, last = pipelines.epoch(epoch, first), None, epoch
             else:
                 # One iterator for all epochs, but for one that was interrupted.
-                pipeline = pipelines.endless((epoch - 1) * num_steps + first)
+                pipeline = pipelines.endless(epoch, first)
                 steps, last = num_steps - first, epoch if first else config.epochs
             try:
                 model.fit(
@@ -109,7 +109,7 @@ def train(
 class _Pipelines:
     """Shuffled batches of float32 images and labels.
 
-    Their order follows from the seed and the number of a step, so that one can begin anywhere. Numbers
+    Their order follows from the seed and the epoch, so that one can begin anywhere. Numbers
     are shuffled and the examples of a batch gathered at once, as Keras does with arrays: faster than
     shuffling the images themselves.
     """
@@ -119,17 +119,22 @@ class _Pipelines:
         self._labels = tf.convert_to_tensor(examples.labels.astype(np.int32))
         self._count, self._batch_size, self._seed = len(examples), batch_size, seed
 
-    def endless(self, num_skipped: int) -> tf.data.Dataset:
-        """Epoch after epoch without end, but for the first steps."""
-        return self._gather(self._numbers(self._seed).repeat().skip(num_skipped))
+    def endless(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
+        """Epoch after epoch without end, from ``epoch`` on, but for its first ``num_skipped`` steps."""
+
+        def numbers(number: tf.Tensor) -> tf.data.Dataset:
+            return self._numbers(number, tf.where(number == epoch, tf.constant(num_skipped, tf.int64), 0))
+
+        return self._gather(tf.data.Dataset.counter(epoch).flat_map(numbers))
 
     def epoch(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
-        """One epoch, but for its first steps."""
-        seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
-        return self._gather(self._numbers(seed).skip(num_skipped))
+        """One epoch, but for its first ``num_skipped`` steps."""
+        return self._gather(self._numbers(tf.constant(epoch, tf.int64), tf.constant(num_skipped, tf.int64)))
 
-    def _numbers(self, seed: int) -> tf.data.Dataset:
-        return tf.data.Dataset.range(self._count).shuffle(self._count, seed=seed).batch(self._batch_size)
+    def _numbers(self, epoch: tf.Tensor, num_skipped: tf.Tensor) -> tf.data.Dataset:
+        numbers = tf.data.Dataset.range(self._count).shuffle(self._count, seed=self._seed + epoch)
+        # Examples are skipped, not batches: MirroredStrategy may cut the batches smaller.
+        return numbers.skip(num_skipped * self._batch_size).batch(self._batch_size)
 
     def _gather(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
         options = tf.data.Options()

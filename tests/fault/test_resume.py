@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +15,28 @@ import pytest
 from mpi_train.data.shards import ShardSet
 from mpi_train.order import Leg, dealt, epoch_order, plan_steps
 
+Start = Callable[..., Any]
+
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(300)]
 
+slow = pytest.mark.slow
 WAYS = [
-    ("mpi", 2, []),
-    ("mpi", 2, ["--average", "gradients"]),
-    ("mpi", 3, ["--every", "5"]),
-    ("mpi", 2, ["--model", "resnet", "--epochs", "12"]),
-    ("custom", 1, ["--devices", "2"]),
-    ("baseline", 1, []),
-    ("baseline", 1, ["--tuned"]),
-    ("mirrored", 1, ["--devices", "2"]),
+    pytest.param("mpi", 2, [], id="weights"),
+    pytest.param("mpi", 2, ["--average", "gradients"], id="gradients", marks=slow),
+    pytest.param("mpi", 3, ["--every", "5"], id="local_sgd", marks=slow),
+    pytest.param("mpi", 2, ["--model", "resnet", "--epochs", "12"], id="batchnorm", marks=slow),
+    pytest.param("mpi", 2, ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16", marks=slow),
+    pytest.param("custom", 1, ["--devices", "2"], id="custom", marks=slow),
+    pytest.param("baseline", 1, [], id="baseline"),
+    pytest.param("baseline", 1, ["--tuned"], id="tuned", marks=slow),
+    pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
 ]
 
 
-@pytest.mark.parametrize(
-    ("job", "ranks", "flags"),
-    WAYS,
-    ids=lambda value: "_".join(value) if isinstance(value, list) else str(value),
-)
-def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(job, ranks, flags, start) -> None:
+@pytest.mark.parametrize(("job", "ranks", "flags"), WAYS)
+def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(
+    job: str, ranks: int, flags: list[str], start: Start
+) -> None:
     whole = start(job, *flags, "--checkpoint-every", "0", ranks=ranks, out="whole")
     assert whole.ended(within_s=120) == 0, whole.printed
     rng = random.Random(len(flags) + ranks)
@@ -39,7 +44,7 @@ def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(job, ranks, fl
         stopped = start(job, *flags, ranks=ranks)
         stopped.wait_for_training(rng)
         # One rank alone gets it; all must stop.
-        signal_to(stopped.pid(ranks - 1), number)
+        os.kill(stopped.pid(ranks - 1), number)
         assert stopped.ended(within_s=30) == 75, stopped.printed
         assert f"stopped by {number.name} in epoch" in stopped.printed
         assert stopped.printed.count("error: ") == 1
@@ -57,17 +62,15 @@ def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(job, ranks, fl
         assert mine.test_accuracy == theirs.test_accuracy
 
 
-def signal_to(pid: int, number: signal.Signals) -> None:
-    import os
-
-    os.kill(pid, number)
-
-
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (3, 5)])
-def test_on_another_number_of_ranks_it_goes_on_from_the_same_place(before, after, start) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(4, 2, marks=slow), pytest.param(2, 4, marks=slow), (3, 5)]
+)
+def test_on_another_number_of_ranks_it_goes_on_from_the_same_place(
+    before: int, after: int, start: Start
+) -> None:
     stopped = start("mpi", "--epochs", "30", ranks=before)
     stopped.wait_for_training(random.Random(before))
-    signal_to(stopped.pid(0), signal.SIGTERM)
+    os.kill(stopped.pid(0), signal.SIGTERM)
     assert stopped.ended(within_s=30) == 75, stopped.printed
     resumed = start("mpi", "--epochs", "30", ranks=after)
     # Each epoch is checked as it ends to have visited as many examples as there are.
@@ -82,7 +85,9 @@ def test_on_another_number_of_ranks_it_goes_on_from_the_same_place(before, after
 
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (3, 5), (4, 1, 7, 2), (1, 64)])
 @pytest.mark.parametrize("batch_size", [12, 50, 64])
-def test_each_example_of_an_epoch_is_visited_once_whatever_the_ranks(sizes, batch_size) -> None:
+def test_each_example_of_an_epoch_is_visited_once_whatever_the_ranks(
+    sizes: tuple[int, ...], batch_size: int
+) -> None:
     num_examples, seed, epoch = 509, 3, 2
     rng = np.random.default_rng([*sizes, batch_size])
     legs: list[Leg] = []
@@ -112,7 +117,7 @@ def test_chosen_examples_are_those_of_the_whole_set(tiny: ShardSet) -> None:
     assert len(tiny.read_some("train", numbers[:0])) == 1
 
 
-def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_with(start) -> None:
+def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_with(start: Start) -> None:
     first = start("mpi", "--epochs", "2")
     assert first.ended(within_s=60) == 0, first.printed
     again = start("mpi", "--epochs", "2")
@@ -127,7 +132,7 @@ def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_wit
     assert anew.ended(within_s=60) == 0, anew.printed
 
 
-def test_more_epochs_after_the_end(start) -> None:
+def test_more_epochs_after_the_end(start: Start) -> None:
     whole = start("mpi", "--epochs", "6", ranks=2, out="whole")
     assert whole.ended(within_s=60) == 0, whole.printed
     first = start("mpi", "--epochs", "4", ranks=2)
@@ -138,7 +143,7 @@ def test_more_epochs_after_the_end(start) -> None:
     assert more.record().weights_sha256 == whole.record().weights_sha256
 
 
-def test_a_checkpoint_that_is_not_there(start, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_there(start: Start, tmp_path: Path) -> None:
     job = start("mpi", "--resume", str(tmp_path / "no.ckpt"), ranks=2)
     assert job.ended(within_s=60) == 3
     assert "no.ckpt: expected a whole checkpoint. Received: No such file or directory" in job.printed

@@ -1,0 +1,106 @@
+"""Ranks that die, stop, or fail alone: the others end too, soon, and say which it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(900)]
+
+Start = Callable[..., Any]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_same_bits(
+    ranks: int, times: int, start: Start
+) -> None:
+    whole = start("mpi", "--checkpoint-every", "0", ranks=ranks, out="whole")
+    assert whole.ended(within_s=120) == 0, whole.printed
+    for number in range(times):
+        rng = random.Random(100 * ranks + number)
+        victim = rng.randrange(ranks)
+        job = start("mpi", ranks=ranks, out=f"killed-{number}")
+        job.wait_for_training(rng)
+        os.kill(job.pid(victim), signal.SIGKILL)
+        assert job.ended(within_s=10) != 0, job.printed
+        assert re.search(rf"error: rank {victim} on \S+ was lost", job.printed), job.printed
+        assert "last known: epoch" in job.printed
+        resumed = start("mpi", ranks=ranks, out=f"killed-{number}")
+        assert resumed.ended(within_s=120) == 0, resumed.printed
+        assert resumed.record().weights_sha256 == whole.record().weights_sha256
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (3, 1)])
+def test_a_stopped_rank_is_named_within_the_stall_time(
+    ranks: int, victim: int, times: int, start: Start
+) -> None:
+    for number in range(times):
+        job = start("mpi", "--stall-timeout", "5", ranks=ranks, out=f"stopped-{number}")
+        job.wait_for_training(random.Random(number))
+        os.kill(job.pid(victim), signal.SIGSTOP)
+        assert job.ended(within_s=5 + 10) == 6, job.printed
+        message = rf"error: rank {victim} on \S+ has not been heard of for 5 s \(last known: epoch \d+"
+        assert len(re.findall(message, job.printed)) == 1, job.printed
+        assert job.printed.count("error: ") == 1
+
+
+# Runs the job, and raises on rank 1 at the n-th call of a function.
+DRIVER = """
+import functools, pkgutil, sys
+from mpi_train import world as worlds
+
+owner, _, name = {function!r}.rpartition(".")
+owner = pkgutil.resolve_name(owner)
+whole, calls = getattr(owner, name), 0
+
+@functools.wraps(whole)
+def broken(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == {nth} and sys.modules["mpi4py.MPI"].COMM_WORLD.rank == 1:
+        raise ZeroDivisionError("made by the test")
+    return whole(*args, **kwargs)
+
+setattr(owner, name, broken)
+from mpi_train.cli import run_training
+from mpi_train.config import MpiConfig
+run_training("mpi", MpiConfig, description="", mpi=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "nth"),
+    [
+        pytest.param("mpi_train.data.shards:ShardSet.read", 1, id="loading"),
+        pytest.param("mpi_train.trainer:Trainer.gradient", 1, id="tracing"),
+        pytest.param("mpi_train.collectives.shared:SharedAllReduce.mean", 100, id="a_step"),
+        pytest.param("mpi_train.evaluation:Evaluator.evaluate", 1, id="evaluation"),
+        pytest.param("mpi_train.checkpoints:Checkpoints.save", 2, id="checkpointing"),
+    ],
+)
+def test_an_exception_on_one_rank_ends_all_with_one_traceback(
+    function: str, nth: int, times: int, start: Start, tmp_path: Path
+) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER.format(function=function, nth=nth))
+    for number in range(times):
+        job = start("mpi", driver=driver, ranks=2, out=f"broken-{number}")
+        assert job.ended(within_s=60) != 0, job.printed
+        assert "made by the test" in job.printed
+        assert job.printed.count("Traceback (most recent call last)") == 1, job.printed
+        assert "rank 1 on" in job.printed
+        assert "was lost" not in job.printed, job.printed
+
+
+def test_a_slow_start_is_no_loss_and_a_normal_end_is_none_either(start: Start) -> None:
+    job = start("mpi", "--epochs", "3", "--stall-timeout", "5", ranks=3)
+    assert job.ended(within_s=120) == 0, job.printed
+    assert "error" not in job.printed
+    assert "warning" not in job.printed
