@@ -71,7 +71,7 @@ class Session(Overseer):
         run = self.run
         # A run that came to its end has left its record; auto means to go on with one that has not.
         resume = run.config.resume
-        if resume == "auto" and any(run.world.gather_all(run.is_finished)):
+        if resume == "auto" and run.world.gather_all(run.is_finished)[0]:
             resume = "never"
         found = self.checkpoints.find(resume)
         run.begin(anew=found is None)

@@ -53,16 +53,55 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since 22.05 srun does not take it from sbatch
 fi
 
+# How often a job is queued again: after it was asked to stop and has saved where it was (code 75), and after a
+# rank was lost (code 6), as when a node has failed. What fails at the same place each time must come to an end.
+RESTARTS=${RESTARTS:-100}
+RESTARTS_AFTER_LOSS=${RESTARTS_AFTER_LOSS:-2}
+
+# run WORD...: runs a job's program to its end; its exit code. Slurm tells this shell alone, two minutes before
+# the time is over (--signal=B:USR2@120), and it is passed on.
+run() {
+    local child code asked
+    "$@" &
+    child=$!
+    trap 'asked=1; kill -USR2 $child 2>/dev/null' USR2 TERM
+    while :; do
+        asked=
+        code=0
+        wait $child || code=$?
+        [ -n "$asked" ] || break # else the signal ended the wait, and not the program
+    done
+    trap - USR2 TERM
+    if [ $code -ge 128 ]; then
+        echo "error: a rank was lost: $1 ended with $code (signal $((code - 128)))" >&2
+        code=6
+    fi
+    case $code in
+    75) requeue "$RESTARTS" || code=$? ;;
+    6) requeue "$RESTARTS_AFTER_LOSS" || true ;;
+    esac
+    return $code
+}
+
+# requeue LIMIT: queues the job again, under its number, if that was done less than LIMIT times; it then goes on
+# from its last checkpoint. Does not return when it has.
+requeue() {
+    local done=${SLURM_RESTART_COUNT:-0}
+    # Cancelled by its owner, it must not rise again.
+    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null)" = RUNNING ] || return 75
+    if [ "$done" -ge "$1" ]; then
+        echo "not queued again: that was done $done times. To go on: sbatch it again with --out results/..." >&2
+        return 75
+    fi
+    echo "queued again: restart $((done + 1))"
+    scontrol requeue "$SLURM_JOB_ID" || return 75
+    sleep 60 # until Slurm ends this shell
+}
+
 # launch_ranks SCRIPT [FLAG...]: runs a job as the MPI ranks that sbatch was asked for; its exit code.
 launch_ranks() {
-    local code=0
     # When ranks end with a code, the first to go must not take the others with it: the message of rank 0
     # would be lost, and the code with it. Five seconds later whoever is left waits for a rank that is gone.
     # --export: sbatch --export=NONE would reach the ranks otherwise.
-    srun --kill-on-bad-exit=0 --wait=5 --export=ALL python "$@" || code=$?
-    if [ $code -ge 128 ]; then
-        echo "error: a rank was lost: srun ended with $code (signal $((code - 128)))" >&2
-        code=6
-    fi
-    return $code
+    run srun --kill-on-bad-exit=0 --wait=5 --export=ALL python "$@"
 }

@@ -2,11 +2,15 @@
 # Trains under MirroredStrategy over the GPUs or cores of one node. Flags go to jobs/mirrored.py.
 #   sbatch slurm/mirrored.sh --devices 2
 # Leaves results/mirrored-JOBID/run.json and logs/mirrored-JOBID.out.
+# Two minutes before the time is over it saves and is queued again, and goes on where it was; so too after a
+# node has failed.
 #SBATCH --job-name=mirrored
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=4
 #SBATCH --time=01:00:00
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
 source slurm/env.sh || { echo "error: $PWD is no clone. To mend it: cd CLONE, sbatch again" >&2; exit 4; }
 
-python jobs/mirrored.py --out "results/mirrored-$SLURM_JOB_ID" "$@"
+run python jobs/mirrored.py --out "results/mirrored-$SLURM_JOB_ID" "$@"

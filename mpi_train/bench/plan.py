@@ -111,7 +111,9 @@ def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: in
     place = f"{folder}/{repeat}"
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     seed = config.seed + repeat - 1
-    flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
+    # A run of its own each time: one that went on from a checkpoint could not be compared.
+    own = {"seed": seed, "out": config.out_dir / place, "resume": "never"}
+    flags = as_flags(TrainConfig(**{**shared, **own}))
     flags += STRATEGIES[name].flags
     script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
     if unit == "rank":

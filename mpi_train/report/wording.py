@@ -166,6 +166,7 @@ def notes(summary: Summary) -> list[str]:
         and row.runs[0].record.sync.get("average") == "weights"
         and _optimizer(row) != "sgd"
     ]
+    lines += [line for row in unique(measured) for run in row.runs for line in _history(row, run.record)]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
     waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
     if waiting:
@@ -209,6 +210,21 @@ def _stall_note(row: Row) -> str:
         f"step took over a second and 20 times the usual. They count in the training time, but neither "
         f"in the speed-up nor in images/s."
     )
+
+
+def _history(row: Row, record: RunRecord) -> list[str]:
+    """What happened to a run on its way, if it is to be known by whoever reads its figures."""
+    lines = []
+    for event in record.history:
+        where = f"{row.name} (seed {record.seed}) was {event['kind']} in epoch {event['epoch']}"
+        where += f", after {event['step']} of its steps"
+        if event["kind"] == "rolled back":
+            lines.append(f"{where}, after NaN; its learning rate has been {event['learning_rate']:g} since.")
+        else:
+            lines.append(
+                f"{where}, on {event['world_size']} {'rank' if event['world_size'] == 1 else 'ranks'}."
+            )
+    return lines
 
 
 def _shares_cores(row: Row) -> bool:

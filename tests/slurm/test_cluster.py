@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 FASHION_MNIST = Path(__file__).parents[2] / "data" / "fashion_mnist"
+LOCAL_CLUSTER = Path(__file__).parents[2] / "slurm/local_cluster.sh"
 SMALL = ("--dataset", "synthetic", "--model", "mlp", "--batch-size", "512", "--epochs", "1")
 
 
@@ -106,12 +107,71 @@ def test_without_an_environment_it_says_make_setup(
     assert "To mend it: make setup" in job.log
 
 
-def test_a_killed_rank_ends_the_job(cluster_clone: Clone) -> None:
-    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *SMALL[:-1], "1000")
-    deadline = time.monotonic() + 120
-    while "epoch 1/" not in cluster_clone.log(job_id):
-        assert time.monotonic() < deadline, cluster_clone.log(job_id)
+def wait_for(clone: Clone, job_id: int, text: str, *, times: int = 1, limit_s: float = 120) -> None:
+    """Until a job has printed ``text`` so many times."""
+    deadline = time.monotonic() + limit_s
+    while clone.log(job_id).count(text) < times:
+        assert time.monotonic() < deadline, clone.log(job_id)
         time.sleep(0.3)
+
+
+LONG = (*SMALL[:-1], "30", "--checkpoint-every", "10", "--seed", "5")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster_clone: Clone) -> str:
+    """Digest of the weights of a run that nobody interrupts."""
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", *LONG)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    digest: str = run_record(cluster_clone, f"mpi-{job.job_id}")["weights_sha256"]
+    return digest
+
+
+def test_preempted_it_is_queued_again_and_ends_with_the_same_bits(
+    cluster_clone: Clone, undisturbed: str
+) -> None:
+    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *LONG)
+    wait_for(cluster_clone, job_id, "epoch 3/")
+    subprocess.run(["scancel", "--signal=USR2", "--batch", str(job_id)], check=True, timeout=30)
+    job = cluster_clone.result(job_id, limit_s=300)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    assert "stopped by SIGUSR2 in epoch" in job.log
+    assert "queued again: restart 1" in job.log
+    assert "resumed: " in job.log
+    record = run_record(cluster_clone, f"mpi-{job_id}")
+    assert record["weights_sha256"] == undisturbed
+    assert [event["kind"] for event in record["history"]] == ["resumed"]
+    assert job.log.index("epoch 1/") < job.log.index("resumed: ")  # one log of both parts
+
+
+def test_a_node_without_power_is_waited_for_and_the_run_goes_on(
+    cluster_clone: Clone, undisturbed: str
+) -> None:
+    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *LONG, "--stall-timeout", "10")
+    wait_for(cluster_clone, job_id, "epoch 3/")
+    subprocess.run([LOCAL_CLUSTER, "kill", "n3"], check=True, timeout=60)
+    try:
+        wait_for(cluster_clone, job_id, "queued again", limit_s=60)
+    finally:
+        subprocess.run([LOCAL_CLUSTER, "boot", "n3"], check=True, timeout=60)
+    job = cluster_clone.result(job_id, limit_s=400)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    assert "resumed: " in job.log
+    assert run_record(cluster_clone, f"mpi-{job_id}")["weights_sha256"] == undisturbed
+
+
+def test_a_cancelled_job_stays_cancelled(cluster_clone: Clone) -> None:
+    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *SMALL[:-1], "1000")
+    wait_for(cluster_clone, job_id, "epoch 1/")
+    subprocess.run(["scancel", str(job_id)], check=True, timeout=30)
+    job = cluster_clone.result(job_id, limit_s=60)
+    assert job.state == "CANCELLED", job.log
+    assert "queued again" not in job.log
+
+
+def test_a_killed_rank_ends_the_job(cluster_clone: Clone) -> None:
+    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *SMALL[:-1], "1000", RESTARTS_AFTER_LOSS="0")
+    wait_for(cluster_clone, job_id, "epoch 1/")
     on_last_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", "--relative=3"]
     subprocess.run([*on_last_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
     killed = time.monotonic()

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from tests.slurm.conftest import Clone
 
 SLURM = Path(__file__).parents[2] / "slurm"
+LONG = ("--time=01:00:00", "--signal=B:USR2@120", "--requeue")
 # Of each template, what it asks Slurm for.
 REQUESTS = {
-    "baseline": ["--job-name=baseline", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--time=01:00:00"],
+    "baseline": ["--job-name=baseline", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", *LONG],
     "bench": ["--job-name=bench", "--nodes=1", "--ntasks=1", "--exclusive", "--time=02:00:00"],
-    "custom": ["--job-name=custom", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--time=01:00:00"],
-    "mirrored": ["--job-name=mirrored", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--time=01:00:00"],
+    "custom": ["--job-name=custom", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", *LONG],
+    "mirrored": ["--job-name=mirrored", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", *LONG],
     "mpi_4nodes": [
         "--job-name=mpi",
         "--nodes=4",
         "--ntasks-per-node=1",
         "--cpus-per-task=2",
-        "--time=01:00:00",
+        *LONG,
     ],
     "prepare_data": [
         "--job-name=prepare_data",
