@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -169,13 +170,30 @@ def test_a_cancelled_job_stays_cancelled(cluster_clone: Clone) -> None:
     assert "queued again" not in job.log
 
 
+def kill_last_rank(job_id: int) -> None:
+    on_last_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", "--relative=3"]
+    subprocess.run([*on_last_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
+
+
+def test_after_a_killed_rank_the_job_is_queued_again_and_ends_with_the_same_bits(
+    cluster_clone: Clone, undisturbed: str
+) -> None:
+    job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *LONG)
+    wait_for(cluster_clone, job_id, "epoch 3/")
+    kill_last_rank(job_id)
+    job = cluster_clone.result(job_id, limit_s=300)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    assert "queued again: restart 1" in job.log
+    assert run_record(cluster_clone, f"mpi-{job_id}")["weights_sha256"] == undisturbed
+
+
 def test_a_killed_rank_ends_the_job(cluster_clone: Clone) -> None:
     job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *SMALL[:-1], "1000", RESTARTS_AFTER_LOSS="0")
     wait_for(cluster_clone, job_id, "epoch 1/")
-    on_last_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", "--relative=3"]
-    subprocess.run([*on_last_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
+    kill_last_rank(job_id)
     killed = time.monotonic()
     job = cluster_clone.result(job_id, limit_s=30)
     assert (job.state, job.exit_code) == ("FAILED", 6), job.log
+    assert re.search(r"error: rank 3 on n\d was lost: its process ended", job.log)
     # Five seconds that srun waits for the others, and what it then takes to end them.
     assert time.monotonic() - killed < 15
