@@ -23,10 +23,15 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def as_tensor(array: np.ndarray) -> tf.Tensor:
-    """A tensor in the memory of an aligned ``array``, which must not change after this.
+    """A tensor of ``array``, which must not change after this.
 
-    ``tf.convert_to_tensor`` copies arrays of uint8, for a while even twice.
+    Where it is aligned the tensor is in its memory; ``tf.convert_to_tensor`` copies arrays of uint8, for a
+    while even twice. TensorFlow takes any address this way, and ends the process when it is not aligned.
     """
     import tensorflow as tf
 
+    if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous:
+        aligned = aligned_empty(array.shape, array.dtype)
+        np.copyto(aligned, array)
+        array = aligned
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.config import DevicesConfig, MpiConfig, TrainConfig, as_flags, parse
+from mpi_train.config import BaselineConfig, DevicesConfig, MpiConfig, TrainConfig, as_flags, parse
 from mpi_train.errors import UsageError
 
 
@@ -39,6 +39,9 @@ def test_flags_round_trip() -> None:
         (["--dtype", "float16"], "invalid choice: 'float16'"),
         (["--seed", "4294967296"], "--seed: expected 0 to"),
         (["--threads", "0"], "--threads: expected at least 1"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every: expected at least 0"),
+        (["--checkpoint-minutes", "0"], "--checkpoint-minutes: expected more than 0"),
+        (["--on-nan", "ignore"], "invalid choice: 'ignore'"),
         (["stray"], "unknown argument. Received: stray"),
     ],
 )
@@ -51,6 +54,18 @@ def test_bad_flags_are_usage_errors(words: list[str], message: str) -> None:
 def test_gradients_are_averaged_at_every_step() -> None:
     with pytest.raises(UsageError, match="gradients are averaged at every step"):
         read("--average", "gradients", "--every", "2", kind=MpiConfig)
+
+
+def test_a_rank_has_some_seconds_to_answer() -> None:
+    with pytest.raises(UsageError, match=r"--stall-timeout: expected at least 5 seconds\. Received: 0\.5"):
+        read("--stall-timeout", "0.5", kind=MpiConfig)
+
+
+def test_a_switch_is_a_flag_without_a_value() -> None:
+    config = BaselineConfig(tuned=True, epochs=2)
+    assert as_flags(config) == ["--epochs", "2", "--tuned"]
+    assert read("--epochs", "2", "--tuned", kind=BaselineConfig) == config
+    assert as_flags(BaselineConfig()) == []
 
 
 def test_devices_must_be_some() -> None:

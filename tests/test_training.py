@@ -13,6 +13,7 @@ from mpi_train.equality import average_statistics, check_equal, part_seeds, star
 from mpi_train.errors import DivergedError, UsageError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import FlatModel, digest_of
+from mpi_train.memory import aligned_empty, as_tensor
 from mpi_train.order import epoch_order, plan_steps
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
@@ -186,6 +187,19 @@ def test_evaluation_is_that_of_one_process_on_the_whole_test_set(world: World, t
     expected = keras.losses.sparse_categorical_crossentropy(everything.labels, outputs, from_logits=True)
     assert loss == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-5)
     assert accuracy == pytest.approx(float(np.mean(np.argmax(outputs, 1) == everything.labels)))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 16])
+def test_tensors_share_the_memory_of_aligned_arrays_and_of_no_others(offset: int) -> None:
+    memory = aligned_empty((4096 + 64,), np.uint8)
+    array = memory[offset : offset + 4096].reshape(64, 64)
+    array[...] = np.arange(4096, dtype=np.uint8).reshape(64, 64)
+    tensor = as_tensor(array)
+    assert (tf.gather(tensor, [3, 63]).numpy() == array[[3, 63]]).all()
+    before = tensor.numpy().copy()
+    array += 1
+    assert (tensor.numpy() == (array if offset == 0 else before)).all()
+    assert (as_tensor(array[:, ::2]).numpy() == array[:, ::2]).all()
 
 
 def test_a_batch_too_small_for_all_devices_does_not_make_batchnorm_nan(tiny: ShardSet) -> None:

@@ -145,6 +145,18 @@ def test_failures_stalls_and_missing_runs_are_told(tmp_path: Path, make_run: Mak
     assert [row.name for row in summary.rows] == ["baseline", "mpi", "mirrored", "custom"]
 
 
+def test_what_happened_to_a_run_on_its_way_is_told(tmp_path: Path, make_run: MakeRun) -> None:
+    resumed = {"kind": "resumed", "epoch": 2, "step": 40, "world_size": 2}
+    rolled = {"kind": "rolled back", "epoch": 3, "step": 0, "learning_rate": 0.0005}
+    make_run("baseline")
+    make_run("mpi", history=[resumed, rolled], **TWO_RANKS)
+    report.write([tmp_path], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "mpi (seed 1) was resumed in epoch 2, after 40 of its steps, on 2 ranks." in text
+    assert "mpi (seed 1) was rolled back in epoch 3, after 0 of its steps, after NaN" in text
+    assert "its learning rate has been 0.0005 since" in text
+
+
 def test_unequal_machines_are_told(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline")
     make_run("mpi", environment={"keras": "3.10.0"}, **TWO_RANKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -73,6 +74,23 @@ def test_compares_on_one_node(cluster_clone: Clone) -> None:
     assert (results / "report.md").is_file()
     sizes = {path: json.loads(path.read_text())["world_size"] for path in results.glob("mpi/*/run.json")}
     assert list(sizes.values()) == [2]
+
+
+def test_scaling_ends_with_one_report_of_all_sizes(cluster_clone: Clone) -> None:
+    environ = {**os.environ, "NODES": "1 2 4", "OUT": "results/scaling", "CPUS_PER_TASK": "1"}
+    done = subprocess.run(
+        ["bash", "slurm/scaling.sh", *SMALL],
+        cwd=cluster_clone.root,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    job = cluster_clone.result(int(re.findall(r"job (\d+)", done.stdout)[-1]), limit_s=400)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    text = (cluster_clone.root / "results/scaling/report.md").read_text()
+    for row in ("| baseline | 1 process |", "| mpi | 2 ranks |", "| mpi | 4 ranks |", "mpi x1"):
+        assert row in text, text
 
 
 def test_the_wrong_protocol_is_one_message(cluster_clone: Clone) -> None:

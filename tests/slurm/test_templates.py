@@ -30,6 +30,7 @@ REQUESTS = {
         "--cpus-per-task=2",
         *LONG,
     ],
+    "report": ["--job-name=report", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--time=00:10:00"],
     "prepare_data": [
         "--job-name=prepare_data",
         "--nodes=1",
@@ -47,6 +48,7 @@ COMMANDS = {
     "mirrored": "python jobs/mirrored.py --out results/mirrored-7 --seed 3",
     "mpi_4nodes": f"{SRUN} python jobs/mpi.py --out results/mpi-7 --seed 3",
     "prepare_data": "python jobs/prepare_data.py --seed 3",
+    "report": "python jobs/report.py --seed 3",
 }
 # Stands for python and for srun: says how it was called, and ends with the code that the test wants. The
 # interpreter is also called with -c, to see that it works.
@@ -84,7 +86,7 @@ def start(clone: Clone, template: str, *flags: str, ends_with: int = 0) -> subpr
 
 
 def test_every_template_is_tested() -> None:
-    scripts = {path.stem for path in SLURM.glob("*.sh")} - {"env", "local_cluster"}
+    scripts = {path.stem for path in SLURM.glob("*.sh")} - {"env", "local_cluster", "scaling"}
     assert scripts == set(REQUESTS) == set(COMMANDS)
 
 
@@ -144,6 +146,28 @@ def test_outside_of_slurm_it_says_sbatch(make_clone: Callable[[], Clone]) -> Non
     done = subprocess.run(words, cwd=clone.root, env=environ, capture_output=True, text=True)
     assert done.returncode == 4
     assert "To mend it: sbatch slurm/mpi_4nodes.sh" in done.stderr
+
+
+def test_scaling_submits_a_job_for_each_size_and_then_the_report(
+    make_clone: Callable[[], Clone], tmp_path: Path
+) -> None:
+    clone = make_clone()
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.write_text('#!/bin/bash\necho "$*" >>submitted\nwc -l <submitted\n')
+    sbatch.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{sbatch.parent}:{os.environ['PATH']}", "NODES": "1 8", "OUT": "r/s"}
+    words = ["bash", "slurm/scaling.sh", "--seed", "3"]
+    done = subprocess.run(words, cwd=clone.root, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    mpi = "--cpus-per-task=4 --job-name=mpi-{0} slurm/mpi_4nodes.sh --out r/s/mpi-{0} --seed 3"
+    assert (clone.root / "submitted").read_text().splitlines() == [
+        "--parsable slurm/baseline.sh --out r/s/baseline --seed 3",
+        "--parsable --nodes=1 " + mpi.format(1),
+        "--parsable --nodes=8 " + mpi.format(8),
+        "--parsable --dependency=afterok:1:2:3 --kill-on-invalid-dep=yes slurm/report.sh r/s",
+    ]
+    assert done.stdout.splitlines()[-1] == "report: job 4, r/s/report.md"
 
 
 def local_cluster(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
