@@ -11,9 +11,11 @@
 #: SEED=1          of the weights and the order of the data; for make data, of the partition
 #: SHARDS=4        shards that make data writes
 #: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes
-#: STRATEGIES=...  which ones make bench runs: baseline,mpi,mirrored,custom
+#: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom
 #: OUT=DIR         folder of the results
-#: NODES=4         nodes of the local Slurm cluster
+#: NODES=4         nodes of the local Slurm cluster; of the job that make submit submits
+#: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, bench
+#: TIME=01:00:00   its time limit
 #: ARGS='...'      more flags, passed on to the job or to pytest as they stand
 
 SHELL := bash
@@ -92,6 +94,10 @@ custom: setup ## Train by data parallelism written by hand over the same devices
 .PHONY: doctor
 doctor: setup ## What this machine has and lacks: MPI and a ring over 2 ranks, TensorFlow, Slurm, data
 	$(RUN) jobs/doctor.py
+
+.PHONY: submit
+submit: setup ## Submit STRATEGY (default mpi) to Slurm, on NODES nodes for TIME; ARGS=--print shows the script
+	$(RUN) jobs/submit.py $(or $(STRATEGY),mpi) $(NODES:%=--nodes %) $(TIME:%=--time %) $(TRAINING)
 
 .PHONY: test
 test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4

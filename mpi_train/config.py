@@ -171,7 +171,7 @@ class Parser(argparse.ArgumentParser):
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
+def add_options(parser: argparse._ActionsContainer, kind: type[DataclassInstance]) -> None:
     """Adds one flag to ``parser`` for each field of ``kind``, a dataclass of ``option`` fields."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):

@@ -45,16 +45,20 @@ def commands(pattern: str) -> list[object]:
 
 
 @cache
-def help_of(job: str) -> str:
+def help_of(*job: str) -> str:
     result = subprocess.run(
-        [sys.executable, f"jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, f"jobs/{job[0]}.py", *job[1:], "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout
 
 
 def assert_flags(job: str, words: list[str]) -> None:
     flags = {word.split("=")[0] for word in words if word.startswith("--")}
-    known = set(re.findall(r"--[a-z][a-z-]*", help_of(job)))
+    known = set(re.findall(r"--[a-z][a-z-]*", help_of(job, *words[:1]) if job == "submit" else help_of(job)))
     assert flags <= known, f"jobs/{job}.py has no {flags - known}"
 
 
