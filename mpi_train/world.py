@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -239,8 +240,13 @@ def speaks() -> bool:
 
 def _abort_on_uncaught(world: World) -> None:
     """Ends all ranks when one leaves by an exception: otherwise the others wait for it for ever."""
+    from mpi4py import MPI
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, MPI.Exception):
+            # Most often the rank at the other end is gone. What watches the ranks says which it was, and ends
+            # this process meanwhile.
+            time.sleep(2)
         text = "".join(traceback.format_exception(kind, error, trace))
         print(f"[{world.name}] uncaught exception, ending all {world.size} ranks\n{text}", file=sys.stderr)
         sys.stderr.flush()

@@ -112,7 +112,7 @@ def start(tiny_shards: Path, tmp_path: Path) -> Iterator[Start]:
     def run(job: str, *flags: str, ranks: int = 1, out: str = "out", driver: Path | None = None) -> Job:
         words = [
             sys.executable, str(driver or f"jobs/{job}.py"), "--dataset", "synthetic",
-            "--data", str(tiny_shards), "--model", "mlp", "--batch-size", "12", "--epochs", "60",
+            "--data", str(tiny_shards), "--model", "mlp", "--batch-size", "12", "--epochs", "30",
             "--checkpoint-every", "7", "--out", str(tmp_path / out), *flags,
         ]  # fmt: skip
         jobs.append(Job(words, tmp_path / out, tmp_path / f"{len(jobs)}.log", ranks))
