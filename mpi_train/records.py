@@ -21,6 +21,8 @@ from mpi_train.errors import DataError, UsageError
 from mpi_train.world import World
 
 SCHEMA_VERSION = 1
+SMALL_BYTES = 1 << 16
+"""What a run needs on disk at the least: its record and its events."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ class Recorder:
             if self.world.is_root:
                 try:
                     self.out.mkdir(parents=True, exist_ok=True)
-                    with tempfile.TemporaryFile(dir=self.out):
-                        pass
+                    with tempfile.TemporaryFile(dir=self.out) as file:
+                        file.write(bytes(SMALL_BYTES))  # a full disk lets a file be made, and not be filled
                 except OSError as error:
                     raise UsageError(
                         f"--out: expected a folder that can be written. Received: {self.out} "

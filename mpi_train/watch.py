@@ -3,7 +3,8 @@
 MPI cannot tell: a collective waits for ever for a rank that has stopped. So every rank has a thread that
 tells rank 0 once a second, over TCP, that it is alive and what it does; rank 0 answers in kind. A
 connection that closes without a word is a rank that died; one that is silent for too long is a rank that
-was stopped, or whose node has no power. Whoever notices ends the job with code 6.
+was stopped, or whose node has no power. And where some ranks have waited in the all-reduce of a step for
+too long, the one that has not come to it hangs, though it lives. Whoever notices ends the job with code 6.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from mpi_train import world as worlds
 from mpi_train.errors import EXIT_RANK_LOST, RankLostError
@@ -32,6 +34,22 @@ _CONNECT_S = 20.0
 _MAX_LINE = 4096
 
 _current: Watch | None = None
+
+
+@dataclass
+class Activity:
+    """What the training thread does, told by the all-reduce of each step.
+
+    Attributes:
+        calls: How many it has come to.
+        inside: Whether it is in one now.
+    """
+
+    calls: int = 0
+    inside: bool = False
+
+
+activity = Activity()
 
 
 def note(doing: str, *, starting: bool = False) -> None:
@@ -70,6 +88,20 @@ class _Peer:
     starting: bool = True
     left: bool = False
     buffer: bytes = b""
+    stood: _Stood = field(default_factory=lambda: _Stood())
+
+
+@dataclass
+class _Stood:
+    """Since when a rank's training thread has been where it is."""
+
+    calls: int = 0
+    inside: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def update(self, calls: int, inside: bool) -> None:
+        if (calls, inside) != (self.calls, self.inside):
+            self.calls, self.inside, self.since = calls, inside, time.monotonic()
 
 
 class Watch:
@@ -84,6 +116,7 @@ class Watch:
         self.doing, self.starting = "start-up", True
         self._selector = selectors.DefaultSelector()
         self._peers: list[_Peer] = []
+        self._stood = _Stood()
         self._lock = threading.Lock()
         self._left = False
         self._connect()
@@ -183,7 +216,8 @@ class Watch:
             if now - looked > 5 * BEAT_S:
                 # This process was asleep itself, and the others maybe with it.
                 for peer in self._peers:
-                    peer.heard = now
+                    peer.heard = peer.stood.since = now
+                self._stood.since = now
             looked = now
             if now - beat >= BEAT_S:
                 beat = now
@@ -191,11 +225,27 @@ class Watch:
             for peer in self._peers:
                 limit_s = self._timeout_s * (STARTING_FACTOR if peer.starting or self.starting else 1)
                 if now - peer.heard > limit_s:
-                    self._lost(peer, f"has not been heard of for {limit_s:g} s")
+                    self._lost(peer.rank, f"has not been heard of for {limit_s:g} s", peer.doing)
+            self._stood.update(activity.calls, activity.inside)
+            if self._world.is_root:
+                self._find_hanging(now)
+
+    def _find_hanging(self, now: float) -> None:
+        """Ends the job when some ranks wait in an all-reduce that another does not come to."""
+        # Later than silence is noticed: a rank that was stopped does not come either.
+        starting = self.starting or any(peer.starting for peer in self._peers)
+        limit_s = self._timeout_s * (STARTING_FACTOR if starting else 1) + 3 * BEAT_S
+        ranks = [(0, self._stood, self.doing), *((peer.rank, peer.stood, peer.doing) for peer in self._peers)]
+        if any(now - stood.since < limit_s for _, stood, _ in ranks):
+            return
+        missing = [(rank, doing) for rank, stood, doing in ranks if not stood.inside]
+        if missing and len(missing) < len(ranks):
+            rank, doing = missing[0]
+            self._lost(rank, f"hangs: the others have waited {limit_s:g} s for it in a step", doing)
 
     def _beat(self) -> None:
         for peer in self._peers:
-            self._send(peer, {"doing": self.doing, "starting": self.starting})
+            self._send(peer, {"doing": self.doing, "starting": self.starting, **vars(activity)})
 
     def _hear(self, peer: _Peer) -> None:
         try:
@@ -208,7 +258,7 @@ class Watch:
             self._selector.unregister(peer.link)
             self._peers.remove(peer)
             if not (peer.left or self._left):
-                self._lost(peer, "was lost: its process ended without a word")
+                self._lost(peer.rank, "was lost: its process ended without a word", peer.doing)
             return
         peer.heard = time.monotonic()
         *lines, peer.buffer = (peer.buffer + received).split(b"\n")
@@ -216,10 +266,11 @@ class Watch:
         for line in lines:
             self._take(peer, json.loads(line))
 
-    def _take(self, peer: _Peer, said: dict[str, object]) -> None:
+    def _take(self, peer: _Peer, said: dict[str, Any]) -> None:
         peer.left |= bool(said.get("left"))
         if "doing" in said:
             peer.doing, peer.starting = str(said["doing"]), bool(said["starting"])
+            peer.stood.update(int(said["calls"]), bool(said["inside"]))
         if "end" in said and not self._left:
             os._exit(EXIT_RANK_LOST)
 
@@ -230,15 +281,16 @@ class Watch:
         except OSError:
             pass  # its end is noticed where it is read
 
-    def _lost(self, peer: _Peer, how: str) -> None:
+    def _lost(self, rank: int, how: str, doing: str) -> None:
         """Ends this rank, and from rank 0 all others, with a message from the lowest that is left."""
         world = self._world
         error = RankLostError(
-            f"rank {peer.rank} on {world.hosts[peer.rank]} {how} (last known: {peer.doing}). "
+            f"rank {rank} on {world.hosts[rank]} {how} (last known: {doing}). "
             f"All {world.size} ranks are ended",
             remedy="see to that host, then run the same command again: it goes on from the last checkpoint",
         )
-        if world.rank == (1 if peer.rank == 0 else 0):
+        # Rank 0 speaks of itself only where it hangs, and its watch does not.
+        if world.is_root or (world.rank == 1 and rank == 0):
             os.write(2, f"error: {error}\n".encode())
         for other in self._peers:
             self._send(other, {"end": True})

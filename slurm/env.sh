@@ -6,11 +6,16 @@
 #   export SBATCH_PARTITION=... SBATCH_ACCOUNT=... SBATCH_QOS=... SBATCH_MEM_PER_NODE=...
 #   sbatch --nodes=8 --time=04:00:00 slurm/mpi_4nodes.sh --epochs 10
 
+fail() { # fail MESSAGE REMEDY
+    printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
+    exit 4
+}
+
 # ---- The site's part -------------------------------------------------------------------------------------
 
 # Modules, when the environment was made with the site's own Python or MPI (make setup MPI=site).
 # module purge
-# module load python/3.12 openmpi/5.0
+# module load python/3.12 openmpi/5.0 || fail "expected the modules python/3.12 openmpi/5.0" "module avail"
 
 # The site's MPI library instead of one in the environment: libmpi.so.40 is Open MPI, libmpi.so.12 is MPICH
 # and Intel MPI.
@@ -24,11 +29,6 @@
 VENV=$PWD/.venv
 
 # ---- The suite's part ------------------------------------------------------------------------------------
-
-fail() { # fail MESSAGE REMEDY
-    printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
-    exit 4
-}
 
 [ -n "${SLURM_JOB_ID:-}" ] || fail "expected a Slurm job. Received: a plain shell" "sbatch $0"
 

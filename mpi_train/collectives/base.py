@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import tensorflow as tf
 
+from mpi_train.watch import activity
 from mpi_train.world import World
 
 _KEPT = threading.local()
@@ -50,8 +51,11 @@ class MeanAllReduce(ABC):
     def _on_host(self, vector: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         keep_thread_state()
+        activity.calls += 1
+        activity.inside = True
         try:
             mean = self.mean(vector)
+            activity.inside = False
         except Exception as error:
             # Under MPI this ends all ranks. TensorFlow would bury it in tracebacks of its own.
             sys.excepthook(type(error), error, error.__traceback__)

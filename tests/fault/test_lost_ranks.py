@@ -99,6 +99,19 @@ def test_an_exception_on_one_rank_ends_all_with_one_traceback(
         assert "was lost" not in job.printed, job.printed
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    sleeps = DRIVER.replace('raise ZeroDivisionError("made by the test")', "import time; time.sleep(1000)")
+    sleeps = sleeps.replace(".rank == 1", f".rank == {victim}")
+    driver.write_text(sleeps.format(function="mpi_train.session:Session.limit", nth=20))
+    job = start("mpi", "--stall-timeout", "5", driver=driver, ranks=3)
+    assert job.ended(within_s=60) == 6, job.printed
+    message = rf"error: rank {victim} on \S+ hangs: the others have waited 8 s for it in a step"
+    assert re.search(message, job.printed), job.printed
+    assert job.printed.count("error: ") == 1
+
+
 def test_a_slow_start_is_no_loss_and_a_normal_end_is_none_either(start: Start) -> None:
     job = start("mpi", "--epochs", "3", "--stall-timeout", "5", ranks=3)
     assert job.ended(within_s=120) == 0, job.printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -106,6 +107,53 @@ def test_a_mistake_in_the_flags_is_one_message(cluster_clone: Clone) -> None:
     assert (job.state, job.exit_code) == ("FAILED", 2), job.log
     assert len(errors(job.log)) == 1
     assert "Did you mean --epochs?" in job.log
+
+
+def test_data_that_one_node_cannot_read_is_one_message(cluster_clone: Clone) -> None:
+    data = cluster_clone.root / "data/synthetic"
+    on_node = [LOCAL_CLUSTER, "exec", "n3"]
+    subprocess.run([*on_node, "mount", "-t", "tmpfs", "tmpfs", data], check=True, timeout=30)
+    try:
+        job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL)
+    finally:
+        subprocess.run([*on_node, "umount", data], check=True, timeout=30)
+    assert (job.state, job.exit_code) == ("FAILED", 3), job.log
+    (error,) = errors(job.log)
+    assert re.search(r"\[rank \d on n3\] expected shards of synthetic", error)
+    assert "Traceback" not in job.log
+
+
+def test_a_full_disk_is_one_message_before_any_work(cluster_clone: Clone, tmp_path: Path) -> None:
+    on_node = [LOCAL_CLUSTER, "exec", "n1"]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(
+        [*on_node, "mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], check=True, timeout=30
+    )
+    try:
+        job = cluster_clone.run(
+            "--nodelist=n1,n2", "--nodes=2", "slurm/mpi_4nodes.sh", *SMALL, "--out", str(disk)
+        )
+    finally:
+        subprocess.run([*on_node, "umount", disk], check=True, timeout=30)
+    assert (job.state, job.exit_code) == ("FAILED", 2), job.log
+    (error,) = errors(job.log)
+    assert f"--out: expected a folder that can be written. Received: {disk} (No space left" in error
+
+
+def test_a_module_that_is_missing_is_one_message(
+    cluster_clone: Clone, make_clone: Callable[[], Clone]
+) -> None:
+    clone = make_clone()
+    (clone.root / ".venv").symlink_to(cluster_clone.root / ".venv")
+    scripts = clone.root / "slurm"
+    scripts.unlink()
+    shutil.copytree(cluster_clone.root / "slurm", scripts)
+    env = scripts / "env.sh"
+    env.write_text(env.read_text().replace("# module load", "module load"))
+    job = clone.run("slurm/mpi_4nodes.sh", *SMALL)
+    assert (job.state, job.exit_code) == ("FAILED", 4), job.log
+    assert errors(job.log) == ["error: expected the modules python/3.12 openmpi/5.0"]
 
 
 def test_from_elsewhere_it_says_so(cluster_clone: Clone, make_clone: Callable[[], Clone]) -> None:
