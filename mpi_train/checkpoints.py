@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,9 @@ class Checkpoints:
         seconds: Spent in writing so far.
     """
 
-    def __init__(self, out: Path, world: World, work: dict[str, Any], say: Any = print) -> None:
+    def __init__(
+        self, out: Path, world: World, work: dict[str, Any], say: Callable[[str], None] = print
+    ) -> None:
         self.folder = out / FOLDER
         self._world, self._work, self._say = world, json.loads(json.dumps(work)), say
         self.seconds = 0.0
@@ -162,7 +164,7 @@ class Checkpoints:
         with world.together():
             if world.is_root:
                 found = self._find(resume)
-        if world.gather_all(found is not None)[0] is False:
+        if not world.gather_all(found is not None)[0]:
             return None
         return self._deal_out(found)
 

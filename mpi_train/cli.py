@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from typing import NoReturn
 
-from mpi_train import control, devices, watch
+from mpi_train import control, devices, preflight, watch
 from mpi_train import world as worlds
 from mpi_train.config import MpiConfig, StepConfig, TrainConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
@@ -43,6 +43,8 @@ def run_job(
             control.listen()
         if isinstance(config, MpiConfig):
             watch.start(world, config.stall_timeout)
+        if isinstance(config, TrainConfig):
+            preflight.check(config, world)
         share = devices.claim_cores(world, config.threads)
         # Imported last: it imports TensorFlow, which reads the number of threads then.
         with devices.quiet_start():

@@ -48,6 +48,14 @@ def cpu_model() -> str:
     return platform.machine()
 
 
+def num_gpus() -> int:
+    """NVIDIA GPUs of this machine that a process may use, told without starting TensorFlow."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def git_commit() -> str | None:
     """The commit of this source tree, with ``-dirty`` where files differ; None outside a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]

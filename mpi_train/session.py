@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -278,6 +278,6 @@ def _work(run: Run) -> dict[str, object]:
     return {"strategy": run.strategy, "dataset_sha256": run.shards.manifest.raw_sha256, **found}
 
 
-def copies(variables: dict[str, object]) -> Arrays:
+def copies(variables: dict[str, Any]) -> Arrays:
     """Copies of TensorFlow's or Keras's variables, by name."""
-    return {name: np.array(variable.numpy()) for name, variable in variables.items()}  # type: ignore[attr-defined]
+    return {name: np.array(variable.numpy()) for name, variable in variables.items()}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_train import launch
+from mpi_train import environment, launch
 from mpi_train.config import TrainConfig, as_flags, at_least, option
 from mpi_train.errors import UsageError
 from mpi_train.report.collect import Attempt
@@ -70,7 +70,7 @@ class BenchConfig(TrainConfig):
         if self.np is not None:
             return self.np
         # MirroredStrategy wants even parts of the batch.
-        limit = num_gpus() or max(2, num_cores())
+        limit = environment.num_gpus() or max(2, num_cores())
         fitting = [count for count in (4, 3, 2) if count <= limit and self.batch_size % count == 0]
         return next(iter(fitting), 1)
 
@@ -142,14 +142,6 @@ def _as_typed(words: Sequence[str]) -> str:
     if Path(words[0]).name == "mpiexec":
         short[words[0]] = "mpiexec"
     return shlex.join(short.get(word, word) for word in words)
-
-
-def num_gpus() -> int:
-    """NVIDIA GPUs of this machine that a process may use, told without starting TensorFlow."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def num_cores() -> int:

@@ -1,0 +1,67 @@
+"""What a job looks at before it loads TensorFlow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpi_train import launch, preflight
+from mpi_train.config import MpiConfig
+from mpi_train.errors import DataError, PlatformError, UsageError
+from mpi_train.world import World
+
+ROOT = Path(__file__).parents[1]
+
+
+def config(tiny_shards: Path, tmp_path: Path) -> MpiConfig:
+    return MpiConfig(dataset="synthetic", data=tiny_shards, out=tmp_path)
+
+
+def test_a_machine_that_is_well_passes(tiny_shards: Path, tmp_path: Path) -> None:
+    preflight.check(config(tiny_shards, tmp_path), World())
+    assert preflight.free_mib() > 100
+    assert abs(preflight.clock_skew_s(World())) < 1e-6
+
+
+def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_mib", lambda: 1000.0)
+    preflight.check_memory(World(), 900)
+    with pytest.raises(PlatformError, match=r"expected 1,800 MiB .* 2 ranks on a\. Received: 1,000"):
+        preflight.check_memory(World(local_size=2, size=2, hosts=("a", "a")), 900)
+
+
+def test_fewer_gpus_than_ranks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(size=2, local_size=2, hosts=("a", "a"))
+    monkeypatch.setattr(preflight.environment, "num_gpus", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(PlatformError, match=r"expected one GPU a rank\. Received: 1 for 2 ranks on a"):
+        preflight.check_gpus(world)
+    # Each rank is shown one of its own.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    preflight.check_gpus(world)
+
+
+def test_what_a_job_needs_is_looked_for(tiny_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preflight.check(MpiConfig(dataset="synthetic", data=tmp_path, out=tmp_path), World())
+    with pytest.raises(UsageError, match="--out"):
+        preflight.check(MpiConfig(dataset="synthetic", data=tiny_shards, out=Path("/proc/results")), World())
+
+
+@pytest.mark.mpi_skip
+def test_a_job_that_cannot_work_says_so_before_tensorflow_is_loaded(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "jobs/mpi.py", "--data", str(tmp_path / "none")]
+    done = subprocess.run(
+        launch.mpiexec(2, words),
+        cwd=ROOT,
+        env=launch.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert done.stderr.count("\nerror: ") == 1
+    assert " tensorflow" not in done.stderr
