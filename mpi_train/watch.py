@@ -78,20 +78,6 @@ def start(world: World, timeout_s: float) -> None:
 
 
 @dataclass
-class _Peer:
-    """The other end of a connection."""
-
-    rank: int
-    link: socket.socket
-    heard: float = field(default_factory=time.monotonic)
-    doing: str = "start-up"
-    starting: bool = True
-    left: bool = False
-    buffer: bytes = b""
-    stood: _Stood = field(default_factory=lambda: _Stood())
-
-
-@dataclass
 class _Stood:
     """Since when a rank's training thread has been where it is."""
 
@@ -102,6 +88,20 @@ class _Stood:
     def update(self, calls: int, inside: bool) -> None:
         if (calls, inside) != (self.calls, self.inside):
             self.calls, self.inside, self.since = calls, inside, time.monotonic()
+
+
+@dataclass
+class _Peer:
+    """The other end of a connection."""
+
+    rank: int
+    link: socket.socket
+    heard: float = field(default_factory=time.monotonic)
+    doing: str = "start-up"
+    starting: bool = True
+    left: bool = False
+    buffer: bytes = b""
+    stood: _Stood = field(default_factory=_Stood)
 
 
 class Watch:
