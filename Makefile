@@ -135,6 +135,10 @@ slurm-down: ## Stop it
 slurm-status: ## Its nodes and jobs
 	slurm/local_cluster.sh status
 
+.PHONY: wheelhouse
+wheelhouse: setup ## The environment's packages in wheelhouse/, for a machine without internet
+	$(RUN) -m pip download --quiet --dest wheelhouse --requirement requirements/$(BUILD).txt
+
 LOCK = .venv/bin/uv --quiet pip compile --universal --python-version 3.10 --no-annotate --upgrade \
 	--custom-compile-command 'make lock' --extra mpich --extra test --extra lint pyproject.toml
 .PHONY: lock

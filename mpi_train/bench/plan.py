@@ -43,11 +43,14 @@ class BenchConfig(TrainConfig):
     np: int | None = option(None, "ranks of mpi, devices of mirrored and custom (default: cores, 2 to 4)")
     repeats: int = option(3, "runs of each strategy; repeat k trains with seed SEED + k - 1")
     out: Path | None = option(None, "folder of the runs and the report (default: results/bench)", "DIR")
+    resume: str = option("never", "never: a run that went on from a checkpoint could not be compared", "HOW")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--repeats", self.repeats, 1)
         at_least("--np", self.num_workers, 1)
+        if self.resume != "never":
+            raise UsageError(f"--resume: a bench begins each run anew. Received: --resume {self.resume}")
         if not self.names:
             raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: none")
         for name in self.names:
@@ -111,9 +114,7 @@ def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: in
     place = f"{folder}/{repeat}"
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     seed = config.seed + repeat - 1
-    # A run of its own each time: one that went on from a checkpoint could not be compared.
-    own = {"seed": seed, "out": config.out_dir / place, "resume": "never"}
-    flags = as_flags(TrainConfig(**{**shared, **own}))
+    flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
     flags += STRATEGIES[name].flags
     script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
     if unit == "rank":

@@ -248,6 +248,13 @@ def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.
     assert "--threads" not in " ".join(jobs["mpi/1"].words)
 
 
+def test_no_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    for job in plan(BenchConfig(out=tmp_path), Path("jobs")):
+        assert "--resume never" in job.attempt.command
+    with pytest.raises(UsageError, match="a bench begins each run anew"):
+        BenchConfig(resume="auto")
+
+
 def test_alone_there_is_no_reference(tmp_path: Path) -> None:
     for config in (BenchConfig(np=1), BenchConfig(strategies="baseline")):
         assert not any(job.attempt.folder.startswith("reference") for job in plan(config, Path("jobs")))
