@@ -73,7 +73,7 @@ def main() -> None:
         print(script, end="")
         return
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    job_id = queue.submit(script)
+    job_id = queue.submit(script, resources.lines())
     console.print(f"job {job_id}: {flags.strategy}")
     if flags.wait:
         queue.follow(job_id, console.print)

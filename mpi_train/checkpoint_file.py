@@ -141,7 +141,10 @@ class CheckpointFile:
             raise self._bad(error.strerror or str(error)) from error
         if count != entry.num_bytes:
             raise self._bad(f"{count} of {entry.num_bytes} bytes of {entry.name}")
-        return array.reshape(entry.shape)
+        try:
+            return array.reshape(entry.shape)
+        except ValueError as error:  # a length of 0 beside one that no array can have
+            raise self._bad(str(error)) from error
 
     def _read_header(self, file: BinaryIO) -> None:
         size = os.fstat(file.fileno()).st_size

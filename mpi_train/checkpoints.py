@@ -168,6 +168,17 @@ class Checkpoints:
             return None
         return self._deal_out(found)
 
+    def forget_after(self, position: Position) -> None:
+        """Removes what is later than ``position``, from where the run now goes on; on the root.
+
+        Otherwise the newest by name would be of a run that was given up, or a damaged one.
+        """
+        if self._world.is_root:
+            for path in self._listed():
+                match = _NAME.fullmatch(path.name)
+                if match and (int(match[1]), int(match[2])) > (position.epoch, position.step):
+                    _remove(path)
+
     def clear(self) -> None:
         """Removes all checkpoints of the run; on the root."""
         if self._world.is_root:
@@ -204,20 +215,22 @@ class Checkpoints:
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self._listed()[KEPT - 1 :]:
+            for old in [*self._listed()[KEPT - 1 :], *self.folder.glob(".*.tmp")]:
                 _remove(old)
             files.write(temporary, state, entries, coming)
             os.replace(temporary, path)
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         except OSError as error:
             for _ in coming:  # what the others are sending must be taken
                 pass
             _remove(temporary)
             return self._explained(error, files.num_bytes(state, entries))
+        # The name too must outlive a loss of power; some file systems have no sync of folders.
+        with suppress(OSError):
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         return None
 
     def _explained(self, error: OSError, needed: int) -> str:
@@ -288,16 +301,25 @@ class Checkpoints:
         with world.together():
             if found is not None:
                 self._check_ranks(found[0], size)
-        # Rank by rank, so that the root holds no more than one rank's arrays beside its own.
+        # Rank by rank, so that the root holds no more than one rank's arrays beside its own. What it cannot
+        # read is told after that: the others wait for their arrays until then.
+        problem: DataError | None = None
         for rank in range(world.size):
             if found is not None:
-                theirs = {name: _for_rank(found[0], name, rank, size, world.size) for name in names}
+                theirs: Arrays = {}
+                try:
+                    theirs = {name: _for_rank(found[0], name, rank, size, world.size) for name in names}
+                except DataError as error:
+                    problem = error
                 if rank == 0:
                     arrays = theirs
                 else:
                     world.send_object(theirs, to=rank)
             elif rank == world.rank:
                 arrays = world.receive_object(source=0)
+        with world.together():
+            if problem is not None:
+                raise problem
         return Snapshot(position, arrays, size, path)
 
     @staticmethod

@@ -44,6 +44,10 @@ def run_job(
         if isinstance(config, MpiConfig):
             watch.start(world, config.stall_timeout)
         if isinstance(config, TrainConfig):
+            if preflight.is_finished(config, world):
+                if world.is_root:
+                    print(f"this job had come to its end before it was queued again: {config.out}/run.json")
+                return
             preflight.check(config, world)
         share = devices.claim_cores(world, config.threads)
         # Imported last: it imports TensorFlow, which reads the number of threads then.

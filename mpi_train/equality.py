@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.digest import digest
-from mpi_train.errors import DivergedError
+from mpi_train.errors import RanksApartError
 from mpi_train.flat import FlatModel
 from mpi_train.world import World
 
@@ -55,14 +55,14 @@ def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str) -> Non
     """Compares a digest of ``arrays`` over all ranks.
 
     Raises:
-        DivergedError: they differ. On all ranks; names those that differ from the most common digest.
+        RanksApartError: they differ. On all ranks; names those that differ from the most common digest.
     """
     digests = world.gather_all(digest(arrays))
     common, count = Counter(digests).most_common(1)[0]
     if count == world.size:
         return
     apart = [f"rank {rank} on {world.hosts[rank]}" for rank, d in enumerate(digests) if d != common]
-    raise DivergedError(
+    raise RanksApartError(
         f"{when}: expected the same weights on all {world.size} ranks. "
         f"Received: other weights on {', '.join(apart)}",
         remedy="run make doctor on that host; the same MPI library and the same processor type on all nodes",

@@ -77,3 +77,7 @@ class DivergedError(JobError):
     """The loss or the weights became NaN or infinite, or the ranks' weights went apart."""
 
     exit_code = EXIT_DIVERGED
+
+
+class RanksApartError(DivergedError):
+    """The ranks' weights went apart: no fault of the training's, which a smaller rate could mend."""

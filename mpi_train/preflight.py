@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from mpi_train import environment
 from mpi_train.config import TrainConfig
 from mpi_train.data.shards import ShardSet
-from mpi_train.errors import PlatformError
-from mpi_train.records import Recorder
+from mpi_train.errors import DataError, PlatformError
+from mpi_train.records import Recorder, read_run
 from mpi_train.world import World
 
 RANK_MIB = 600
@@ -26,23 +26,32 @@ SKEW_S = 10.0
 
 
 def check(config: TrainConfig, world: World) -> None:
-    """Looks at data, output folder, memory, GPUs and clocks; on all ranks together.
+    """Looks at data, output folder, memory and clocks; on all ranks together.
 
     Raises:
         UsageError: the output folder cannot be written from the root's node.
         DataError: a node cannot read the shards' manifest.
-        PlatformError: too little memory, or fewer GPUs than ranks.
+        PlatformError: too little memory.
     """
     with world.together():
         shards = ShardSet.open(config.data_dir, config.dataset)
         shape = shards.manifest.image_shape
         num_bytes = sum(shards.num_examples(split) for split in shards.manifest.splits) * math.prod(shape)
         check_memory(world, RANK_MIB + num_bytes / world.size / 2**20)
-        check_gpus(world)
     Recorder(config.out or Path("results"), world).open()
     skew_s = clock_skew_s(world)
     if skew_s > SKEW_S and world.is_root:
         print(f"warning: the nodes' clocks differ by {skew_s:.0f} s: beware when you compare their logs")
+
+
+def is_finished(config: TrainConfig, world: World) -> bool:
+    """Whether this is a Slurm job that was queued again after it had written its record."""
+    job = os.environ.get("SLURM_JOB_ID")
+    finished = False
+    if world.is_root and config.out is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        with suppress(DataError):
+            finished = read_run(config.out / "run.json").environment.get("slurm_job_id") == job
+    return world.gather_all(finished)[0]
 
 
 def check_memory(world: World, rank_mib: float) -> None:
@@ -58,31 +67,32 @@ def check_memory(world: World, rank_mib: float) -> None:
         )
 
 
-def check_gpus(world: World) -> None:
-    """Raises ``PlatformError`` when this node has GPUs, but fewer than ranks that share them."""
-    count = environment.num_gpus()
-    # Where a launcher shows each rank a GPU of its own, each sees one.
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if 0 < count < world.local_size and shown is None:
-        raise PlatformError(
-            f"expected one GPU a rank. Received: {count} for {world.local_size} ranks on "
-            f"{world.hosts[world.rank]}",
-            remedy="as many ranks a node as GPUs, or CUDA_VISIBLE_DEVICES= to train on the CPU",
-        )
-
-
 def free_mib() -> float:
-    """Memory that this process's node, or its control group, has left."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = float(fields["MemAvailable"].split()[0]) / 1024
-    group = Path("/sys/fs/cgroup")
+    """Memory that this process's node, or the control group of its job, has left."""
+    free = float(_fields(Path("/proc/meminfo"))["MemAvailable:"]) / 1024
+    root = Path("/sys/fs/cgroup")
     try:
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-        limit = (group / own / "memory.max").read_text().strip()
-        used = int((group / own / "memory.current").read_text())
-    except (OSError, ValueError):
+        own = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+    except OSError:
         return free
-    return free if limit == "max" else min(free, (int(limit) - used) / 2**20)
+    for group in (own, *own.parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            limit = int((group / "memory.max").read_text())  # "max" where there is none
+            stat = _fields(group / "memory.stat")
+            used = int((group / "memory.current").read_text())
+        except (OSError, ValueError):
+            continue
+        # What files have left in memory is given back when it is needed.
+        used -= int(stat["inactive_file"]) + int(stat["active_file"])
+        free = min(free, (limit - used) / 2**20)
+    return free
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The second word of each line, by the first."""
+    return {words[0]: words[1] for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}
 
 
 def clock_skew_s(world: World) -> float:

@@ -6,6 +6,7 @@ stop, and from where to go on.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from mpi_train import watch
 from mpi_train.checkpoints import Arrays, Checkpoints, Position
 from mpi_train.config import TrainConfig
 from mpi_train.control import Control
-from mpi_train.errors import DivergedError, RunAgainError, UsageError
+from mpi_train.errors import DivergedError, RanksApartError, RunAgainError, UsageError
 from mpi_train.order import Leg
 from mpi_train.records import EpochRecord, EpochTotals
 from mpi_train.run import Run
@@ -74,14 +75,22 @@ class Session(Overseer):
         if resume == "auto" and run.world.gather_all(run.is_finished)[0]:
             resume = "never"
         found = self.checkpoints.find(resume)
-        run.begin(anew=found is None)
         if found is None:
+            run.begin(anew=True)
             if run.config.on_nan == "rollback":
                 self._save()
             return
         same_size = found.size == run.world.size
-        self._restore(found.arrays, same_size=same_size)
         position = found.position
+        last = run.config.epochs
+        if (position.epoch, position.step) > (last + 1, 0):
+            raise UsageError(
+                f"--epochs: {found.path} is further than {last} epochs. Received: --epochs {last}",
+                remedy="--resume never, which starts anew and removes it, or --out with another folder",
+            )
+        self._restore(found.arrays, same_size=same_size)
+        run.begin(anew=False)
+        self.checkpoints.forget_after(position)
         event = {
             "kind": "resumed", "epoch": position.epoch, "step": position.step, "world_size": run.world.size,
         }  # fmt: skip
@@ -196,13 +205,18 @@ class Session(Overseer):
         """Goes back to the last checkpoint with half the learning rate, or raises ``error`` again."""
         run = self.run
         history = self.position.history
-        if run.config.on_nan != "rollback" or len(_rollbacks(history)) >= MAX_ROLLBACKS:
+        if (
+            run.config.on_nan != "rollback"
+            or isinstance(error, RanksApartError)
+            or len(_rollbacks(history)) >= MAX_ROLLBACKS
+        ):
             raise error
         found = self.checkpoints.find("auto")
         if found is None:
             raise error
-        self._restore(found.arrays, same_size=True)
+        self._restore(found.arrays, same_size=found.size == run.world.size)
         position = found.position
+        self.checkpoints.forget_after(position)
         # What the checkpoint has of it happened before; the rate counts from there.
         times = 1 + len(_rollbacks(history)) - len(_rollbacks(position.history))
         rate = [self.state.slow_down() for _ in range(times)][-1]
@@ -237,7 +251,8 @@ class Session(Overseer):
             raise UsageError(f"stopped by {reasons[0]} in {where}, and could not save", remedy="see above")
         raise RunAgainError(
             f"stopped by {reasons[0]} in {where}; saved in {self.checkpoints.folder}",
-            remedy="run the same command again, and it goes on from there",
+            remedy="run the same command again, and it goes on from there"
+            + ("" if run.config.resume == "auto" else ", with --resume auto"),
         )
 
     def _restore(self, arrays: Arrays, *, same_size: bool) -> None:
@@ -275,7 +290,10 @@ def _work(run: Run) -> dict[str, object]:
         "every",
     )
     found = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    return {"strategy": run.strategy, "dataset_sha256": run.shards.manifest.raw_sha256, **found}
+    # The same data cut into other shards has another order.
+    splits = run.shards.manifest.splits.values()
+    shards = hashlib.sha256("".join(file.sha256 for split in splits for file in split.files).encode())
+    return {"strategy": run.strategy, **found, "shards_sha256": shards.hexdigest()}
 
 
 def copies(variables: dict[str, Any]) -> Arrays:

@@ -188,6 +188,10 @@ class Watch:
             except (OSError, ValueError):
                 link.close()
                 continue
+            # One that gave up waiting for an answer calls again.
+            for old in [peer for peer in self._peers if peer.rank == int(rank)]:
+                old.link.close()
+                self._peers.remove(old)
             self._peers.append(_Peer(int(rank), link))
 
     def _call(self, addresses: list[str], port: int, token: str) -> None:
@@ -292,6 +296,8 @@ class Watch:
         # Rank 0 speaks of itself only where it hangs, and its watch does not.
         if world.is_root or (world.rank == 1 and rank == 0):
             os.write(2, f"error: {error}\n".encode())
+        else:
+            time.sleep(2)  # mpiexec ends all as soon as one has left: the one that speaks goes first
         for other in self._peers:
             self._send(other, {"end": True})
         sys.stdout.flush()

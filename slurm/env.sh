@@ -61,7 +61,9 @@ RESTARTS_AFTER_LOSS=${RESTARTS_AFTER_LOSS:-2}
 # run WORD...: runs a job's program to its end; its exit code. Slurm tells this shell alone, two minutes before
 # the time is over (--signal=B:USR2@120), and it is passed on.
 run() {
-    local child code asked
+    local child code asked losses=logs/.losses-$SLURM_JOB_ID
+    # Queued again, it goes on from its last checkpoint, whatever it was told at first.
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then set -- "$@" --resume auto; fi
     "$@" &
     child=$!
     trap 'asked=1; kill -USR2 $child 2>/dev/null' USR2 TERM
@@ -77,25 +79,30 @@ run() {
         code=6
     fi
     case $code in
-    75) requeue "$RESTARTS" || code=$? ;;
-    6) requeue "$RESTARTS_AFTER_LOSS" || true ;;
+    75) requeue "${SLURM_RESTART_COUNT:-0}" "$RESTARTS" ;;
+    6)
+        mkdir -p logs && echo >>"$losses"
+        requeue $(($(wc -l <"$losses") - 1)) "$RESTARTS_AFTER_LOSS"
+        ;;
     esac
+    rm -f "$losses"
     return $code
 }
 
-# requeue LIMIT: queues the job again, under its number, if that was done less than LIMIT times; it then goes on
-# from its last checkpoint. Does not return when it has.
+# requeue DONE LIMIT: queues the job again, under its number, if that was done less than LIMIT times for the same
+# reason. Does not return when it has.
 requeue() {
-    local done=${SLURM_RESTART_COUNT:-0}
+    local state
+    state=$(squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null)
     # Cancelled by its owner, it must not rise again.
-    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null)" = RUNNING ] || return 75
-    if [ "$done" -ge "$1" ]; then
-        echo "not queued again: that was done $done times. To go on: sbatch it again with --out results/..." >&2
-        return 75
+    if [ "$state" != RUNNING ]; then
+        echo "not queued again: the job is ${state:-unknown to squeue}"
+    elif [ "$1" -ge "$2" ]; then
+        echo "not queued again: that was done $1 times. To go on: sbatch it again with --out results/..."
+    else
+        echo "queued again: restart $((${SLURM_RESTART_COUNT:-0} + 1))"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm ends this shell
     fi
-    echo "queued again: restart $((done + 1))"
-    scontrol requeue "$SLURM_JOB_ID" || return 75
-    sleep 60 # until Slurm ends this shell
 }
 
 # launch_ranks SCRIPT [FLAG...]: runs a job as the MPI ranks that sbatch was asked for; its exit code.

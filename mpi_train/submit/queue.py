@@ -30,8 +30,13 @@ class JobFailedError(JobError):
         self.exit_code = exit_code
 
 
-def submit(script: str) -> int:
+def submit(script: str, asked: dict[str, str]) -> int:
     """Hands ``script`` to sbatch and returns the number of the job.
+
+    Args:
+        script: Its text.
+        asked: What the user asked for, by sbatch's flags. It is in the script too, but there the variables
+            of a login shell (SBATCH_PARTITION) would count for more.
 
     Raises:
         PlatformError: there is no sbatch, or it refuses; with its own words.
@@ -41,7 +46,12 @@ def submit(script: str) -> int:
             "expected sbatch. Received: none on this machine",
             remedy="a login node of the cluster; --print shows the script without one",
         )
-    done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sbatch", "--parsable", *(f"--{name}={value}" for name, value in asked.items())],
+        input=script,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         said = " ".join(done.stderr.replace("sbatch: error:", "").split())
         raise PlatformError(
