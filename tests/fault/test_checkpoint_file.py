@@ -129,6 +129,31 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) ->
     assert not list(checkpoints.folder.iterdir())
 
 
+def test_an_empty_array_of_a_shape_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    entry = Entry("weights", None, "<f4", (0, 2**62))
+    checkpoint_file.write(tmp_path / "a.ckpt", {}, [entry], [np.zeros(0, np.float32)])
+    file = CheckpointFile(tmp_path / "a.ckpt")
+    with pytest.raises(DataError, match="expected a whole checkpoint"):
+        file.read("weights")
+
+
+def test_what_is_later_than_the_place_to_go_on_from_is_forgotten(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, World(), WORK)
+    for step in (1, 2, 3):
+        checkpoints.save(position(1, step), {"weights": np.full(10, step, np.float32)})
+    first = checkpoints.folder / "epoch-0001-step-0000001.ckpt"
+    found = checkpoints.find(str(first))
+    assert found is not None
+    checkpoints.forget_after(found.position)
+    assert list(checkpoints.folder.iterdir()) == [first]
+    (checkpoints.folder / ".epoch-0001-step-0000009.ckpt.tmp").write_bytes(b"of a run that was killed")
+    assert checkpoints.save(position(1, 2), {"weights": np.full(10, 5, np.float32)})
+    assert len(list(checkpoints.folder.iterdir())) == 2
+    newest = checkpoints.find("auto")
+    assert newest is not None
+    assert (newest.arrays["weights"] == 5).all()
+
+
 def test_a_position_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, World(), WORK)
     path = tmp_path / "a.ckpt"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpi_train.data.shards import ShardSet
+from mpi_train.data import synthetic
+from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.order import Leg, dealt, epoch_order, plan_steps
 
 Start = Callable[..., Any]
@@ -141,6 +142,21 @@ def test_more_epochs_after_the_end(start: Start) -> None:
     more = start("mpi", "--epochs", "6", "--resume", str(last), ranks=2)
     assert more.ended(within_s=60) == 0, more.printed
     assert more.record().weights_sha256 == whole.record().weights_sha256
+
+
+def test_fewer_epochs_than_are_done_and_other_shards_are_refused(start: Start, tmp_path: Path) -> None:
+    first = start("mpi", "--epochs", "4")
+    assert first.ended(within_s=60) == 0, first.printed
+    (first.out / "run.json").unlink()  # as if it had been interrupted
+    fewer = start("mpi", "--epochs", "2")
+    assert fewer.ended(within_s=60) == 2
+    assert "is further than 2 epochs. Received: --epochs 2" in fewer.printed
+    assert not (first.out / "run.json").exists()
+    other = tmp_path / "other"
+    write_shards(synthetic.draw(seed=1, num_train=509, num_test=131), other, num_shards=3, seed=1)
+    recut = start("mpi", "--epochs", "4", "--data", str(other))
+    assert recut.ended(within_s=60) == 2
+    assert "is of another run: shards_sha256 is " in recut.printed
 
 
 def test_a_checkpoint_that_is_not_there(start: Start, tmp_path: Path) -> None:

@@ -58,14 +58,19 @@ echo "${0##*/} $*"
 echo "locking=$HDF5_USE_FILE_LOCKING cpus=$SRUN_CPUS_PER_TASK"
 exit "$JOB_ENDS_WITH"
 """
+# Slurm as it is when the job runs; requeue refuses, so that the script goes on.
+SQUEUE = "#!/bin/bash\necho ${JOB_STATE:-RUNNING}\n"
+SCONTROL = '#!/bin/bash\necho "scontrol $*"\nexit 1\n'
 
 
-def start(clone: Clone, template: str, *flags: str, ends_with: int = 0) -> subprocess.CompletedProcess[str]:
+def start(
+    clone: Clone, template: str, *flags: str, ends_with: int = 0, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a template as job 7 would, output as Slurm keeps it, with stand-ins for python and srun."""
     tools = clone.root / ".venv" / "bin"
     tools.mkdir(parents=True, exist_ok=True)
-    for name in ("python", "srun"):
-        (tools / name).write_text(STAND_IN)
+    for name, text in (("python", STAND_IN), ("srun", STAND_IN), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
+        (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     job = {
         "SLURM_JOB_ID": "7",
@@ -78,7 +83,7 @@ def start(clone: Clone, template: str, *flags: str, ends_with: int = 0) -> subpr
         return subprocess.run(
             words,
             cwd=clone.root,
-            env={**os.environ, **job},
+            env={**os.environ, **job, **environ},
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -127,6 +132,33 @@ def test_a_rank_killed_by_a_signal_is_a_lost_rank(make_clone: Callable[[], Clone
     clone = make_clone()
     assert start(clone, "mpi_4nodes", ends_with=128 + 9).returncode == 6
     assert "error: a rank was lost" in clone.log(7)
+
+
+@pytest.mark.parametrize("template", ["baseline", "custom", "mirrored", "mpi_4nodes"])
+def test_queued_again_it_goes_on_whatever_it_was_told(template: str, make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    start(clone, template, "--resume", "never", SLURM_RESTART_COUNT="1")
+    ran = clone.log(7).splitlines()[0]
+    assert ran.endswith("--resume never --resume auto")
+
+
+@pytest.mark.parametrize(
+    ("code", "environ", "expected"),
+    [
+        (75, {}, "scontrol requeue 7"),
+        (75, {"SLURM_RESTART_COUNT": "100"}, "not queued again: that was done 100 times"),
+        (75, {"JOB_STATE": "COMPLETING"}, "not queued again: the job is COMPLETING"),
+        (6, {"SLURM_RESTART_COUNT": "50"}, "scontrol requeue 7"),  # no loss among them
+        (6, {"RESTARTS_AFTER_LOSS": "0"}, "not queued again: that was done 0 times"),
+    ],
+)
+def test_what_is_queued_again(
+    code: int, environ: dict[str, str], expected: str, make_clone: Callable[[], Clone]
+) -> None:
+    clone = make_clone()
+    assert start(clone, "mpi_4nodes", ends_with=code, **environ).returncode == code
+    assert expected in clone.log(7)
+    assert not list(clone.root.glob("logs/.losses*"))
 
 
 def test_moves_its_log_and_keeps_it_when_requeued(make_clone: Callable[[], Clone]) -> None:
