@@ -256,7 +256,7 @@ def test_a_cancelled_job_stays_cancelled(cluster_clone: Clone) -> None:
     subprocess.run(["scancel", str(job_id)], check=True, timeout=30)
     job = cluster_clone.result(job_id, limit_s=60)
     assert job.state == "CANCELLED", job.log
-    assert "queued again" not in job.log
+    assert "queued again: restart" not in job.log
 
 
 def kill_last_rank(job_id: int) -> None:
