@@ -140,7 +140,7 @@ class Checkpoints:
         problem: str | None = None
         if world.is_root:
             problem = self._write(path, position, arrays, sorted(common), own)
-        elif own:
+        else:
             for name in own:
                 world.send(arrays[name], to=0)
         problem = world.gather_all(problem)[0]

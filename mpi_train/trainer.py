@@ -94,6 +94,7 @@ class Trainer:
 
     Attributes:
         update: The optimizer, bound to the flat buffer.
+        examples: What is trained on.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Trainer:
 
     def feed(self, examples: Examples) -> None:
         """Trains on these ``examples`` from now on."""
+        self.examples = examples
         with tf.device(self.devices[0]):
             # On the CPU this is the same memory, on a GPU a copy.
             self.images = tf.identity(as_tensor(examples.images))

@@ -1,7 +1,7 @@
 """The process that the ranks report to, and that names the one which is lost.
 
 A process of its own, started by rank 0 in a session of its own: when one rank dies, mpiexec kills all others
-within a millisecond, and a thread among them would have no time to speak. Without TensorFlow or NumPy, so
+at once, and a thread among them may not get to speak. Without TensorFlow or NumPy, so
 that it starts at once and costs nothing.
 """
 

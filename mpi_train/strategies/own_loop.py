@@ -80,7 +80,8 @@ def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluat
         mine = dealt(run.num_train, config.batch_size, config.seed, epoch, closed, world.rank, world.size)
         with world.together():
             own = run.shards.read_some("train", mine)
-    trainer.feed(own)
+    if own is not trainer.examples:
+        trainer.feed(own)
     num_left = run.num_train - num_closed * config.batch_size
     order = epoch_order(config.seed, epoch, world.rank, len(own), len(closed))
     steps = plan_steps(
