@@ -143,8 +143,7 @@ class Watch:
                 heard = time.monotonic()
                 *lines, buffer = (buffer + received).split(b"\n")
                 if any(json.loads(line).get("end") for line in lines) and not self._left:
-                    sys.stdout.flush()
-                    os._exit(EXIT_RANK_LOST)
+                    worlds.leave(self._world, EXIT_RANK_LOST)
             except TimeoutError:
                 pass
             except OSError:
@@ -172,7 +171,7 @@ class Watch:
             os.write(2, f"error: {error}\n".encode())
         else:
             time.sleep(2)  # mpiexec ends all as soon as one has left: the one that speaks goes first
-        os._exit(EXIT_RANK_LOST)
+        worlds.leave(self._world, EXIT_RANK_LOST)
 
     def _beat(self) -> None:
         self._send({"doing": self._doing, "starting": self._starting, **vars(activity)})
