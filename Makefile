@@ -3,7 +3,7 @@
 #: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
 #: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
 #: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
-#: NP=4            ranks of mpi and bench-step, devices of mirrored and custom
+#: NP=4            ranks of mpi, multiworker, federated, bench-step; devices of mirrored, custom and custom_dataset
 #: EPOCHS=5        passes over the training set
 #: BATCH=64        global batch: examples a step, over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
@@ -11,10 +11,11 @@
 #: SEED=1          of the weights and the order of the data; for make data, of the partition
 #: SHARDS=4        shards that make data writes
 #: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes
-#: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom
+#: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom,custom_dataset,multiworker,tpu,
+#:                 federated
 #: OUT=DIR         folder of the results
 #: NODES=4         nodes of the local Slurm cluster; of the job that make submit submits
-#: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, bench
+#: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, multiworker, federated, bench
 #: TIME=01:00:00   its time limit
 #: ARGS='...'      more flags, passed on to the job or to pytest as they stand
 
@@ -43,7 +44,7 @@ DEVICES = $(NP:%=--devices %)
 .PHONY: help
 help: ## This list
 	@echo 'Targets:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 	@echo; echo 'Variables (make TARGET NAME=value):'
 	@sed -n 's/^#: /  /p' Makefile
 
@@ -90,6 +91,22 @@ mirrored: setup ## Train under MirroredStrategy: GPUs, or logical CPU devices
 .PHONY: custom
 custom: setup ## Train by data parallelism written by hand over the same devices
 	$(RUN) jobs/custom.py $(TRAINING) $(DEVICES)
+
+.PHONY: custom_dataset
+custom_dataset: setup ## Train by strategy.run over a dataset that TensorFlow distributes, over the same devices
+	$(RUN) jobs/custom_dataset.py $(TRAINING) $(DEVICES)
+
+.PHONY: multiworker
+multiworker: setup ## Train on NP processes under MultiWorkerMirroredStrategy
+	$(RANKS) jobs/multiworker.py $(TRAINING)
+
+.PHONY: tpu
+tpu: setup ## Train on a TPU, or on what there is instead
+	$(RUN) jobs/tpu.py $(TRAINING)
+
+.PHONY: federated
+federated: setup ## Federated averaging over NP ranks; a client is a shard
+	$(RANKS) jobs/federated.py $(TRAINING)
 
 .PHONY: doctor
 doctor: setup ## What this machine has and lacks: MPI and a ring over 2 ranks, TensorFlow, Slurm, data

@@ -18,8 +18,10 @@ from mpi_train.cli import guarded
 from mpi_train.config import (
     BaselineConfig,
     DevicesConfig,
+    FederatedConfig,
     MpiConfig,
     Parser,
+    RanksConfig,
     TrainConfig,
     add_options,
     as_flags,
@@ -44,6 +46,8 @@ CONFIGS: dict[str, type[TrainConfig]] = {
     "mpi": MpiConfig,
     "mirrored": DevicesConfig,
     "custom": DevicesConfig,
+    "multiworker": RanksConfig,
+    "federated": FederatedConfig,
     "bench": BenchConfig,
 }
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from mpi_train import control, devices, preflight, watch
 from mpi_train import world as worlds
-from mpi_train.config import MpiConfig, StepConfig, TrainConfig, parse
+from mpi_train.config import RanksConfig, StepConfig, TrainConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
 
 
@@ -41,7 +41,7 @@ def run_job(
             config = parse(kind, description=description, prog=f"python jobs/{job}.py")
         if isinstance(config, TrainConfig):
             control.listen()
-        if isinstance(config, MpiConfig):
+        if isinstance(config, RanksConfig):
             watch.start(world, config.stall_timeout)
         if isinstance(config, TrainConfig):
             if preflight.is_finished(config, world):

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Dtype = Literal["float32", "bfloat16"]
-Average = Literal["weights", "gradients"]
+Average = Literal["weights", "gradients", "weights+slots"]
+Scaling = Literal["none", "linear", "sqrt"]
+_REFERENCE_BATCH = 64
+"""At which a learning rate is meant, where it is scaled with the batch."""
 OnNan = Literal["stop", "rollback"]
 
 
@@ -94,27 +97,91 @@ class BaselineConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MpiConfig(TrainConfig):
-    """What ``jobs/mpi.py`` takes beyond that."""
+class RanksConfig(TrainConfig):
+    """What the jobs take beyond that which run as ranks; ``jobs/multiworker.py`` takes no more."""
 
-    average: Average = option("weights", "what the all-reduce averages after a step")
-    every: int = option(1, "steps between two averages (weights only; above 1 is local SGD)")
     stall_timeout: float = option(
         60.0, "seconds of silence after which a rank is given up; five times that in start-up", "SECONDS"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("--every", self.every, 1)
         if not self.stall_timeout >= 5:
             raise UsageError(
                 f"--stall-timeout: expected at least 5 seconds. Received: {self.stall_timeout:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MpiConfig(RanksConfig):
+    """What ``jobs/mpi.py`` takes beyond that."""
+
+    average: Average = option(
+        "weights", "weights after an update, gradients before it, or weights and the optimizer's slots"
+    )
+    every: int = option(1, "steps between two averages (not of gradients; above 1 is local SGD)")
+    post_local_from: int = option(
+        1, "epoch from which on --every counts; before it every step is averaged (post-local SGD)", "EPOCH"
+    )
+    accumulate: int = option(
+        1, "pieces in which a rank takes its part of a step, one after another: less memory, the same update"
+    )
+    lr_scaling: Scaling = option("none", "how the learning rate grows with the global batch, from 64 on")
+    warmup_epochs: float = option(0.0, "epochs in which it rises there from its value for 64", "EPOCHS")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--every", self.every, 1)
+        at_least("--post-local-from", self.post_local_from, 1)
+        at_least("--accumulate", self.accumulate, 1)
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise UsageError(
+                f"--warmup-epochs: expected 0 to --epochs {self.epochs}. Received: {self.warmup_epochs:g}"
+            )
+        if self.warmup_epochs and self.lr_scaling == "none":
+            raise UsageError(
+                "--warmup-epochs: there is nothing to rise to without scaling",
+                remedy="--lr-scaling linear, or leave --warmup-epochs out",
+            )
+        if self.post_local_from > 1 and self.every == 1:
+            raise UsageError(
+                f"--post-local-from: --every says how many steps are local from then on. "
+                f"Received: --every 1 from epoch {self.post_local_from}",
+                remedy="--every 8, for example",
             )
         if self.average == "gradients" and self.every != 1:
             raise UsageError(
                 f"--every: gradients are averaged at every step. Received: --every {self.every}",
                 remedy="--average weights, or leave --every out",
             )
+
+    @property
+    def rate_factor(self) -> float:
+        """What the learning rate is multiplied by for its batch (Goyal et al. 2017, arXiv:1706.02677)."""
+        power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.lr_scaling]
+        return float((self.batch_size / _REFERENCE_BATCH) ** power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedConfig(RanksConfig):
+    """What ``jobs/federated.py`` takes beyond that."""
+
+    batch_size: int = option(64, "examples of a step of one client")
+    epochs: int = option(5, "rounds: in each, the clients train and their models are averaged")
+    fraction: float = option(1.0, "part of the clients that is drawn for a round", "PART")
+    local_epochs: int = option(1, "passes of a client over its data in a round")
+    proximal: float = option(0.0, "FedProx: how strongly clients are held to the server's model", "MU")
+    server_momentum: float = option(0.0, "FedAvgM: momentum of the server's step", "BETA")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--local-epochs", self.local_epochs, 1)
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"--fraction: expected more than 0, at most 1. Received: {self.fraction:g}")
+        if not 0 <= self.proximal < float("inf"):
+            raise UsageError(f"--proximal: expected 0 or more. Received: {self.proximal:g}")
+        if not 0 <= self.server_momentum < 1:
+            raise UsageError(f"--server-momentum: expected 0 to below 1. Received: {self.server_momentum:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,8 +103,12 @@ def start_tensorflow() -> None:
         tf.zeros(1)
 
 
-def own_device(world: World) -> str:
+def own_device(world: World, *, start: bool = True) -> str:
     """The device this rank computes on: the GPU of its local rank, or the CPU.
+
+    Args:
+        world: The ranks.
+        start: Whether TensorFlow takes up its devices now, which some strategies want to do themselves.
 
     Raises:
         PlatformError: there are GPUs, but fewer than ranks on this node.
@@ -116,7 +120,8 @@ def own_device(world: World) -> str:
     # ones take them in rank order.
     seen = world.gather_all((world.hosts[world.rank], os.environ.get("CUDA_VISIBLE_DEVICES")))
     if not gpus:
-        start_tensorflow()
+        if start:
+            start_tensorflow()
         return "/CPU:0"
     sharers, mine = seen.count(seen[world.rank]), seen[: world.rank].count(seen[world.rank])
     if mine >= len(gpus):
@@ -127,7 +132,8 @@ def own_device(world: World) -> str:
         )
     tf.config.set_visible_devices(gpus[mine], "GPU")
     tf.config.experimental.set_memory_growth(gpus[mine], True)
-    start_tensorflow()
+    if start:
+        start_tensorflow()
     return "/GPU:0"
 
 

@@ -8,6 +8,7 @@ singular vectors) are given the layers one by one.
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -51,6 +52,26 @@ def build(name: str, learning_rate: float | None) -> keras.Optimizer:
     return kind() if learning_rate is None else kind(learning_rate=learning_rate)
 
 
+@dataclass(frozen=True)
+class LearningRate:
+    """What the learning rate is, and how it gets there.
+
+    Attributes:
+        base: As it was asked for; None for the optimizer's own.
+        factor: What it is multiplied by.
+        warmup_epochs: In which it rises from ``base`` to that, a little with every step.
+    """
+
+    base: float | None = None
+    factor: float = 1.0
+    warmup_epochs: float = 0.0
+
+    def apply_to(self, optimizer: keras.Optimizer) -> None:
+        """Gives an optimizer that was made with ``base`` its final rate."""
+        if self.factor != 1:
+            optimizer.learning_rate = float(optimizer.learning_rate) * self.factor
+
+
 class FlatUpdate:
     """Applies a Keras optimizer to the whole buffer at once.
 
@@ -71,6 +92,12 @@ class FlatUpdate:
     def apply(self, gradient: tf.Tensor) -> None:
         """Updates the weights with a gradient of float32 (num_padded,)."""
         self.optimizer.apply([gradient], [self.flat.weights])
+
+    def slow_down(self) -> float:
+        """Halves the learning rate, and says what it is now."""
+        rate = self.optimizer.learning_rate
+        rate.assign(rate / 2)
+        return float(rate)
 
 
 class LayerUpdate(FlatUpdate):
@@ -121,6 +148,36 @@ class FusedSGD(FlatUpdate):
         tf.raw_ops.ResourceApplyGradientDescent(
             var=self.flat.weights.value.handle, alpha=learning_rate, delta=gradient
         )
+
+
+class WarmedUp(FlatUpdate):
+    """Another update, with a learning rate that rises linearly over its first steps.
+
+    Args:
+        update: The other.
+        start: The rate before the first step, as a part of the final one.
+        num_steps: That it takes to rise.
+    """
+
+    def __init__(self, update: FlatUpdate, start: float, num_steps: int) -> None:
+        self.optimizer, self.flat = update.optimizer, update.flat
+        self._update, self._start, self._num_steps = update, start, num_steps
+        self._final = tf.Variable(self.optimizer.learning_rate.value, trainable=False)
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        return [*self._update.variables, self._final]
+
+    def apply(self, gradient: tf.Tensor) -> None:
+        # Counted by the optimizer's own steps, which are in every checkpoint.
+        done = tf.cast(self.optimizer.iterations.value, tf.float32) / self._num_steps
+        part = tf.minimum(1.0, self._start + (1 - self._start) * done)
+        self.optimizer.learning_rate.assign(self._final * part)
+        self._update.apply(gradient)
+
+    def slow_down(self) -> float:
+        self._final.assign(self._final / 2)
+        return super().slow_down()
 
 
 def update_for(optimizer: keras.Optimizer, flat: FlatModel, device: str) -> FlatUpdate:

@@ -111,6 +111,7 @@ class Run:
         evaluate: Callable[[World], tuple[float, float]],
         *,
         stalled: bool = False,
+        expected: int | None = None,
     ) -> EpochRecord:
         """Evaluates, records and shows an epoch.
 
@@ -119,12 +120,15 @@ class Run:
             totals: What its training came to, over all ranks together.
             evaluate: Gives loss and accuracy on the test set.
             stalled: A single step took unusually long.
+            expected: Examples that were to be visited (default: each of the training set once).
 
         Raises:
             DivergedError: the loss is not finite; on all ranks.
         """
-        if totals.count != self.num_train:
-            raise RuntimeError(f"epoch {epoch} visited {totals.count} examples of {self.num_train}")
+        if totals.count != (expected or self.num_train):
+            raise RuntimeError(
+                f"epoch {epoch} visited {totals.count} examples of {expected or self.num_train}"
+            )
         self.progress.end()
         watch.note(f"epoch {epoch}, evaluation")
         self.event("epoch_stop", epoch_num=epoch)
@@ -141,7 +145,7 @@ class Run:
             epoch=epoch,
             train_s=totals.train_s,
             eval_s=eval_s,
-            images_per_s=self.num_train / totals.train_s,
+            images_per_s=totals.count / totals.train_s,
             sync_s=totals.sync_s,
             train_loss=totals.mean_loss,
             train_accuracy=totals.accuracy,

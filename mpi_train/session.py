@@ -78,7 +78,7 @@ class Session(Overseer):
         if found is None:
             run.begin(anew=True)
             if run.config.on_nan == "rollback":
-                self._save()
+                self.save()
             return
         same_size = found.size == run.world.size
         position = found.position
@@ -180,7 +180,7 @@ class Session(Overseer):
             epoch=before.epoch + 1, epochs=(*before.epochs, record), history=before.history
         )
         if record.epoch == self.run.config.epochs:
-            self._save()
+            self.save()
         else:
             self._save_or_leave()
 
@@ -232,16 +232,27 @@ class Session(Overseer):
 
     # ---- Saving -----------------------------------------------------------------------------------------
 
-    def _save(self) -> bool:
+    def save(self) -> bool:
+        """Writes a checkpoint of where the run is, on all ranks together; whether it was written."""
         watch.note(f"epoch {self.position.epoch}, writing a checkpoint")
         written = self.checkpoints.save(self.position, self.state.arrays())
         self.control.saved()
         return written
 
+    def abandon(self) -> None:
+        """Leaves as ``pause`` does, but goes on from the last checkpoint: for what cannot be cut in two.
+
+        Raises:
+            RunAgainError: always; on all ranks.
+        """
+        self._leave(written=True)
+
     def _save_or_leave(self) -> None:
-        written = self._save()
-        if not self.control.stopping:
-            return
+        written = self.save()
+        if self.control.stopping:
+            self._leave(written=written)
+
+    def _leave(self, *, written: bool) -> None:
         run, position = self.run, self.position
         run.progress.end()
         where = f"epoch {position.epoch}, {position.step} steps done"
@@ -288,6 +299,14 @@ def _work(run: Run) -> dict[str, object]:
         "dataset",
         "average",
         "every",
+        "post_local_from",
+        "accumulate",
+        "lr_scaling",
+        "warmup_epochs",
+        "fraction",
+        "local_epochs",
+        "proximal",
+        "server_momentum",
     )
     found = {name: getattr(config, name) for name in names if hasattr(config, name)}
     # The same data cut into other shards has another order.

@@ -19,7 +19,7 @@ from mpi_train.data.examples import Examples
 from mpi_train.flat import FlatModel
 from mpi_train.memory import as_tensor
 from mpi_train.models import returns_probabilities
-from mpi_train.optimizers import update_for
+from mpi_train.optimizers import WarmedUp, update_for
 from mpi_train.order import Steps
 from mpi_train.records import EpochTotals, RankTimes
 from mpi_train.world import World
@@ -90,7 +90,9 @@ class Trainer:
         optimizer: A fresh Keras optimizer.
         examples: This process's part of the training set.
         averaging: What is averaged over the ranks, and when.
-        devices: Each step's examples are split evenly over these.
+        devices: Each step's examples are split evenly over these; one that is named several times takes its
+            parts one after another.
+        warmup: With what part of its final learning rate it starts, and the steps until it has that.
 
     Attributes:
         update: The optimizer, bound to the flat buffer.
@@ -105,11 +107,15 @@ class Trainer:
         *,
         averaging: Nothing | None = None,
         devices: Sequence[str] = ("/CPU:0",),
+        warmup: tuple[float, int] | None = None,
     ) -> None:
         self.devices = tuple(devices)
         self.flat = flat
         self.update = update_for(optimizer, flat, self.devices[0])
+        if warmup is not None:
+            self.update = WarmedUp(self.update, *warmup)
         self.averaging = averaging or Nothing()
+        self.averaging.attach(self.update)
         self._from_logits = not returns_probabilities(flat.model)
         self.feed(examples)
 
@@ -157,28 +163,15 @@ class Trainer:
             world: The ranks.
             overseer: Is asked between chunks.
         """
-        overseer = overseer or Overseer()
-        run_steps = self.prepare(order, steps)
-        meter = _Meter(world, self.averaging)
-        length = 8
-        while first < len(steps):
-            stop = overseer.limit(first, min(first + length, len(steps)))
-            start = time.perf_counter()
-            loss, correct = run_steps(first, stop)
-            elapsed = time.perf_counter() - start
-            count = steps[first:stop].num_examples
-            meter.add(loss, correct, count, elapsed)
-            chunk = Chunk(first, stop, elapsed, loss / max(1, count), self._is_finite(loss))
-            slowest_s, pause = overseer.after(chunk, world)
-            if pause and stop < len(steps):
-                overseer.pause(stop, meter.totals())
-                meter.start()
-            length = max(1, int((stop - first) * CHUNK_S / slowest_s))
-            first = stop
-        return meter.totals()
-
-    def _is_finite(self, loss: float) -> bool:
-        return bool(np.isfinite(loss) and np.isfinite(self.flat.weights.numpy()).all())
+        return run_chunks(
+            self.prepare(order, steps),
+            steps,
+            world,
+            overseer or Overseer(),
+            weights=lambda: [self.flat.weights.numpy()],
+            averaging=self.averaging,
+            first=first,
+        )
 
     def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
         """Hands an epoch to TensorFlow.
@@ -254,15 +247,19 @@ class Trainer:
             The sum of the loss and the hits over the examples, float32 (), and the gradient of the
             scaled loss, float32 (num_padded,).
         """
-        parts = []
+        parts: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]] = []
+        in_turn = len(set(self.devices)) < len(self.devices)
         for device, batch in zip(self.devices, batches, strict=True):
-            with tf.device(device):
-                parts.append(self._part_gradient(*batch))
-        if len(parts) == 1:
-            loss, correct, gradient, states = parts[0]
-        else:
+            # In turn, each adds its gradient to that of those before: no two of them are in memory at once.
+            with tf.device(device), tf.control_dependencies([parts[-1][2]] if in_turn and parts else []):
+                loss, correct, gradient, states = self._part_gradient(*batch)
+                if in_turn and parts:
+                    gradient += parts[-1][2]
+                parts.append((loss, correct, gradient, states))
+        if len(parts) > 1:
             losses, hits, gradients, new_states = zip(*parts, strict=True)
-            loss, correct, gradient = tf.add_n(losses), tf.add_n(hits), tf.add_n(gradients)
+            loss, correct = tf.add_n(losses), tf.add_n(hits)
+            gradient = gradients[-1] if in_turn else tf.add_n(gradients)
             states = [
                 tf.add_n(values) / len(parts) if values[0].dtype.is_floating else values[0]
                 for values in zip(*new_states, strict=True)
@@ -287,6 +284,46 @@ class Trainer:
         return counts * loss, counts * num_correct(outputs, labels), self.flat.concat(gradients), new_states
 
 
+def run_chunks(
+    run_steps: Callable[[int, int], tuple[float, float]],
+    steps: Steps,
+    world: World,
+    overseer: Overseer,
+    *,
+    weights: Callable[[], Sequence[np.ndarray]],
+    averaging: Nothing | None = None,
+    first: int = 0,
+) -> EpochTotals:
+    """Runs the steps of one epoch in chunks, from step ``first`` on, on all ranks together.
+
+    Args:
+        run_steps: Trains the steps between two numbers and returns the sums of the loss and the hits over
+            this rank's examples in them.
+        steps: How the rank's examples are laid out in steps.
+        world: The ranks.
+        overseer: Is asked between chunks.
+        weights: This rank's, to be looked through for NaN.
+        averaging: Counts the time in collectives; None where nothing does.
+    """
+    meter = _Meter(world, averaging)
+    length = 8
+    while first < len(steps):
+        stop = overseer.limit(first, min(first + length, len(steps)))
+        start = time.perf_counter()
+        loss, correct = run_steps(first, stop)
+        elapsed = time.perf_counter() - start
+        count = steps[first:stop].num_examples
+        meter.add(loss, correct, count, elapsed)
+        finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
+        slowest_s, pause = overseer.after(Chunk(first, stop, elapsed, loss / max(1, count), finite), world)
+        if pause and stop < len(steps):
+            overseer.pause(stop, meter.totals())
+            meter.start()
+        length = max(1, int((stop - first) * CHUNK_S / slowest_s))
+        first = stop
+    return meter.totals()
+
+
 def _arrays(steps: Steps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return steps.begins, steps.sizes, steps.scales
 
@@ -294,11 +331,12 @@ def _arrays(steps: Steps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class _Meter:
     """Adds up an epoch's loss, hits and times; its clock stands still while the overseer has the turn."""
 
-    def __init__(self, world: World, averaging: Nothing) -> None:
+    def __init__(self, world: World, averaging: Nothing | None) -> None:
         self._world, self._averaging = world, averaging
         self._loss = self._correct = self._count = self._graph_s = self._train_s = 0.0
         self._reduce_s: list[np.ndarray] = []
-        averaging.take_durations()
+        if averaging is not None:
+            averaging.take_durations()
         self.start()
 
     def start(self) -> None:
@@ -317,15 +355,18 @@ class _Meter:
     def totals(self) -> EpochTotals:
         """Stops the clock, and says what there is so far over all ranks; on all ranks together."""
         self._train_s += time.perf_counter() - self._begin
-        self._reduce_s.append(self._averaging.take_durations())
         world = self._world
+        if self._averaging is not None:
+            self._reduce_s.append(self._averaging.take_durations())
         loss, correct, count = world.sum(np.array([self._loss, self._correct, self._count], np.float64))
         return EpochTotals(
             loss=float(loss),
             correct=float(correct),
             count=int(count),
             train_s=world.maximum(self._train_s),
-            by_rank=_times_by_rank(world, self._train_s, self._graph_s, np.concatenate(self._reduce_s)),
+            by_rank=_times_by_rank(world, self._train_s, self._graph_s, np.concatenate(self._reduce_s))
+            if self._reduce_s
+            else [],
         )
 
 

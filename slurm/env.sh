@@ -25,6 +25,10 @@ fail() { # fail MESSAGE REMEDY
 # MPICH (also the wheel's) and Intel MPI. srun --mpi=list shows what the site has.
 # export SLURM_MPI_TYPE=pmix
 
+# A folder on each node's own disk that the shards are copied to before training, where the shared file system
+# is slow or many ranks read at once. It is removed afterwards.
+# export STAGE_TO=${TMPDIR:-/tmp}/shards-$SLURM_JOB_ID
+
 # The Python environment, as make setup leaves it.
 VENV=$PWD/.venv
 
@@ -64,6 +68,7 @@ run() {
     local child code asked losses=logs/.losses-$SLURM_JOB_ID
     # Queued again, it goes on from its last checkpoint, whatever it was told at first.
     if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then set -- "$@" --resume auto; fi
+    if [ -n "${STAGE_TO:-}" ] && stage "$@"; then set -- "$@" --data "$STAGE_TO"; fi
     "$@" &
     child=$!
     trap 'asked=1; kill -USR2 $child 2>/dev/null' USR2 TERM
@@ -74,6 +79,7 @@ run() {
         [ -n "$asked" ] || break # else the signal ended the wait, and not the program
     done
     trap - USR2 TERM
+    if [ -n "${STAGE_TO:-}" ]; then on_each_node rm -rf "$STAGE_TO"; fi
     if [ $code -ge 128 ]; then
         echo "error: a rank was lost: $1 ended with $code (signal $((code - 128)))" >&2
         code=6
@@ -87,6 +93,28 @@ run() {
     esac
     rm -f "$losses"
     return $code
+}
+
+# stage WORD...: copies the shards that a job of these words reads to STAGE_TO on each of its nodes. Fails where there
+# are none, which the job itself says best.
+stage() {
+    local data='' dataset=fashion_mnist word before=''
+    for word; do
+        case $before in --data) data=$word ;; --dataset) dataset=$word ;; esac
+        case $word in --data=*) data=${word#*=} ;; --dataset=*) dataset=${word#*=} ;; esac
+        before=$word
+    done
+    data=${data:-data/$dataset}
+    [ -f "$data/manifest.json" ] || return
+    # shellcheck disable=SC2016 # expanded on the nodes
+    on_each_node bash -c 'mkdir -p "$2" && cp "$1"/*.h5 "$1"/manifest.json "$2"' - "$data" "$STAGE_TO" ||
+        fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Received: the error above" \
+            "another STAGE_TO in slurm/env.sh, or none: the shards are then read where they are"
+}
+
+# on_each_node WORD...: runs a command once on each node of the job.
+on_each_node() {
+    srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL "$@"
 }
 
 # requeue DONE LIMIT: queues the job again, under its number, if that was done less than LIMIT times for the same

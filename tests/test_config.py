@@ -51,6 +51,30 @@ def test_bad_flags_are_usage_errors(words: list[str], message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--accumulate", "0"], "--accumulate: expected at least 1"),
+        (["--post-local-from", "3"], "--post-local-from: --every says how many steps are local"),
+        (["--warmup-epochs", "1"], "--warmup-epochs: there is nothing to rise to"),
+        (["--warmup-epochs", "9", "--lr-scaling", "sqrt"], "--warmup-epochs: expected 0 to --epochs 5"),
+        (["--average", "weights+slot"], "invalid choice"),
+    ],
+)
+def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        read(*flags, kind=MpiConfig)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "factor"),
+    [("none", 256, 1), ("linear", 256, 4), ("sqrt", 256, 2), ("linear", 64, 1)],
+)
+def test_the_learning_rate_grows_with_the_batch(scaling: str, batch: int, factor: float) -> None:
+    config = read("--lr-scaling", scaling, "--batch-size", str(batch), kind=MpiConfig)
+    assert config.rate_factor == factor
+
+
 def test_gradients_are_averaged_at_every_step() -> None:
     with pytest.raises(UsageError, match="gradients are averaged at every step"):
         read("--average", "gradients", "--every", "2", kind=MpiConfig)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from mpi_train import models, optimizers
-from mpi_train.averaging import Weights
+from mpi_train.averaging import Weights, WeightsAndSlots
 from mpi_train.collectives import MeanAllReduce, PlainAllReduce, SharedAllReduce, mean_all_reduce
 from mpi_train.data.shards import ShardSet
 from mpi_train.equality import average_statistics, check_equal, part_seeds, start_equal
@@ -16,6 +16,7 @@ from mpi_train.flat import FlatModel, digest_of
 from mpi_train.memory import aligned_empty, as_tensor
 from mpi_train.order import epoch_order, plan_steps
 from mpi_train.trainer import Trainer
+from mpi_train.watch import activity
 from mpi_train.world import World
 
 
@@ -153,6 +154,57 @@ def test_local_sgd_meets_at_the_end_of_the_epoch(world: World, tiny: ShardSet) -
     )
     train(trainer, tiny, world)
     check_equal(world, flat.arrays(), when="after the epoch")
+
+
+@pytest.mark.mpi
+def test_post_local_sgd_averages_each_step_at_first(world: World, tiny: ShardSet) -> None:
+    flat = FlatModel(build())
+    averaging = Weights(PlainAllReduce(world, flat.num_padded), every=4, local_from=2)
+    trainer = Trainer(
+        flat,
+        optimizers.build("sgd", 0.05),
+        tiny.read("train", world.rank, world.size),
+        averaging=averaging,
+    )
+    counts = []
+    for epoch in (1, 2):
+        averaging.begin_epoch(epoch)
+        before = activity.calls
+        train(trainer, tiny, world)
+        counts.append(activity.calls - before)
+    assert counts == [11, 3]  # 509 examples in batches of 48: 11 steps; after the 4th, the 8th and the last
+    check_equal(world, flat.arrays(), when="after the epoch")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["adam", "lamb"])
+def test_slots_are_averaged_with_the_weights(name: str, world: World, tiny: ShardSet) -> None:
+    flat = FlatModel(build())
+    trainer = Trainer(
+        flat,
+        optimizers.build(name, 0.001),
+        tiny.read("train", world.rank, world.size),
+        averaging=WeightsAndSlots(lambda length: PlainAllReduce(world, length)),
+    )
+    first = train(trainer, tiny, world)
+    assert train(trainer, tiny, world) < first
+    check_equal(world, [v.numpy() for v in trainer.variables], when="after the epoch")
+
+
+def test_the_learning_rate_rises_over_the_first_steps(tiny: ShardSet) -> None:
+    flat = FlatModel(build())
+    optimizer = optimizers.build("sgd", 0.1)
+    optimizers.LearningRate(0.1, factor=4).apply_to(optimizer)
+    trainer = Trainer(flat, optimizer, tiny.read("train"), warmup=(1 / 4, 10))
+    run = trainer.prepare(epoch_order(1, 1, 0, 509), plan_steps(509, 12))
+    rates = []
+    for step in range(13):
+        run(step, step + 1)
+        rates.append(float(optimizer.learning_rate))
+    assert rates == pytest.approx([0.1 + 0.03 * step for step in range(10)] + [0.4] * 3)
+    assert trainer.update.slow_down() == pytest.approx(0.2)
+    run(13, 14)
+    assert float(optimizer.learning_rate) == pytest.approx(0.2)
 
 
 @pytest.mark.mpi

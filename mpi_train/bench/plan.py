@@ -32,6 +32,10 @@ STRATEGIES = {
     "mpi": Launch("mpi.py", "rank"),
     "mirrored": Launch("mirrored.py", "device"),
     "custom": Launch("custom.py", "device"),
+    "custom_dataset": Launch("custom_dataset.py", "device"),
+    "multiworker": Launch("multiworker.py", "rank"),
+    "tpu": Launch("tpu.py", "process"),
+    "federated": Launch("federated.py", "rank"),
 }
 
 
@@ -40,7 +44,7 @@ class BenchConfig(TrainConfig):
     """What ``jobs/bench.py`` takes: the training flags go to every strategy."""
 
     strategies: str = option("all", f"comma list of {', '.join(STRATEGIES)}; or all")
-    np: int | None = option(None, "ranks of mpi, devices of mirrored and custom (default: cores, 2 to 4)")
+    np: int | None = option(None, "ranks, or devices of one process (default: cores, 2 to 4)")
     repeats: int = option(3, "runs of each strategy; repeat k trains with seed SEED + k - 1")
     out: Path | None = option(None, "folder of the runs and the report (default: results/bench)", "DIR")
     resume: str = option("never", "never: a run that went on from a checkpoint could not be compared", "HOW")

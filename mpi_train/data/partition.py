@@ -13,8 +13,8 @@ import numpy as np
 
 from mpi_train.errors import UsageError
 
-Kind = Literal["iid", "dirichlet"]
-KINDS: tuple[Kind, ...] = ("iid", "dirichlet")
+Kind = Literal["iid", "dirichlet", "classes"]
+KINDS: tuple[Kind, ...] = ("iid", "dirichlet", "classes")
 
 # Keeps the stream apart from those that draw images or order the epochs from the same seed.
 _STREAM = 0x5A4D
@@ -26,7 +26,8 @@ class Partition:
     """How a training split is cut.
 
     Attributes:
-        kind: ``iid``, shuffled into equal parts; or ``dirichlet``, skewed by label.
+        kind: ``iid``, shuffled into equal parts; ``dirichlet``, skewed by label; or ``classes``, two runs of
+            equal length for each shard of the examples in the order of their labels: about two classes.
         alpha: For ``dirichlet`` alone: the smaller, the fewer shards share a class.
 
     Raises:
@@ -39,9 +40,10 @@ class Partition:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"--partition: expected one of {', '.join(KINDS)}. Received: {self.kind}")
-        if self.kind == "iid" and self.alpha is not None:
+        if self.kind != "dirichlet" and self.alpha is not None:
             raise UsageError(
-                f"--alpha: only --partition dirichlet has one. Received: --alpha {self.alpha} with iid",
+                "--alpha: only --partition dirichlet has one. "
+                f"Received: --alpha {self.alpha} with {self.kind}",
                 remedy="--partition dirichlet, or leave --alpha out",
             )
         if self.kind == "dirichlet" and (self.alpha is None or not 0 < self.alpha < math.inf):
@@ -61,7 +63,8 @@ def partition(
         num_shards: Number of parts.
         seed: The same seed gives the same parts.
         kind, alpha: See ``Partition``. For ``dirichlet`` each class is divided over the shards in
-            proportions drawn from Dir(alpha), as in Yurochkin et al. 2019 (arXiv:1905.12022).
+            proportions drawn from Dir(alpha), as in Yurochkin et al. 2019 (arXiv:1905.12022). ``classes``
+            is that of McMahan et al. 2017 (arXiv:1602.05629), section 3.
 
     Returns:
         For each shard the indices of its examples, int64, shuffled. Each index occurs once, no shard
@@ -78,6 +81,16 @@ def partition(
         )
     rng = np.random.default_rng([seed, _STREAM])
     order = rng.permutation(len(labels))
+    if asked.kind == "classes":
+        runs = np.array_split(order[np.argsort(labels[order], kind="stable")], 2 * num_shards)
+        dealt = rng.permutation(2 * num_shards)
+        shards = [np.concatenate([runs[i] for i in dealt[2 * s : 2 * s + 2]]) for s in range(num_shards)]
+        if not all(len(shard) for shard in shards):
+            raise UsageError(
+                f"--shards: expected at most {len(labels) // 2} with --partition classes. "
+                f"Received: {num_shards}"
+            )
+        return [rng.permutation(shard) for shard in shards]
     if asked.alpha is None:
         return np.array_split(order, num_shards)
     for _ in range(_MAX_DRAWS):

@@ -25,7 +25,7 @@ _OWN_COLOUR = {
     "mirrored": "#D55E00",
     "custom": "#009E73",
 }
-_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#332288")
+_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#332288", "#882255", "#44AA99", "#AA4499")
 _TEXT = "#222222"
 _FAINT = "#C8C8C8"
 

@@ -166,7 +166,7 @@ def _key(record: RunRecord) -> _Key:
 
 def workers_of(record: RunRecord) -> tuple[int, str]:
     """How many parts the global batch was split into, and what each of them is."""
-    if record.strategy in ("baseline", "tuned"):
+    if record.strategy in ("baseline", "tuned") or record.sync.get("device") == "CPU":
         return 1, "process"
     if "devices" in record.sync:
         return record.world_size * int(record.sync["devices"]), "device"

@@ -20,14 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train import models, optimizers
-from mpi_train.checkpoints import Arrays
 from mpi_train.data.examples import Examples
 from mpi_train.errors import DivergedError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import digest_of
 from mpi_train.records import EpochTotals, RunRecord
 from mpi_train.run import Run
-from mpi_train.session import Session, copies
+from mpi_train.session import Session
+from mpi_train.strategies.keras_state import KerasState
 from mpi_train.trainer import CHUNK_S, Chunk, as_input
 
 STALL_S, STALL_FACTOR = 1.0, 20
@@ -72,7 +72,7 @@ def train(
     with scope():
         _warm_up(model, pipelines.endless(1, 0))
     evaluator.trace()
-    session = Session(run, _State(model, scope))
+    session = Session(run, KerasState(model, model.optimizer, scope))
     session.begin()
     run.start(model)
     with session.training():
@@ -143,31 +143,6 @@ class _Pipelines:
         images, labels = self._images, self._labels
         batches = numbers.map(lambda some: (tf.gather(images, some), tf.gather(labels, some)))
         return batches.prefetch(2).with_options(options)
-
-
-class _State:
-    """The model's and its optimizer's variables, for a checkpoint."""
-
-    def __init__(self, model: keras.Model, scope: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._model, self._scope = model, scope
-        self._variables = {
-            **{f"model/{i}": variable for i, variable in enumerate(model.variables)},
-            **{f"optimizer/{i}": variable for i, variable in enumerate(model.optimizer.variables)},
-        }
-
-    def arrays(self) -> Arrays:
-        return copies(self._variables)
-
-    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
-        with self._scope():
-            for name, variable in self._variables.items():
-                variable.assign(arrays[name])
-
-    def slow_down(self) -> float:
-        with self._scope():
-            rate = self._model.optimizer.learning_rate
-            rate.assign(rate / 2)
-        return float(rate)
 
 
 def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from mpi_train import devices
-from mpi_train.averaging import Gradients, Nothing, Weights
+from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives import mean_all_reduce
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
+from mpi_train.optimizers import LearningRate
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
 from mpi_train.strategies import own_loop
@@ -21,12 +25,26 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     def averaging(flat: FlatModel) -> Nothing:
         if world.size == 1:
             return Nothing()
+        every, local_from = config.every, config.post_local_from
+        if config.average == "weights+slots":
+            return WeightsAndSlots(lambda length: mean_all_reduce(world, length), every, local_from)
         all_reduce = mean_all_reduce(world, flat.num_padded)
-        return Gradients(all_reduce) if config.average == "gradients" else Weights(all_reduce, config.every)
+        return (
+            Gradients(all_reduce) if config.average == "gradients" else Weights(all_reduce, every, local_from)
+        )
 
     return own_loop.train(
         Run("mpi", config, world, threads),
-        devices=[device],
+        # A device that is named again takes its parts one after another.
+        devices=[device] * config.accumulate,
         averaging=averaging,
-        sync={"average": config.average, "every": config.every},
+        sync={"average": config.average, "every": config.every, **_uncommon(config)},
+        rate=LearningRate(config.learning_rate, config.rate_factor, config.warmup_epochs),
     )
+
+
+def _uncommon(config: MpiConfig) -> dict[str, Any]:
+    """What the record says of further flags, where they are not left at their defaults."""
+    names = ("post_local_from", "accumulate", "lr_scaling", "warmup_epochs")
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}

@@ -13,16 +13,23 @@ from mpi_train.equality import average_statistics, check_equal, part_seeds, star
 from mpi_train.errors import DivergedError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import FlatModel, digest_of
-from mpi_train.order import dealt, epoch_order, plan_steps
+from mpi_train.optimizers import LearningRate
+from mpi_train.order import epoch_order, plan_steps
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
 from mpi_train.session import Session, copies
+from mpi_train.strategies.epoch import lay_out
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
 
 
 def train(
-    run: Run, *, devices: Sequence[str], averaging: Callable[[FlatModel], Nothing], sync: dict[str, Any]
+    run: Run,
+    *,
+    devices: Sequence[str],
+    averaging: Callable[[FlatModel], Nothing],
+    sync: dict[str, Any],
+    rate: LearningRate | None = None,
 ) -> RunRecord:
     """Trains on ``devices`` of this process and, through ``averaging``, with the other ranks.
 
@@ -31,6 +38,7 @@ def train(
         devices: The first holds the weights.
         averaging: Makes what is averaged over the ranks, for a given model.
         sync: What the record says about it.
+        rate: The learning rate, where it is not simply the one that was asked for.
     """
     config, world = run.config, run.world
     examples, test_examples = run.read("train"), run.read("test")
@@ -39,8 +47,14 @@ def train(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
+    warmup = None
+    if rate is not None:
+        rate.apply_to(optimizer)
+        if rate.warmup_epochs:
+            steps_an_epoch = -(-run.num_train // config.batch_size)
+            warmup = (1 / rate.factor, max(1, round(rate.warmup_epochs * steps_an_epoch)))
     flat = FlatModel(model, devices[0])
-    trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices)
+    trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices, warmup=warmup)
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not models.returns_probabilities(model))
     start_equal(world, trainer.variables)
     part_seeds(world, flat.states)
@@ -70,28 +84,15 @@ def train(
 
 def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluator: Evaluator) -> None:
     """Trains an epoch, or the rest of one that was interrupted."""
-    run, epoch = session.run, session.position.epoch
-    config, world = run.config, run.world
-    closed, first = session.rest_of_epoch()
-    num_closed = sum(leg.num_steps for leg in closed)
-    own = examples
-    if closed:
-        # What is left of the epoch is dealt to another number of ranks than began it.
-        mine = dealt(run.num_train, config.batch_size, config.seed, epoch, closed, world.rank, world.size)
-        with world.together():
-            own = run.shards.read_some("train", mine)
-    if own is not trainer.examples:
-        trainer.feed(own)
-    num_left = run.num_train - num_closed * config.batch_size
-    order = epoch_order(config.seed, epoch, world.rank, len(own), len(closed))
-    steps = plan_steps(
-        num_left, config.batch_size, rank=world.rank, size=world.size, num_parts=len(trainer.devices)
-    )
-    session.begin_epoch(num_closed + len(steps))
-    rest = trainer.train_epoch(order, steps, world, session, first=first)
+    run, world = session.run, session.run.world
+    epoch = lay_out(session, examples, num_parts=len(trainer.devices))
+    if epoch.examples is not trainer.examples:
+        trainer.feed(epoch.examples)
+    trainer.averaging.begin_epoch(epoch.number)
+    rest = trainer.train_epoch(epoch.order, epoch.steps, world, session, first=epoch.first)
     average_statistics(world, trainer.flat, len(examples))
-    check_equal(world, trainer.flat.arrays(), when=f"after epoch {epoch}")
-    session.end_epoch(run.end_epoch(epoch, session.whole(rest), evaluator.evaluate))
+    check_equal(world, trainer.flat.arrays(), when=f"after epoch {epoch.number}")
+    session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
 
 
 class _State:
@@ -115,6 +116,4 @@ class _State:
             part_seeds(self._world, self._trainer.flat.states)
 
     def slow_down(self) -> float:
-        rate = self._trainer.update.optimizer.learning_rate
-        rate.assign(rate / 2)
-        return float(rate)
+        return self._trainer.update.slow_down()

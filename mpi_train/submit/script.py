@@ -16,13 +16,15 @@ TEMPLATES = {
     "mpi": "mpi_4nodes.sh",
     "mirrored": "mirrored.sh",
     "custom": "custom.sh",
+    "multiworker": "multiworker_4nodes.sh",
+    "federated": "federated.sh",
     "bench": "bench.sh",
     "prepare_data": "prepare_data.sh",
     "report": "report.sh",
 }
 """What can be submitted, and its file in ``slurm/``."""
 
-ONE_PROCESS = frozenset(TEMPLATES) - {"mpi"}
+ONE_PROCESS = frozenset(TEMPLATES) - {"mpi", "multiworker", "federated"}
 
 _LINE = re.compile(r"#SBATCH --(?P<name>[a-z-]+)(?:=(?P<value>\S+))?")
 
@@ -96,7 +98,7 @@ def compose(strategy: str, text: str, resources: Resources, flags: Sequence[str]
             if asked.get(name, "1") != "1":
                 raise UsageError(
                     f"--{name}: {strategy} is one process. Received: {asked[name]}",
-                    remedy="mpi takes several",
+                    remedy="mpi, multiworker and federated take several",
                 )
     out: list[str] = []
     for line in text.splitlines():

@@ -32,7 +32,7 @@ from mpi_train.records import EpochRecord, Recorder, RunRecord
 from mpi_train.world import World
 
 strategy = Path(__file__).stem
-devices = strategy in ("mirrored", "custom")
+devices = strategy in ("mirrored", "custom", "custom_dataset")
 parser = argparse.ArgumentParser()
 for name, kind in (("out", Path), ("seed", int), ("devices", int), ("threads", int), ("epochs", int)):
     parser.add_argument("--" + name, type=kind, default=1)
@@ -40,7 +40,7 @@ parser.add_argument("--tuned", action="store_true")
 flags, _ = parser.parse_known_args()
 strategy = "tuned" if flags.tuned else strategy
 size, rank = 1, 0
-if strategy == "mpi":
+if strategy in ("mpi", "multiworker", "federated"):
     from mpi4py import MPI
     size, rank = MPI.COMM_WORLD.size, MPI.COMM_WORLD.rank
 print(f"{strategy}: {flags.epochs} epochs", flush=True)
@@ -54,10 +54,11 @@ epochs = [
                 sync_s=0, train_loss=1, train_accuracy=0.5, test_loss=1, test_accuracy=0.5)
     for e in range(flags.epochs)
 ]
+sync = {"devices": flags.devices} if devices else {"device": "CPU"} if strategy == "tpu" else {}
 record = RunRecord(
     strategy=strategy, command="", model="cnn", dataset="synthetic", dataset_sha256="ab", world_size=size,
     threads_per_rank=flags.threads, global_batch_size=64, optimizer="adam", learning_rate=0.001,
-    seed=flags.seed, dtype="float32", sync={"devices": flags.devices} if devices else {}, epochs=epochs,
+    seed=flags.seed, dtype="float32", sync=sync, epochs=epochs,
     train_s=sum(e.train_s for e in epochs), images_per_s=epochs[-1].images_per_s, test_accuracy=0.5,
     weights_sha256="cd", startup_s=0.1, peak_rss_mib=10, environment={},
 )
@@ -103,10 +104,10 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
     code, out, err = run(place, "--repeats", "2", "--epochs", "1", "--seed", "3")
     assert (code, err) == (0, "")
     finished = [line.split("] ")[1].split()[0] for line in out.splitlines() if line.startswith("[")]
-    assert finished == ["baseline", "tuned", "mpi", "mirrored", "custom", "mpi"] * 2
+    assert finished == [*STRATEGIES, "mpi"] * 2
     results = place / "results/bench"
     attempts = read_attempts(results)
-    assert [a.exit_code for a in attempts] == [0] * 12
+    assert [a.exit_code for a in attempts] == [0] * 2 * (len(STRATEGIES) + 1)
     for attempt in attempts:
         record = records.read_run(results / attempt.folder / "run.json")
         assert record.seed == 2 + attempt.repeat
@@ -235,7 +236,7 @@ def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     config = BenchConfig(np=4, repeats=1, model="mlp", batch_size=96, dtype="bfloat16", out=tmp_path)
     jobs = {job.attempt.folder: job for job in plan(config, Path("jobs"))}
-    assert list(jobs) == ["baseline/1", "tuned/1", "mpi/1", "mirrored/1", "custom/1", "reference/1"]
+    assert list(jobs) == [*(f"{name}/1" for name in STRATEGIES), "reference/1"]
     for job in jobs.values():
         words = " ".join(job.words)
         assert "--model mlp --batch-size 96 --dtype bfloat16" in words

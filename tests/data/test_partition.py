@@ -7,7 +7,7 @@ from mpi_train.data.partition import KINDS, Partition, partition
 from mpi_train.errors import UsageError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 1003).astype(np.uint8)
-ALPHA = {"iid": None, "dirichlet": 0.3}
+ALPHA = {"iid": None, "dirichlet": 0.3, "classes": None}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,6 +50,16 @@ def test_dirichlet_shards_are_shuffled_too() -> None:
         assert np.any(np.diff(part) < 0)
 
 
+def test_by_classes_each_shard_has_two_runs_of_them() -> None:
+    parts = partition(LABELS, 5, 5, "classes")
+    assert {len(part) for part in parts} <= {200, 201, 202}
+    # 10 runs of about 100 examples over 10 classes of about 100: a run touches two classes, or three.
+    assert max(len(np.unique(LABELS[part])) for part in parts) <= 6
+    assert all(np.any(np.diff(LABELS[part].astype(int)) < 0) for part in parts)
+    with pytest.raises(UsageError, match="expected at most 501 with --partition classes"):
+        partition(LABELS, 600, 5, "classes")
+
+
 def test_gives_up_where_some_shard_stays_empty() -> None:
     with pytest.raises(UsageError, match="leaves no shard empty"):
         partition(np.zeros(50, np.uint8), 20, 5, "dirichlet", 1e-3)
@@ -64,7 +74,7 @@ def test_refuses_numbers_of_shards_that_leave_some_empty(num_shards: int) -> Non
 @pytest.mark.parametrize(
     ("kind", "alpha", "message"),
     [
-        ("even", None, "--partition: expected one of iid, dirichlet. Received: even"),
+        ("even", None, "--partition: expected one of iid, dirichlet, classes. Received: even"),
         ("iid", 0.5, "only --partition dirichlet has one"),
         ("dirichlet", None, "--alpha: expected a number above 0"),
         ("dirichlet", 0.0, "--alpha: expected a number above 0"),

@@ -62,7 +62,7 @@ def assert_flags(job: str, words: list[str]) -> None:
     assert flags <= known, f"jobs/{job}.py has no {flags - known}"
 
 
-@pytest.mark.parametrize("command", commands(r"(?<!\S)make [a-z][a-z-]*(?: +[A-Z]+=\S+)*"))
+@pytest.mark.parametrize("command", commands(r"(?<!\S)make [a-z][a-z_-]*(?: +[A-Z]+=\S+)*"))
 def test_make_target_and_variables_exist(command: str) -> None:
     _, target, *settings = command.split()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def installed(clone: Path, what: str) -> None:
     (clone / ".venv" / "installed").write_text(f"{what} {clone}\n")
 
 
-TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
+TARGETS = re.findall(r"^([a-z_-]+):.*## ", MAKEFILE, re.MULTILINE)
 
 
 # The ids say "make", as pytest-mpi takes a test with the id "mpi" for one that carries its marker.

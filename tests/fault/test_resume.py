@@ -27,10 +27,21 @@ WAYS = [
     pytest.param("mpi", 3, ["--every", "5"], id="local_sgd", marks=slow),
     pytest.param("mpi", 2, ["--model", "resnet", "--epochs", "12"], id="batchnorm", marks=slow),
     pytest.param("mpi", 2, ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16", marks=slow),
+    pytest.param(
+        "mpi",
+        2,
+        ["--average", "weights+slots", "--accumulate", "2", "--lr-scaling", "sqrt", "--warmup-epochs", "20"],
+        id="slots_accumulate_warmup",
+        marks=slow,
+    ),
     pytest.param("custom", 1, ["--devices", "2"], id="custom", marks=slow),
     pytest.param("baseline", 1, [], id="baseline"),
     pytest.param("baseline", 1, ["--tuned"], id="tuned", marks=slow),
     pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
+    pytest.param("custom_dataset", 1, ["--devices", "2"], id="custom_dataset", marks=slow),
+    pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
+    pytest.param("tpu", 1, [], id="tpu", marks=slow),
+    pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
 ]
 
 

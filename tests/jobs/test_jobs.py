@@ -44,6 +44,12 @@ def assert_one_message(result: subprocess.CompletedProcess[str], code: int, *tex
         ("baseline", 1, ["--tuned"]),
         ("mirrored", 1, ["--devices", "2"]),
         ("custom", 1, ["--devices", "2"]),
+        ("custom_dataset", 1, ["--devices", "2"]),
+        ("multiworker", 1, []),
+        ("multiworker", 3, []),
+        ("tpu", 1, []),
+        ("federated", 1, []),
+        ("federated", 2, ["--fraction", "0.5", "--local-epochs", "2", "--proximal", "0.1"]),
         ("mpi", 1, []),
         ("mpi", 2, ["--average", "gradients"]),
         ("mpi", 3, ["--every", "2"]),
@@ -76,7 +82,7 @@ def test_each_job_trains_and_leaves_a_record(
 
 
 def test_bfloat16_keeps_float32_weights(tiny_shards: Path, tmp_path: Path) -> None:
-    for job in ("baseline", "mirrored", "custom", "mpi"):
+    for job in ("baseline", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "federated", "mpi"):
         result = start(
             job, "--dataset", "synthetic", "--data", tiny_shards, "--model", "mlp", "--epochs", "1",
             "--dtype", "bfloat16", "--out", tmp_path / job,
@@ -242,7 +248,9 @@ def test_a_loss_that_is_not_finite(tiny_shards: Path, tmp_path: Path) -> None:
     assert_one_message(result, 5, "the loss or the weights became NaN or infinite", "--learning-rate")
 
 
-@pytest.mark.parametrize("job", ["baseline", "mpi", "mirrored", "custom"])
+@pytest.mark.parametrize(
+    "job", ["baseline", "mpi", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "federated"]
+)
 def test_help_needs_neither_data_nor_tensorflow(job: str) -> None:
     words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]
     result = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 from mpi_train import models
-from mpi_train.averaging import Gradients, Nothing, Weights
+from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
@@ -58,6 +58,8 @@ def build(name: str = "mlp", dtype: str = "float32") -> keras.Model:
 def averaging(kind: str, world: World, flat: FlatModel) -> Nothing:
     if world.size == 1:
         return Nothing()
+    if kind == "weights+slots":
+        return WeightsAndSlots(lambda length: mean_all_reduce(world, length))
     all_reduce = mean_all_reduce(world, flat.num_padded)
     return Weights(all_reduce) if kind == "weights" else Gradients(all_reduce)
 
@@ -116,7 +118,7 @@ def largest_difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 # 24 divides by 2, 3 and 4 ranks; 25 leaves the ranks unequal batches in every step.
 @pytest.mark.mpi
 @pytest.mark.parametrize("batch_size", [24, 25])
-@pytest.mark.parametrize("average", ["weights", "gradients"])
+@pytest.mark.parametrize("average", ["weights", "gradients", "weights+slots"])
 @pytest.mark.parametrize("model", NUM_STEPS)
 def test_ranks_with_momentum_equal_one_keras_process(
     world: World, tiny: ShardSet, average: str, batch_size: int, model: str
@@ -154,10 +156,12 @@ def test_bfloat16_ranks_stay_equal_and_near_float32(world: World, tiny: ShardSet
     assert 0 < largest_difference(half, full) < 0.05
 
 
-def test_devices_of_one_process_equal_one_keras_process(tiny: ShardSet) -> None:
+# A device that is named again takes its parts one after another: gradient accumulation.
+@pytest.mark.parametrize("devices", [["/CPU:0", "/CPU:1"], ["/CPU:0"] * 3], ids=["two", "one_in_turn"])
+def test_devices_of_one_process_equal_one_keras_process(devices: list[str], tiny: ShardSet) -> None:
     flat = FlatModel(build())
-    trainer = Trainer(flat, momentum(), tiny.read("train"), devices=["/CPU:0", "/CPU:1"])
-    steps = plan_steps(tiny.num_examples("train"), 25, num_parts=2)
+    trainer = Trainer(flat, momentum(), tiny.read("train"), devices=devices)
+    steps = plan_steps(tiny.num_examples("train"), 25, num_parts=len(devices))
     trainer.train_epoch(epoch_order(1, 1, 0, tiny.num_examples("train")), steps[:20], World())
     theirs = train_with_keras(global_batches(tiny, 1, 25, 20), momentum())
     assert largest_difference(flat.unflatten(flat.weights.numpy()), theirs) < TOLERANCE

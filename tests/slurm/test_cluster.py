@@ -90,6 +90,33 @@ def test_trains_on_one_node(strategy: str, cluster_clone: Clone) -> None:
     assert (record["strategy"], record["world_size"]) == (strategy, 1)
 
 
+def test_tensorflows_cluster_is_made_of_the_nodes(cluster_clone: Clone) -> None:
+    job = cluster_clone.run("slurm/multiworker_4nodes.sh", *SMALL)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    record = run_record(cluster_clone, f"multiworker-{job.job_id}")
+    assert (record["strategy"], record["world_size"]) == ("multiworker", 4)
+    assert len(set(record["environment"]["hosts"])) == 4
+
+
+def test_federated_clients_are_the_shards(cluster_clone: Clone) -> None:
+    job = cluster_clone.run("slurm/federated.sh", *SMALL)
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    record = run_record(cluster_clone, f"federated-{job.job_id}")
+    assert (record["sync"]["clients"], record["world_size"]) == (4, 4)
+    assert (cluster_clone.root / f"results/federated-{job.job_id}/clients.png").exists()
+
+
+def test_shards_are_staged_to_the_disk_of_each_node(cluster_clone: Clone, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, STAGE_TO=str(own))
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    assert f"--data {own}" in run_record(cluster_clone, f"mpi-{job.job_id}")["command"]
+    assert not own.exists()
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, STAGE_TO="/proc/no/room")
+    assert (job.state, job.exit_code) == ("FAILED", 4), job.log
+    assert len(errors(job.log)) == 1
+
+
 def test_compares_on_one_node(cluster_clone: Clone) -> None:
     flags = ("--strategies", "baseline,mpi", "--np", "2", "--repeats", "1")
     job = cluster_clone.run("slurm/bench.sh", *SMALL, *flags, limit_s=300)

@@ -30,6 +30,20 @@ REQUESTS = {
         "--cpus-per-task=2",
         *LONG,
     ],
+    "federated": [
+        "--job-name=federated",
+        "--nodes=4",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=2",
+        *LONG,
+    ],
+    "multiworker_4nodes": [
+        "--job-name=multiworker",
+        "--nodes=4",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=2",
+        *LONG,
+    ],
     "report": ["--job-name=report", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--time=00:10:00"],
     "prepare_data": [
         "--job-name=prepare_data",
@@ -47,6 +61,8 @@ COMMANDS = {
     "custom": "python jobs/custom.py --out results/custom-7 --seed 3",
     "mirrored": "python jobs/mirrored.py --out results/mirrored-7 --seed 3",
     "mpi_4nodes": f"{SRUN} python jobs/mpi.py --out results/mpi-7 --seed 3",
+    "federated": f"{SRUN} python jobs/federated.py --out results/federated-7 --seed 3",
+    "multiworker_4nodes": f"{SRUN} python jobs/multiworker.py --out results/multiworker-7 --seed 3",
     "prepare_data": "python jobs/prepare_data.py --seed 3",
     "report": "python jobs/report.py --seed 3",
 }
@@ -140,6 +156,26 @@ def test_queued_again_it_goes_on_whatever_it_was_told(template: str, make_clone:
     start(clone, template, "--resume", "never", SLURM_RESTART_COUNT="1")
     ran = clone.log(7).splitlines()[0]
     assert ran.endswith("--resume never --resume auto")
+
+
+def test_stages_the_shards_that_its_flags_name(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
+    clone = make_clone()
+    (clone.root / "shards").mkdir()
+    (clone.root / "shards/manifest.json").touch()
+    place = {"STAGE_TO": str(tmp_path / "own"), "SLURM_JOB_NUM_NODES": "3"}
+    start(clone, "mpi_4nodes", "--dataset", "synthetic", "--data=shards", **place)
+    copied, _, ran, _, removed, _ = clone.log(7).splitlines()
+    each = "srun --ntasks=3 --ntasks-per-node=1 --export=ALL"
+    assert copied.startswith(f"{each} bash -c ")
+    assert copied.endswith(f" - shards {place['STAGE_TO']}")
+    assert ran.endswith(f"--data=shards --data {place['STAGE_TO']}")
+    assert removed == f"{each} rm -rf {place['STAGE_TO']}"
+
+
+def test_without_shards_the_job_itself_says_so(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
+    clone = make_clone()
+    start(clone, "baseline", STAGE_TO=str(tmp_path / "own"), SLURM_JOB_NUM_NODES="1")
+    assert clone.log(7).splitlines()[0] == "python jobs/baseline.py --out results/baseline-7"
 
 
 @pytest.mark.parametrize(
