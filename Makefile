@@ -135,7 +135,7 @@ lint: setup ## ruff, mypy and shellcheck
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	.venv/bin/shellcheck $(wildcard slurm/*.sh requirements/*.sh .ci/run)
+	.venv/bin/shellcheck $(wildcard slurm/*.sh requirements/*.sh .ci/run) slurm/container/python
 
 .PHONY: check
 check: lint test ## What a change must pass: lint, then test
@@ -151,6 +151,10 @@ slurm-down: ## Stop it
 .PHONY: slurm-status
 slurm-status: ## Its nodes and jobs
 	slurm/local_cluster.sh status
+
+.PHONY: container
+container: ## The environment as an Apptainer image, mpi-train.sif (needs apptainer and internet)
+	apptainer build --build-arg BUILD=$(BUILD) mpi-train.sif slurm/container/mpi_train.def
 
 .PHONY: wheelhouse
 wheelhouse: setup ## The environment's packages in wheelhouse/, for a machine without internet

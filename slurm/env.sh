@@ -29,8 +29,9 @@ fail() { # fail MESSAGE REMEDY
 # is slow or many ranks read at once. It is removed afterwards.
 # export STAGE_TO=${TMPDIR:-/tmp}/shards-$SLURM_JOB_ID
 
-# The Python environment, as make setup leaves it.
+# The Python environment, as make setup leaves it; or an image that make container has built.
 VENV=$PWD/.venv
+# export CONTAINER=$PWD/mpi-train.sif
 
 # ---- The suite's part ------------------------------------------------------------------------------------
 
@@ -47,9 +48,17 @@ if [ -f "$log_now" ] && mkdir -p logs; then
 fi
 
 # Run, not only looked for: the environment of a login node may not work on this node.
-"$VENV/bin/python" -c '' 2>/dev/null ||
-    fail "expected an environment in $VENV whose Python runs on $(hostname). Received: none" "make setup"
-export PATH=$VENV/bin:$PATH
+if [ -n "${CONTAINER:-}" ]; then
+    export CONTAINER
+    slurm/container/python -c '' || fail \
+        "expected apptainer on $(hostname) and an image that it runs. Received: CONTAINER=$CONTAINER, and the above" \
+        "module load apptainer in slurm/env.sh; make container, where there is internet"
+    export PATH=$PWD/slurm/container:$PATH
+else
+    "$VENV/bin/python" -c '' 2>/dev/null ||
+        fail "expected an environment in $VENV whose Python runs on $(hostname). Received: none" "make setup"
+    export PATH=$VENV/bin:$PATH
+fi
 
 export PYTHONUNBUFFERED=1            # a log that can be followed
 export HDF5_USE_FILE_LOCKING=FALSE   # parallel file systems often have no locks; shards are only read

@@ -158,6 +158,36 @@ def test_queued_again_it_goes_on_whatever_it_was_told(template: str, make_clone:
     assert ran.endswith("--resume never --resume auto")
 
 
+# Runs what it is given in no image, and says how it was called.
+APPTAINER = """#!/bin/bash
+[[ "$*" = *" -c "* ]] && exit
+echo "apptainer $*"
+"""
+
+
+@pytest.mark.parametrize("template", ["baseline", "bench"])
+def test_an_image_takes_the_place_of_the_environment(template: str, make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    tools = clone.root / "site"
+    tools.mkdir()
+    (tools / "apptainer").write_text(APPTAINER)
+    (tools / "apptainer").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    assert start(clone, template, CONTAINER="env.sif", PATH=path).returncode == 0
+    words = (
+        f"apptainer exec --bind {clone.root} --env PYTHONPATH={clone.root} env.sif python jobs/{template}.py"
+    )
+    assert clone.log(7).startswith(words)
+
+
+def test_an_image_that_nothing_runs_is_one_message(make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    assert start(clone, "baseline", CONTAINER="env.sif", PATH="/usr/bin:/bin").returncode == 4
+    errors = [line for line in clone.log(7).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Received: CONTAINER=env.sif" in errors[0]
+
+
 def test_stages_the_shards_that_its_flags_name(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
     clone = make_clone()
     (clone.root / "shards").mkdir()
