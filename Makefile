@@ -7,7 +7,7 @@
 #: EPOCHS=5        passes over the training set
 #: BATCH=64        global batch: examples a step, over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
-#: DATASET=...     fashion_mnist, or synthetic
+#: DATASET=...     fashion_mnist, mnist, cifar10; drawn: synthetic, synthetic_mnist, synthetic_cifar10
 #: SEED=1          of the weights and the order of the data; for make data, of the partition
 #: SHARDS=4        shards that make data writes
 #: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes

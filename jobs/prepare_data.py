@@ -19,7 +19,8 @@ from mpi_train.cli import guarded
 from mpi_train.config import Parser, at_least
 from mpi_train.data.partition import KINDS, Partition
 from mpi_train.data.prepare import prepare
-from mpi_train.data.sources import MissingRawDataError
+from mpi_train.data.sources import DATASETS, MissingRawDataError
+from mpi_train.data.synthetic import stand_in_for
 from mpi_train.world import alone
 
 _DEFAULT_ALPHA = 0.5
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python jobs/prepare_data.py", description="Cuts a data set into HDF5 shards with a manifest."
     )
-    parser.add_argument("--dataset", default="fashion_mnist", help="fashion_mnist or synthetic")
+    parser.add_argument("--dataset", default="fashion_mnist", help=", ".join(DATASETS))
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the official raw files")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder for the shards (default: data/DATASET)"
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(error.message)
         print(f"no {options.dataset} to be had; going on with the synthetic stand-in: results will say so")
         # Beside the folder that was asked for, which stays free for the real thing.
-        ensure("synthetic", directory.with_name("synthetic"))
+        stand_in = stand_in_for(options.dataset)
+        ensure(stand_in, directory.with_name(stand_in))
 
 
 if __name__ == "__main__":

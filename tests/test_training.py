@@ -8,6 +8,7 @@ import tensorflow as tf
 from mpi_train import models, optimizers
 from mpi_train.averaging import Weights, WeightsAndSlots
 from mpi_train.collectives import MeanAllReduce, PlainAllReduce, SharedAllReduce, mean_all_reduce
+from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet
 from mpi_train.equality import average_statistics, check_equal, part_seeds, start_equal
 from mpi_train.errors import DivergedError, UsageError
@@ -27,6 +28,16 @@ def build(name: str = "mlp", seed: int = 3) -> keras.Model:
 @pytest.mark.parametrize(("name", "num_weights"), [("cnn", 225_034), ("mlp", 101_770)])
 def test_models_have_the_documented_number_of_weights(name: str, num_weights: int) -> None:
     assert build(name).count_params() == num_weights
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "resnet"])
+def test_models_take_their_shape_from_the_data(name: str) -> None:
+    raw = synthetic.draw(1, 48, 16, "synthetic_cifar10")
+    flat = FlatModel(models.build(name, (32, 32, 3), 10, seed=1, dtype="float32"))
+    trainer = Trainer(flat, optimizers.build("adam", None), raw.train)
+    totals = trainer.train_epoch(epoch_order(1, 1, 0, 48), plan_steps(48, 16), World())
+    assert totals.count == 48
+    assert 0 < totals.mean_loss < 10
 
 
 def test_models_depend_on_the_seed_alone() -> None:

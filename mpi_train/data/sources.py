@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_train import files
-from mpi_train.data import download, synthetic
+from mpi_train.data import cifar, download, synthetic
 from mpi_train.data.download import RemoteFile
 from mpi_train.data.examples import Examples, RawData
 from mpi_train.data.idx import read_idx
@@ -28,7 +28,7 @@ class IdxFiles:
     Attributes:
         title: Its name in prose.
         variable: Environment variable that may hold the folder of the files.
-        keras_folder: Folder below ``datasets`` in the Keras cache.
+        keras_folder: Folder below ``datasets`` in the Keras cache, where Keras keeps these files.
         mirrors: Base URLs.
         class_names: Name of each label, from label 0.
         image_shape: (height, width).
@@ -38,7 +38,7 @@ class IdxFiles:
 
     title: str
     variable: str
-    keras_folder: str
+    keras_folder: str | None
     mirrors: tuple[str, ...]
     class_names: tuple[str, ...]
     image_shape: tuple[int, int]
@@ -52,6 +52,52 @@ class IdxFiles:
     @property
     def files(self) -> tuple[RemoteFile, ...]:
         return (self.train_images, self.train_labels, self.test_images, self.test_labels)
+
+    def read(self, folder: Path) -> tuple[Examples, Examples]:
+        """The training and the test split. Raises ``DataError``."""
+        train, test = (
+            Examples(
+                read_idx(folder / images.name, (num_examples, *self.image_shape)),
+                read_idx(folder / labels.name, (num_examples,)),
+            )
+            for images, labels, num_examples in (
+                (self.train_images, self.train_labels, self.num_train),
+                (self.test_images, self.test_labels, self.num_test),
+            )
+        )
+        return train, test
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarFiles:
+    """CIFAR-10 in its binary version.
+
+    Attributes:
+        title, variable, mirrors, class_names: As for ``IdxFiles``.
+        archive: The one file.
+        num_train, num_test: Number of examples.
+    """
+
+    title: str
+    variable: str
+    mirrors: tuple[str, ...]
+    class_names: tuple[str, ...]
+    archive: RemoteFile
+    num_train: int = 50_000
+    num_test: int = 10_000
+    # Keras keeps the version that is pickled.
+    keras_folder: None = None
+
+    @property
+    def files(self) -> tuple[RemoteFile, ...]:
+        return (self.archive,)
+
+    def read(self, folder: Path) -> tuple[Examples, Examples]:
+        """The training and the test split. Raises ``DataError``."""
+        path = folder / self.archive.name
+        train = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)]
+        test = ["cifar-10-batches-bin/test_batch.bin"]
+        return cifar.read_batches(path, train, self.num_train), cifar.read_batches(path, test, self.num_test)
 
 
 # Hashes: of the files at github.com/zalandoresearch/fashion-mnist, which Keras serves as well.
@@ -92,9 +138,63 @@ FASHION_MNIST = IdxFiles(
     ),
 )
 
-IDX_DATASETS = {"fashion_mnist": FASHION_MNIST}
+# Hashes: of the files that were at yann.lecun.com/exdb/mnist; the mirrors are Google's and PyTorch's.
+MNIST = IdxFiles(
+    title="MNIST",
+    variable="MNIST_DIR",
+    keras_folder=None,
+    mirrors=(
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    class_names=tuple("0123456789"),
+    image_shape=(28, 28),
+    num_train=60_000,
+    num_test=10_000,
+    train_images=RemoteFile(
+        "train-images-idx3-ubyte.gz",
+        9_912_422,
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    ),
+    train_labels=RemoteFile(
+        "train-labels-idx1-ubyte.gz",
+        28_881,
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    ),
+    test_images=RemoteFile(
+        "t10k-images-idx3-ubyte.gz",
+        1_648_877,
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    ),
+    test_labels=RemoteFile(
+        "t10k-labels-idx1-ubyte.gz",
+        4_542,
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    ),
+)
 
-DATASETS = (*IDX_DATASETS, "synthetic")
+CIFAR10 = CifarFiles(
+    title="CIFAR-10",
+    variable="CIFAR10_DIR",
+    mirrors=("https://www.cs.toronto.edu/~kriz/",),
+    class_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+    archive=RemoteFile(
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+)
+
+OFFICIAL: dict[str, IdxFiles | CifarFiles] = {
+    "fashion_mnist": FASHION_MNIST,
+    "mnist": MNIST,
+    "cifar10": CIFAR10,
+}
+
+DATASETS = (*OFFICIAL, *synthetic.STAND_INS)
 """Names that ``--dataset`` takes."""
 
 
@@ -125,7 +225,7 @@ def find_raw(dataset: str, source: Path | None = None, seed: int = 1) -> RawData
     Args:
         dataset: One of ``DATASETS``.
         source: Folder of the official files.
-        seed: Of the drawing, for ``synthetic``.
+        seed: Of the drawing, for a stand-in.
 
     Raises:
         UsageError: an unknown data set, or a source for a drawn one.
@@ -133,33 +233,22 @@ def find_raw(dataset: str, source: Path | None = None, seed: int = 1) -> RawData
         DataError: the source that was named lacks a file, or a file is not the official one.
     """
     require_dataset(dataset)
-    if dataset == "synthetic":
+    if dataset in synthetic.STAND_INS:
         if source is not None:
             raise UsageError(
-                f"--source: the synthetic data set is drawn from --seed. Received: --source {source}",
-                remedy="leave --source out, or --dataset fashion_mnist",
+                f"--source: {dataset} is drawn from --seed. Received: --source {source}",
+                remedy=f"leave --source out, or --dataset {synthetic.STAND_INS[dataset].stands_for}",
             )
-        return synthetic.draw(seed)
-    spec = IDX_DATASETS[dataset]
+        return synthetic.draw(seed, name=dataset)
+    spec = OFFICIAL[dataset]
     folder = _locate(dataset, spec, source)
     for file in spec.files:
         _verify(folder / file.name, file)
-
-    def split(images: RemoteFile, labels: RemoteFile, num_examples: int) -> Examples:
-        return Examples(
-            read_idx(folder / images.name, (num_examples, *spec.image_shape)),
-            read_idx(folder / labels.name, (num_examples,)),
-        )
-
-    return RawData(
-        name=dataset,
-        train=split(spec.train_images, spec.train_labels, spec.num_train),
-        test=split(spec.test_images, spec.test_labels, spec.num_test),
-        class_names=spec.class_names,
-    )
+    train, test = spec.read(folder)
+    return RawData(name=dataset, train=train, test=test, class_names=spec.class_names)
 
 
-def _locate(dataset: str, spec: IdxFiles, source: Path | None) -> Path:
+def _locate(dataset: str, spec: IdxFiles | CifarFiles, source: Path | None) -> Path:
     """The folder that holds the raw files, filled by a download where there was none."""
     named = source or (Path(value) if (value := os.environ.get(spec.variable)) else None)
     if named is not None:
@@ -170,21 +259,24 @@ def _locate(dataset: str, spec: IdxFiles, source: Path | None) -> Path:
         if missing:
             raise DataError(
                 f"{name}: expected {', '.join(missing)} in {named}, found nothing of that name",
-                remedy=f"{name} with the folder of the four official files, or without it to download them",
+                remedy=f"{name} with the folder of the official files, or without it to download them",
             )
         return named
-    keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets" / spec.keras_folder
-    if all((keras / file.name).exists() for file in spec.files):
-        return keras
+    looked = ["--source", spec.variable]
+    if spec.keras_folder is not None:
+        keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets" / spec.keras_folder
+        if all((keras / file.name).exists() for file in spec.files):
+            return keras
+        looked.append(str(keras))
     cache = Path(os.environ.get("MPI_TRAIN_CACHE") or Path.home() / ".cache" / "mpi-train") / dataset
     try:
         download.fetch(spec.files, spec.mirrors, cache)
     except DataError as error:
         raise MissingRawDataError(
-            f"no {spec.title} found: not in --source, {spec.variable}, {keras} or {cache}, "
+            f"no {spec.title} found: not in {', '.join(looked)} or {cache}, "
             f"and it cannot be downloaded\n  {error.message}",
             remedy=f"{how_to_prepare(dataset)} where there is a network, or export {spec.variable}=DIR "
-            f"with the official files, or go on without: make data DATASET=synthetic",
+            f"with the official files, or go on without: {how_to_prepare(synthetic.stand_in_for(dataset))}",
         ) from error
     return cache
 

@@ -1,16 +1,20 @@
-"""The synthetic stand-in: drawn garments of Fashion-MNIST's shape, size and classes, made from a seed.
+"""The synthetic stand-ins: drawn images of the shape, size and number of classes of real sets.
 
-For machines with no data and no way to get it. A garment is a shape with shading, filled with cloth
-and bent by a random affine map. It is meant to be neither trivial nor solvable, as the real set is.
+Made from a seed, for machines with no data and no way to get it. ``synthetic`` stands for Fashion-MNIST:
+a garment is a shape with shading, filled with cloth and bent by a random affine map. ``synthetic_mnist``
+are digits of random strokes, ``synthetic_cifar10`` the garments in colour before coloured walls. They are
+meant to be neither trivial nor solvable, as the real sets are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from mpi_train.data.canvas import SIDE, Canvas, Field, inside, line
+from mpi_train.data.digits import STROKES, ink
 from mpi_train.data.examples import Examples, RawData
 from mpi_train.data.garments import GARMENTS, Garment
 from mpi_train.data.progress import progress
@@ -19,32 +23,83 @@ from mpi_train.data.progress import progress
 _BATCH = 200
 
 
-def draw(seed: int, num_train: int = 60_000, num_test: int = 10_000) -> RawData:
-    """Draws the data set ``synthetic``.
+@dataclass(frozen=True)
+class StandIn:
+    """A data set that is drawn.
+
+    Attributes:
+        stands_for: The real one.
+        class_names: Name of each label, from label 0.
+        image_shape: Of one image.
+        num_train, num_test: Number of examples.
+        paint: Gives images, uint8 (n, *image_shape), of one class.
+    """
+
+    stands_for: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    num_train: int
+    num_test: int
+    paint: Callable[[Canvas, str], np.ndarray]
+
+
+def draw(
+    seed: int, num_train: int | None = None, num_test: int | None = None, name: str = "synthetic"
+) -> RawData:
+    """Draws a data set.
 
     Args:
         seed: The same seed gives the same images with the same version of NumPy.
-        num_train, num_test: Number of images; classes are equally frequent, in random order.
-
-    Returns:
-        Images uint8 (n, 28, 28), labels uint8 (n,), ten classes.
+        num_train, num_test: Number of images (default: as in the real set); classes are equally frequent,
+            in random order.
+        name: One of ``STAND_INS``.
     """
-    with progress("drawing garments", num_train + num_test) as advance:
-        splits = [_draw_split(seed, split, n, advance) for split, n in enumerate((num_train, num_test))]
-    return RawData("synthetic", splits[0], splits[1], tuple(GARMENTS))
+    kind = STAND_INS[name]
+    counts = (num_train or kind.num_train, num_test or kind.num_test)
+    with progress(f"drawing {name}", sum(counts)) as advance:
+        splits = [_draw_split(kind, seed, split, n, advance) for split, n in enumerate(counts)]
+    return RawData(name, splits[0], splits[1], kind.class_names)
 
 
-def _draw_split(seed: int, split: int, num_images: int, advance: Callable[[int], None]) -> Examples:
+def _draw_split(
+    kind: StandIn, seed: int, split: int, num_images: int, advance: Callable[[int], None]
+) -> Examples:
     rng = np.random.default_rng([seed, split])
-    labels = rng.permutation(np.arange(num_images) % len(GARMENTS)).astype(np.uint8)
-    images = np.empty((num_images, SIDE, SIDE), np.uint8)
-    for label, garment in enumerate(GARMENTS.values()):
+    labels = rng.permutation(np.arange(num_images) % len(kind.class_names)).astype(np.uint8)
+    images = np.empty((num_images, *kind.image_shape), np.uint8)
+    for label, name in enumerate(kind.class_names):
         where = np.flatnonzero(labels == label)
         for start in range(0, len(where), _BATCH):
             batch = where[start : start + _BATCH]
-            images[batch] = _photograph(Canvas(rng, len(batch)), garment)
+            images[batch] = kind.paint(Canvas(rng, len(batch)), name)
             advance(len(batch))
     return Examples(images, labels)
+
+
+def _garment(canvas: Canvas, name: str) -> np.ndarray:
+    return _photograph(canvas, GARMENTS[name])
+
+
+def _digit(canvas: Canvas, name: str) -> np.ndarray:
+    """White ink of varying strength on black. Returns uint8 (n, SIDE, SIDE)."""
+    grey = inside(ink(canvas, name)) * canvas.uniform(0.75, 1.0)
+    pixels: np.ndarray = (np.clip(grey, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return pixels
+
+
+def _garment_in_colour(canvas: Canvas, name: str) -> np.ndarray:
+    """A garment of one colour before a wall of another. Returns uint8 (n, 32, 32, 3)."""
+    grey = _photograph(canvas, GARMENTS[name])[..., np.newaxis] / np.float32(255.0)
+    # From the picture's 28 pixels to 32: the wall goes on around it.
+    grey = np.pad(grey, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    cloth = canvas.rng.uniform(0.35, 1.0, (canvas.n, 1, 1, 3)).astype(np.float32)
+    wall = canvas.rng.uniform(0.0, 0.7, (canvas.n, 1, 1, 3)).astype(np.float32)
+    height = np.linspace(-0.5, 0.5, 32, dtype=np.float32)[None, :, None, None]
+    wall = wall + height * canvas.rng.normal(0.0, 0.25, (canvas.n, 1, 1, 3)).astype(np.float32)
+    noise = 0.04 * canvas.rng.standard_normal((canvas.n, 32, 32, 3), np.float32)
+    light = np.where(grey > 0, grey * cloth, wall) + noise
+    pixels: np.ndarray = (np.clip(light, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return pixels
 
 
 def _photograph(canvas: Canvas, garment: Garment) -> np.ndarray:
@@ -77,3 +132,16 @@ def _cloth(canvas: Canvas) -> Field:
     side = canvas.normal(0.0, 0.12) * canvas.x + canvas.normal(0.0, 0.12) * canvas.y
     cloth: Field = 1.0 + stripes + folds + side
     return cloth
+
+
+STAND_INS = {
+    "synthetic": StandIn("fashion_mnist", tuple(GARMENTS), (SIDE, SIDE), 60_000, 10_000, _garment),
+    "synthetic_mnist": StandIn("mnist", tuple(STROKES), (SIDE, SIDE), 60_000, 10_000, _digit),
+    "synthetic_cifar10": StandIn("cifar10", tuple(GARMENTS), (32, 32, 3), 50_000, 10_000, _garment_in_colour),
+}
+"""By the names that ``--dataset`` takes."""
+
+
+def stand_in_for(dataset: str) -> str:
+    """The name of the drawn data set that stands for a real one."""
+    return next(name for name, kind in STAND_INS.items() if kind.stands_for == dataset)

@@ -13,7 +13,14 @@ COLUMNS = ("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/
 ABSENT = "-"
 STALLED = "†"
 
-_DATASETS = {"fashion_mnist": "Fashion-MNIST", "synthetic": "synthetic data"}
+_DATASETS = {
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "synthetic": "synthetic data",
+    "synthetic_mnist": "synthetic digits",
+    "synthetic_cifar10": "synthetic colour images",
+}
 
 
 def seconds(value: float) -> str:
@@ -52,11 +59,11 @@ def _counted(num_strategies: int) -> str:
 
 def caution(summary: Summary) -> str:
     """What a reader must know before any figure; empty for real data."""
-    if summary.work["dataset"] != "synthetic":
+    if not str(summary.work["dataset"]).startswith("synthetic"):
         return ""
     return (
         "The data are the synthetic stand-in that the suite draws when it has no others: times are real, "
-        "but accuracies cannot be compared with those on Fashion-MNIST."
+        "but accuracies cannot be compared with those on the real set."
     )
 
 

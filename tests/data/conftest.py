@@ -62,7 +62,7 @@ def idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             size, digest = (folder / name).stat().st_size, sha256_of(folder / name)
             changes[f"{split}_{kind}"] = RemoteFile(name, size, digest)
     spec: IdxFiles = dataclasses.replace(FASHION_MNIST, **changes)  # type: ignore[arg-type]
-    monkeypatch.setitem(sources.IDX_DATASETS, "fashion_mnist", spec)
+    monkeypatch.setitem(sources.OFFICIAL, "fashion_mnist", spec)
     return folder
 
 

@@ -110,9 +110,9 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seeds: list[int] = []
     draw = synthetic.draw
 
-    def small(seed: int) -> object:
+    def small(seed: int, *, name: str) -> object:
         seeds.append(seed)
-        return draw(seed, 100, 20)
+        return draw(seed, 100, 20, name)
 
     monkeypatch.setattr(synthetic, "draw", small)
     return seeds

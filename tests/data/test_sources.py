@@ -57,8 +57,8 @@ def mirror(idx_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mi
 
 
 def use_mirrors(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
-    spec = dataclasses.replace(sources.IDX_DATASETS["fashion_mnist"], mirrors=mirrors)
-    monkeypatch.setitem(sources.IDX_DATASETS, "fashion_mnist", spec)
+    spec = dataclasses.replace(sources.OFFICIAL["fashion_mnist"], mirrors=mirrors)
+    monkeypatch.setitem(sources.OFFICIAL, "fashion_mnist", spec)
 
 
 def cached(tmp_path: Path) -> list[str]:
@@ -170,7 +170,7 @@ def test_wherever_a_file_is_found_its_hash_counts(
     with pytest.raises(DataError) as caught:
         find_raw("fashion_mnist", folder if place == "source" else None)
     assert not isinstance(caught.value, MissingRawDataError), "corrupt is not the same as missing"
-    expected = sources.IDX_DATASETS["fashion_mnist"].test_images.sha256
+    expected = sources.OFFICIAL["fashion_mnist"].test_images.sha256
     for part in (str(victim), expected, hashlib.sha256(victim.read_bytes()).hexdigest(), f"rm {victim}"):
         assert part in str(caught.value)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mpi_train.data.examples import Examples, RawData
-from mpi_train.data.synthetic import draw
+from mpi_train.data.sources import OFFICIAL
+from mpi_train.data.synthetic import STAND_INS, draw, stand_in_for
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,24 @@ def _linear_accuracy(train: Examples, test: Examples) -> float:
     x = features(train)
     weights = np.linalg.solve(x.T @ x + 10.0 * np.eye(x.shape[1]), x.T @ np.eye(10)[train.labels])
     return float(np.mean((features(test) @ weights).argmax(1) == test.labels))
+
+
+@pytest.mark.parametrize("dataset", OFFICIAL)
+def test_each_real_set_has_a_stand_in_of_its_shape(dataset: str) -> None:
+    kind, real = STAND_INS[stand_in_for(dataset)], OFFICIAL[dataset]
+    assert (kind.num_train, kind.num_test) == (real.num_train, real.num_test)
+    assert len(kind.class_names) == len(real.class_names) == 10
+    assert kind.image_shape[:2] == ((32, 32) if dataset == "cifar10" else (28, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("synthetic_mnist", 0.6, 0.97), ("synthetic_cifar10", 0.2, 0.7)]
+)
+def test_the_others_are_neither_trivial_nor_solvable(name: str, low: float, high: float) -> None:
+    raw = draw(1, 3000, 500, name)
+    assert raw.name == name
+    assert raw.train.images.shape == (3000, *STAND_INS[name].image_shape)
+    assert raw.train.images.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(raw.test.labels), 50)
+    assert len(np.unique(raw.train.images.reshape(3000, -1), axis=0)) == 3000
+    assert low < _linear_accuracy(raw.train, raw.test) < high
