@@ -124,11 +124,11 @@ test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take minutes each
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m 'slow and not slurm' $(ARGS)
 
 .PHONY: test-slurm
 test-slurm: setup ## The tests that need a Slurm cluster (make slurm-up)
-	$(PYTEST) -m slurm $(ARGS)
+	$(PYTEST) -m 'slurm and not slow' $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff, mypy and shellcheck

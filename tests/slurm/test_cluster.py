@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -286,9 +287,10 @@ def test_a_cancelled_job_stays_cancelled(cluster_clone: Clone) -> None:
     assert "queued again: restart" not in job.log
 
 
-def kill_last_rank(job_id: int) -> None:
-    on_last_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", "--relative=3"]
-    subprocess.run([*on_last_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
+def kill_rank(job_id: int, rank: int = 3) -> None:
+    """Kills one rank of a job that has one a node."""
+    on_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", f"--relative={rank}"]
+    subprocess.run([*on_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
 
 
 def test_after_a_killed_rank_the_job_is_queued_again_and_ends_with_the_same_bits(
@@ -296,7 +298,7 @@ def test_after_a_killed_rank_the_job_is_queued_again_and_ends_with_the_same_bits
 ) -> None:
     job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *LONG)
     wait_for(cluster_clone, job_id, "epoch 3/")
-    kill_last_rank(job_id)
+    kill_rank(job_id)
     job = cluster_clone.result(job_id, limit_s=300)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
     assert "queued again: restart 1" in job.log
@@ -306,10 +308,36 @@ def test_after_a_killed_rank_the_job_is_queued_again_and_ends_with_the_same_bits
 def test_a_killed_rank_ends_the_job(cluster_clone: Clone) -> None:
     job_id = cluster_clone.sbatch("slurm/mpi_4nodes.sh", *SMALL[:-1], "1000", RESTARTS_AFTER_LOSS="0")
     wait_for(cluster_clone, job_id, "epoch 1/")
-    kill_last_rank(job_id)
+    kill_rank(job_id)
     killed = time.monotonic()
     job = cluster_clone.result(job_id, limit_s=30)
     assert (job.state, job.exit_code) == ("FAILED", 6), job.log
     assert re.search(r"error: rank 3 on n\d was lost: its process ended", job.log)
     # Five seconds that srun waits for the others, and what it then takes to end them.
     assert time.monotonic() - killed < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ten_times_a_killed_rank_is_named_and_the_run_goes_on_with_the_same_bits(
+    ranks: int, cluster_clone: Clone
+) -> None:
+    flags = [f"--nodes={ranks}", "slurm/mpi_4nodes.sh", *LONG, "--epochs", "12", "--out"]
+    whole = cluster_clone.run(*flags, f"results/whole-{ranks}")
+    assert (whole.state, whole.exit_code) == ("COMPLETED", 0), whole.log
+    expected = run_record(cluster_clone, f"whole-{ranks}")["weights_sha256"]
+    for number in range(10):
+        rng = random.Random(100 * ranks + number)
+        victim, out = rng.randrange(ranks), f"killed-{ranks}-{number}"
+        job_id = cluster_clone.sbatch(*flags, f"results/{out}", RESTARTS_AFTER_LOSS="0")
+        wait_for(cluster_clone, job_id, "epoch 1/")
+        time.sleep(rng.uniform(0, 2))
+        kill_rank(job_id, victim)
+        killed = time.monotonic()
+        job = cluster_clone.result(job_id, limit_s=30)
+        assert time.monotonic() - killed < 10
+        assert (job.state, job.exit_code) == ("FAILED", 6), job.log
+        assert re.search(rf"error: rank {victim} on n\d was lost: its process ended", job.log), job.log
+        resumed = cluster_clone.run(*flags, f"results/{out}")
+        assert (resumed.state, resumed.exit_code) == ("COMPLETED", 0), resumed.log
+        assert run_record(cluster_clone, out)["weights_sha256"] == expected
