@@ -124,7 +124,7 @@ class MpiConfig(RanksConfig):
         1, "epoch from which on --every counts; before it every step is averaged (post-local SGD)", "EPOCH"
     )
     accumulate: int = option(
-        1, "pieces in which a rank takes its part of a step, one after another: less memory, the same update"
+        1, "pieces in which a rank takes its part of a step, one after another, for less memory"
     )
     lr_scaling: Scaling = option("none", "how the learning rate grows with the global batch, from 64 on")
     warmup_epochs: float = option(0.0, "epochs in which it rises there from its value for 64", "EPOCHS")

@@ -31,6 +31,11 @@ def listen() -> None:
     signal.signal(signal.SIGUSR2, lambda number, _: _asked.append(number))
 
 
+def is_asked() -> bool:
+    """Whether this process alone was asked to stop; what becomes of it, all ranks agree on."""
+    return bool(_asked)
+
+
 @dataclass(frozen=True)
 class Decision:
     """What all ranks do next.

@@ -42,13 +42,21 @@ def average_statistics(world: World, flat: FlatModel, num_examples: int) -> None
     statistics = flat.moving_statistics
     if world.size == 1 or not statistics:
         return
-    values = [variable.numpy() for variable in statistics]
+    values = mean_over_ranks(world, [variable.numpy() for variable in statistics], num_examples)
+    for variable, value in zip(statistics, values, strict=True):
+        variable.assign(value)
+
+
+def mean_over_ranks(world: World, values: Sequence[np.ndarray], num_examples: int) -> list[np.ndarray]:
+    """The mean of each array over the ranks, weighted by their examples."""
     mine = np.concatenate([[1.0], *(value.ravel() for value in values)]) * num_examples
     total = world.sum(mine)
     mean = total[1:] / total[0]
     ends = np.cumsum([value.size for value in values])
-    for variable, value, end in zip(statistics, values, ends, strict=True):
-        variable.assign(mean[end - value.size : end].reshape(value.shape).astype(value.dtype))
+    return [
+        mean[end - value.size : end].reshape(value.shape).astype(value.dtype)
+        for value, end in zip(values, ends, strict=True)
+    ]
 
 
 def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str) -> None:

@@ -170,8 +170,8 @@ class WarmedUp(FlatUpdate):
 
     def apply(self, gradient: tf.Tensor) -> None:
         # Counted by the optimizer's own steps, which are in every checkpoint.
-        done = tf.cast(self.optimizer.iterations.value, tf.float32) / self._num_steps
-        part = tf.minimum(1.0, self._start + (1 - self._start) * done)
+        done = tf.minimum(1.0, tf.cast(self.optimizer.iterations.value, tf.float32) / self._num_steps)
+        part = self._start + (1 - self._start) * done
         self.optimizer.learning_rate.assign(self._final * part)
         self._update.apply(gradient)
 

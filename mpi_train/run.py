@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from mpi_train import environment, watch
-from mpi_train.config import TrainConfig, one_example_a_rank
+from mpi_train.config import TrainConfig
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
 from mpi_train.errors import DivergedError
@@ -46,7 +46,6 @@ class Run:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
         self._startup: dict[str, float] = {}
         self.lap("import")
-        one_example_a_rank(config.batch_size, world.size)
         with world.together():
             self.shards = ShardSet.open(config.data_dir, config.dataset)
         shape = self.shards.manifest.image_shape

@@ -58,6 +58,7 @@ class Session(Overseer):
         self._closed: tuple[Leg, ...] = ()
         self._offset = 0
         self._before = EpochTotals()
+        self._written = True
         self.control = Control(
             world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
         )
@@ -235,9 +236,9 @@ class Session(Overseer):
     def save(self) -> bool:
         """Writes a checkpoint of where the run is, on all ranks together; whether it was written."""
         watch.note(f"epoch {self.position.epoch}, writing a checkpoint")
-        written = self.checkpoints.save(self.position, self.state.arrays())
+        self._written = self.checkpoints.save(self.position, self.state.arrays())
         self.control.saved()
-        return written
+        return self._written
 
     def abandon(self) -> None:
         """Leaves as ``pause`` does, but goes on from the last checkpoint: for what cannot be cut in two.
@@ -245,7 +246,7 @@ class Session(Overseer):
         Raises:
             RunAgainError: always; on all ranks.
         """
-        self._leave(written=True)
+        self._leave(written=self._written)
 
     def _save_or_leave(self) -> None:
         written = self.save()

@@ -20,7 +20,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from mpi_train import watch_hub
 from mpi_train import world as worlds
@@ -74,6 +74,28 @@ def start(world: World, timeout_s: float) -> None:
         atexit.register(_current.leave)
 
 
+def end_for(world: World, lost: int, how: str) -> NoReturn:
+    """Ends this rank because another is lost, when the hub cannot say so; one of those that are left speaks.
+
+    Args:
+        world: The ranks.
+        lost: The number of the other.
+        how: Such as ``has not been heard of for 60 s``.
+    """
+    if world.rank == (1 if lost == 0 else 0):
+        error = RankLostError(
+            f"rank {lost} on {world.hosts[lost]} {how}. All {world.size} ranks are ended",
+            remedy="see to that host, then run the same command again, which goes on from the last "
+            "checkpoint",
+        )
+        os.write(2, f"error: {error}\n".encode())
+    else:
+        time.sleep(2)  # mpiexec ends all as soon as one has left: the one that speaks goes first
+    if _current is not None:
+        _current.leave(aborting=True)
+    worlds.leave(world, EXIT_RANK_LOST)
+
+
 class Watch:
     """Args: as for ``start``."""
 
@@ -88,9 +110,9 @@ class Watch:
 
     def note(self, doing: str, *, starting: bool) -> None:
         """As the function of this name."""
-        changed = starting != self._starting
+        at_once = starting or self._starting
         self._doing, self._starting = doing, starting
-        if changed:  # the hub's patience hangs on it; all else can wait for the next beat
+        if at_once:  # the hub's patience hangs on it; all else can wait for the next beat
             self._beat()
 
     def leave(self, *, aborting: bool = False) -> None:
@@ -161,17 +183,7 @@ class Watch:
 
     def _hub_lost(self, patience_s: float) -> None:
         """Ends this rank when the node of rank 0, and the hub with it, is silent."""
-        if self._world.rank == 1:
-            error = RankLostError(
-                f"rank 0 on {self._world.hosts[0]} has not been heard of for {patience_s:g} s. "
-                f"All {self._world.size} ranks are ended",
-                remedy="see to that host, then run the same command again, which goes on from the last "
-                "checkpoint",
-            )
-            os.write(2, f"error: {error}\n".encode())
-        else:
-            time.sleep(2)  # mpiexec ends all as soon as one has left: the one that speaks goes first
-        worlds.leave(self._world, EXIT_RANK_LOST)
+        end_for(self._world, 0, f"has not been heard of for {patience_s:g} s")
 
     def _beat(self) -> None:
         self._send({"doing": self._doing, "starting": self._starting, **vars(activity)})
@@ -190,7 +202,7 @@ def _call(addresses: list[str], port: int, token: str, rank: int) -> socket.sock
         for address in addresses:
             with suppress(OSError):
                 link = socket.create_connection((address, port), timeout=2)
-                link.sendall(json.dumps({"token": token, "rank": rank}).encode() + b"\n")
+                link.sendall(json.dumps({"token": token, "rank": rank, "pid": os.getpid()}).encode() + b"\n")
                 if link.recv(3):
                     return link
                 link.close()

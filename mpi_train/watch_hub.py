@@ -11,13 +11,17 @@ import hmac
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 BEAT_S = 1.0
+HEARING_S = 8.0
+"""Seconds that a rank has to end when it is told to."""
 STARTING_FACTOR = 5
 """Imports and tracing may hold a rank up for longer than training ever should."""
 START_S = 60.0
@@ -30,12 +34,14 @@ class Rank:
 
     Attributes:
         number: In the world.
+        pid: Of its process, on its host.
         heard: When it was last heard of.
         stands: Since when its training has been where it is.
     """
 
     link: socket.socket
     number: int = -1
+    pid: int = 0
     heard: float = field(default_factory=time.monotonic)
     doing: str = "start-up"
     starting: bool = True
@@ -134,7 +140,7 @@ class Hub:
         if not hmac.compare_digest(str(said["token"]), self._token):
             raise ValueError("not one of ours")
         # A rank that gave up waiting for the answer calls again.
-        rank.number = int(said["rank"])
+        rank.number, rank.pid = int(said["rank"]), int(said["pid"])
         self._ranks[rank.number] = rank
         rank.link.sendall(b"{}\n")
 
@@ -166,6 +172,31 @@ class Hub:
         )
         os.write(2, message.encode())
         self._tell({"end": True})
+        self._end_the_deaf()
+
+    def _end_the_deaf(self) -> None:
+        """Kills those ranks of this host that do not end: stopped ones, and ones that wait inside a library.
+
+        Rank 0 is here, so that the launcher ends all others, wherever they are.
+        """
+        self._selector.unregister(self._server)
+        ends = time.monotonic() + HEARING_S
+        while self._ranks and time.monotonic() < ends:
+            for key, _ in self._selector.select(timeout=BEAT_S / 4):
+                try:
+                    closed = not key.data.link.recv(65536)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    closed = True
+                if closed:
+                    self._selector.unregister(key.fileobj)
+                    self._ranks.pop(key.data.number, None)
+        # Its connection is open, so the number is still that of the process.
+        for number, rank in self._ranks.items():
+            if self._hosts[number] == self._hosts[0]:
+                with suppress(ProcessLookupError):
+                    os.kill(rank.pid, signal.SIGKILL)
 
     def _tell(self, said: dict[str, Any]) -> None:
         for rank in self._ranks.values():

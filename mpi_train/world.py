@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -280,7 +280,7 @@ def _say_all() -> None:
     time.sleep(0.5)
 
 
-def leave(world: World, code: int) -> None:
+def leave(world: World, code: int) -> NoReturn:
     """Ends this process at once with ``code``, from any thread; the launcher ends the others.
 
     Hydra, the ``mpiexec`` of MPICH and Intel MPI, kills the other ranks when one closes its connection

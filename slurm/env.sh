@@ -25,9 +25,9 @@ fail() { # fail MESSAGE REMEDY
 # MPICH (also the wheel's) and Intel MPI. srun --mpi=list shows what the site has.
 # export SLURM_MPI_TYPE=pmix
 
-# A folder on each node's own disk that the shards are copied to before training, where the shared file system
-# is slow or many ranks read at once. It is removed afterwards.
-# export STAGE_TO=${TMPDIR:-/tmp}/shards-$SLURM_JOB_ID
+# A folder on each node's own disk in which the shards are copied before training, where the shared file system
+# is slow or many ranks read at once. The copy is removed afterwards.
+# export STAGE_TO=/tmp
 
 # The Python environment, as make setup leaves it; or an image that make container has built.
 VENV=$PWD/.venv
@@ -77,7 +77,8 @@ run() {
     local child code asked losses=logs/.losses-$SLURM_JOB_ID
     # Queued again, it goes on from its last checkpoint, whatever it was told at first.
     if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then set -- "$@" --resume auto; fi
-    if [ -n "${STAGE_TO:-}" ] && stage "$@"; then set -- "$@" --data "$STAGE_TO"; fi
+    staged=
+    if [ -n "${STAGE_TO:-}" ] && stage "$@"; then set -- "$@" --data "$staged"; fi
     "$@" &
     child=$!
     trap 'asked=1; kill -USR2 $child 2>/dev/null' USR2 TERM
@@ -88,7 +89,7 @@ run() {
         [ -n "$asked" ] || break # else the signal ended the wait, and not the program
     done
     trap - USR2 TERM
-    if [ -n "${STAGE_TO:-}" ]; then on_each_node rm -rf "$STAGE_TO"; fi
+    if [ -n "$staged" ]; then unstage; fi
     if [ $code -ge 128 ]; then
         echo "error: a rank was lost: $1 ended with $code (signal $((code - 128)))" >&2
         code=6
@@ -104,8 +105,8 @@ run() {
     return $code
 }
 
-# stage WORD...: copies the shards that a job of these words reads to STAGE_TO on each of its nodes. Fails where there
-# are none, which the job itself says best.
+# stage WORD...: copies the shards that a job of these words reads to a folder of its own in STAGE_TO on each of its
+# nodes, and names it in "staged". Fails where there are no shards, which the job itself says best.
 stage() {
     local data='' dataset=fashion_mnist word before=''
     for word; do
@@ -115,10 +116,17 @@ stage() {
     done
     data=${data:-data/$dataset}
     [ -f "$data/manifest.json" ] || return
+    staged=$STAGE_TO/mpi-train-$SLURM_JOB_ID
     # shellcheck disable=SC2016 # expanded on the nodes
-    on_each_node bash -c 'mkdir -p "$2" && cp "$1"/*.h5 "$1"/manifest.json "$2"' - "$data" "$STAGE_TO" ||
-        fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Received: the error above" \
-            "another STAGE_TO in slurm/env.sh, or none: the shards are then read where they are"
+    on_each_node bash -c 'mkdir -p "$2" && cp "$1"/*.h5 "$1"/manifest.json "$2"' - "$data" "$staged" && return
+    unstage
+    fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Received: the error above" \
+        "another STAGE_TO in slurm/env.sh, or none: the shards are then read where they are"
+}
+
+# unstage: removes that folder; a node that does not answer must not hold up what comes next.
+unstage() {
+    timeout 30 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 rm -rf "$staged" || true
 }
 
 # on_each_node WORD...: runs a command once on each node of the job.

@@ -202,20 +202,23 @@ def test_slots_are_averaged_with_the_weights(name: str, world: World, tiny: Shar
     check_equal(world, [v.numpy() for v in trainer.variables], when="after the epoch")
 
 
-def test_the_learning_rate_rises_over_the_first_steps(tiny: ShardSet) -> None:
+@pytest.mark.parametrize("factor", [4.0, 0.5])
+def test_the_learning_rate_changes_over_the_first_steps(factor: float, tiny: ShardSet) -> None:
     flat = FlatModel(build())
     optimizer = optimizers.build("sgd", 0.1)
-    optimizers.LearningRate(0.1, factor=4).apply_to(optimizer)
-    trainer = Trainer(flat, optimizer, tiny.read("train"), warmup=(1 / 4, 10))
+    optimizers.LearningRate(0.1, factor=factor).apply_to(optimizer)
+    trainer = Trainer(flat, optimizer, tiny.read("train"), warmup=(1 / factor, 10))
     run = trainer.prepare(epoch_order(1, 1, 0, 509), plan_steps(509, 12))
     rates = []
-    for step in range(13):
+    for step in range(20):
         run(step, step + 1)
         rates.append(float(optimizer.learning_rate))
-    assert rates == pytest.approx([0.1 + 0.03 * step for step in range(10)] + [0.4] * 3)
-    assert trainer.update.slow_down() == pytest.approx(0.2)
-    run(13, 14)
-    assert float(optimizer.learning_rate) == pytest.approx(0.2)
+    final = 0.1 * factor
+    rising = [0.1 + (final - 0.1) * step / 10 for step in range(10)]
+    assert rates == pytest.approx([*rising, *[final] * 10])
+    assert trainer.update.slow_down() == pytest.approx(final / 2)
+    run(20, 21)
+    assert float(optimizer.learning_rate) == pytest.approx(final / 2)
 
 
 @pytest.mark.mpi

@@ -94,8 +94,8 @@ class Job:
     words: list[str]
 
 
-def plan(config: BenchConfig, jobs: Path) -> list[Job]:
-    """The runs of a bench, in order.
+def plan(config: BenchConfig, jobs: Path, num_shards: int = sys.maxsize) -> list[Job]:
+    """The runs of a bench, in order; of data in ``num_shards``, which are the clients of ``federated``.
 
     Each repeat ends with the reference that parallel efficiency is counted against: the suite's own
     loop on one rank, with as many threads as each of the ``num_workers`` ranks has.
@@ -106,6 +106,8 @@ def plan(config: BenchConfig, jobs: Path) -> list[Job]:
         for name in config.names:
             unit = STRATEGIES[name].unit
             workers = 1 if unit == "process" else num_workers
+            if name == "federated":
+                workers = min(workers, num_shards)
             planned.append(_job(config, jobs, name, workers=workers, repeat=repeat, folder=name))
         if num_workers > 1 and any(STRATEGIES[name].unit != "process" for name in config.names):
             threads = config.threads or max(1, num_cores() // num_workers)

@@ -60,10 +60,12 @@ def main(jobs: Path, argv: Sequence[str] | None = None) -> None:
     worlds.alone(job="bench")
     config = parse(BenchConfig, argv, description="Compare the strategies.", prog="python jobs/bench.py")
     # Every run would find the same fault in the data; here it is said once.
-    ShardSet.open(config.data_dir, config.dataset)
+    shards = ShardSet.open(config.data_dir, config.dataset)
+    num_shards = len(shards.manifest.splits["train"].files)
     # kill and scancel end a bench as Ctrl-C does: its child with it, and a report of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    Bench(config, plan(config, jobs), Console(highlight=False, markup=False, soft_wrap=True)).run()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    Bench(config, plan(config, jobs, num_shards), console).run()
 
 
 class Bench:

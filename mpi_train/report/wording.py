@@ -173,6 +173,7 @@ def notes(summary: Summary) -> list[str]:
         and row.runs[0].record.sync.get("average") == "weights"
         and _optimizer(row) != "sgd"
     ]
+    lines += [line for row in unique(measured) if row.runs for line in _other_arithmetic(row)]
     lines += [line for row in unique(measured) for run in row.runs for line in _history(row, run.record)]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
     waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
@@ -184,6 +185,24 @@ def notes(summary: Summary) -> list[str]:
             lines.append(
                 f"Beware: the runs were not made under equal conditions. {name}: {' / '.join(values)}."
             )
+    return lines
+
+
+def _other_arithmetic(row: Row) -> list[str]:
+    """What a row does that is not the update of one process, beside averaged weights."""
+    sync = row.runs[0].record.sync
+    lines = []
+    if sync.get("average") == "clients":
+        lines.append(
+            f"{row.name} averages the models of {sync['clients']} clients once a round: another "
+            f"optimisation, with rounds for epochs, and a batch that is that of one client's step."
+        )
+    if sync.get("average") == "weights+slots" and row.workers > 1 and _optimizer(row) != "sgd":
+        lines.append(
+            f"{row.name} averages weights and the state of {_optimizer(row)}: not the update of one process."
+        )
+    if int(sync.get("every", 1)) > 1 and row.workers > 1:
+        lines.append(f"{row.name} averages after every {sync['every']} updates only (local SGD).")
     return lines
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train import models, optimizers
+from mpi_train.config import one_example_a_rank
 from mpi_train.data.examples import Examples
-from mpi_train.equality import check_equal
+from mpi_train.equality import check_equal, mean_over_ranks
 from mpi_train.errors import DivergedError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import digest_of
@@ -30,6 +31,7 @@ from mpi_train.session import Session
 from mpi_train.strategies.epoch import Epoch, lay_out
 from mpi_train.strategies.keras_state import KerasState
 from mpi_train.trainer import as_input, losses_of, run_chunks
+from mpi_train.world import World
 
 
 def train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> RunRecord:
@@ -41,14 +43,19 @@ def train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> R
         sync: What the record says about it.
     """
     config, world = run.config, run.world
+    one_example_a_rank(config.batch_size, world.size)
     examples, test_examples = run.read("train"), run.read("test")
+    with world.together():
+        # Tried first where nothing waits for other ranks, so that a mistake on one of them is heard of.
+        models.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
+        optimizers.build(config.optimizer, config.learning_rate)
     with strategy.scope():
         model = models.build(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         optimizer.build(model.trainable_variables)
-    loop = _Loop(strategy, model, optimizer)
+    loop = _Loop(strategy, model, optimizer, world)
     evaluator = Evaluator(
         lambda images: model(images, training=False), test_examples, from_logits=loop.from_logits
     )
@@ -70,7 +77,8 @@ def train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> R
                 )
                 if epoch.leg:
                     batches = None  # these ended with the epoch
-                check_equal(world, loop.weights(), when=f"after epoch {epoch.number}")
+                loop.average_statistics(len(examples))
+                check_equal(world, [*loop.weights(), *loop.statistics()], when=f"after epoch {epoch.number}")
                 session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
             except DivergedError as error:
                 session.roll_back(error)
@@ -99,17 +107,37 @@ def _warm_up(loop: _Loop, run: Run, examples: Examples) -> None:
 
 
 class _Loop:
-    """Args: a strategy, and a model and its built optimizer, made in its scope."""
+    """Args: a strategy, a model and its built optimizer, made in its scope, and the ranks."""
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.Optimizer
+        self, strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.Optimizer, world: World
     ) -> None:
         self.strategy, self.model, self.optimizer = strategy, model, optimizer
+        self._world = world
         self.from_logits = not models.returns_probabilities(model)
 
     def weights(self) -> list[np.ndarray]:
         """The trainable weights of this process's first replica."""
         return [variable.numpy() for variable in self.model.trainable_variables]
+
+    def statistics(self) -> list[np.ndarray]:
+        """BatchNorm's moving statistics, the mean over this process's replicas."""
+        return [
+            np.mean([part.numpy() for part in self.strategy.experimental_local_results(v.value)], axis=0)
+            for v in self._moving()
+        ]
+
+    def average_statistics(self, num_examples: int) -> None:
+        """Makes them the same on all replicas of all ranks; in training each follows its own data."""
+        if not self._moving() or self.strategy.num_replicas_in_sync == 1:
+            return
+        values = mean_over_ranks(self._world, self.statistics(), num_examples)
+        with self.strategy.scope():
+            for variable, value in zip(self._moving(), values, strict=True):
+                variable.assign(value)
+
+    def _moving(self) -> list[keras.Variable]:
+        return [v for v in self.model.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
 
     def batches(self, epoch: Epoch, seed: int, rank: int) -> Iterator[Any]:
         """The rank's batches, in parts for its replicas: what is left of ``epoch``, then epoch after epoch.
@@ -121,7 +149,8 @@ class _Loop:
         steps, count = epoch.steps, len(epoch.examples)
         begins, sizes = (tf.constant(array[:, 0, 0]) for array in (steps.begins, steps.sizes))
         # The optimizer adds up the gradients of all ranks, where the suite's own all-reduce takes their mean.
-        scales = tf.constant(steps.scales[:, 0] / self.num_ranks)
+        scales = tf.constant(steps.scales[:, 0] / self._world.size)
+        num_replicas = self.strategy.num_replicas_in_sync // self._world.size
 
         def one_epoch(number: tf.Tensor) -> tf.data.Dataset:
             order = tf.numpy_function(
@@ -134,7 +163,11 @@ class _Loop:
 
             def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
                 some = tf.slice(order, begins[step][tf.newaxis], sizes[step][tf.newaxis])
-                weights = tf.fill(tf.shape(some), scales[step])
+                # Even parts for the replicas: what is added has no weight, but none of them is empty, of
+                # which BatchNorm would make NaN.
+                num_added = -sizes[step] % num_replicas
+                weights = tf.concat([tf.fill(sizes[step][tf.newaxis], scales[step]), tf.zeros(num_added)], 0)
+                some = tf.concat([some, tf.repeat(some[:1], num_added)], 0)
                 return tf.gather(images, some), tf.gather(labels, some), weights
 
             return tf.data.Dataset.range(first, len(steps)).map(batch)
@@ -148,15 +181,8 @@ class _Loop:
         dataset = dataset.with_options(options)
         return iter(self._distributed(dataset))
 
-    @property
-    def num_ranks(self) -> int:
-        """Processes that train together under the strategy."""
-        resolver = self.strategy.cluster_resolver
-        cluster = resolver.cluster_spec() if resolver is not None else None
-        return len(cluster.as_dict().get("worker", [0])) if cluster else 1
-
     def _distributed(self, dataset: tf.data.Dataset) -> Any:
-        if self.num_ranks > 1:
+        if self._world.size > 1:
             return self.strategy.distribute_datasets_from_function(lambda _: dataset)
         return self.strategy.experimental_distribute_dataset(dataset)
 

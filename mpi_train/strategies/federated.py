@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import devices, files, models, optimizers, watch
+from mpi_train import control, devices, files, models, optimizers, watch
 from mpi_train.averaging import Nothing
 from mpi_train.checkpoints import Arrays
 from mpi_train.clients import Client, choose, clients_of
@@ -120,7 +121,7 @@ class Told:
 def _train_round(
     session: Session, site: _Site, server: _Server, clients: list[Client], config: FederatedConfig
 ) -> tuple[EpochTotals, list[Told]]:
-    """One round, on all ranks together."""
+    """One round, on all ranks together. There is no checkpoint within one."""
     world, number = session.run.world, session.position.epoch
     chosen = [clients[i] for i in choose(len(clients), config.fraction, config.seed, number)]
     mine = [client for client in chosen if client.rank == world.rank]
@@ -138,16 +139,21 @@ def _train_round(
         if turn < len(mine):
             client = mine[turn]
             watch.note(f"round {number}, training of client {client.number}")
-            totals, finite = site.train(client, number)
-            server.take(client.num_examples / num_examples)
-            loss = totals.mean_loss
-            told.append(
-                Told(client.number, world.rank, client.num_examples, loss, totals.accuracy, totals.train_s)
-            )
+            # Asked to stop, a rank does not train its client to the end: the round begins anew anyway.
+            with suppress(_AskedError):
+                totals, finite = site.train(client, number)
+                server.take(client.num_examples / num_examples)
+                loss = totals.mean_loss
+                told.append(
+                    Told(
+                        client.number, world.rank, client.num_examples, loss, totals.accuracy, totals.train_s
+                    )
+                )
         trained = time.perf_counter()
         compute_s += trained - start
         session.after(Chunk(turn, turn + 1, trained - start, loss, finite), world)
-        if session.control.stopping and turn + 1 < num_turns:
+        missing = min(turn + 1, len(mine)) - len(told)
+        if session.control.stopping and (turn + 1 < num_turns or world.maximum(missing)):
             session.abandon()
         waiting_s += time.perf_counter() - trained
     start = time.perf_counter()
@@ -232,6 +238,10 @@ class _Site:
         return Examples(own.images[part], own.labels[part])
 
 
+class _AskedError(Exception):
+    """This rank was asked to stop while a client trained."""
+
+
 class _Finite(Overseer):
     """Looks at the chunks of one client; what it sees is told to the other ranks when that has trained."""
 
@@ -240,7 +250,10 @@ class _Finite(Overseer):
 
     def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
         self.so_far &= chunk.finite
-        return chunk.elapsed_s, False
+        return chunk.elapsed_s, control.is_asked()
+
+    def pause(self, step: int, so_far: EpochTotals) -> None:
+        raise _AskedError
 
 
 class _Proximal(Nothing):

@@ -8,6 +8,7 @@ from typing import Any
 from mpi_train import models, optimizers
 from mpi_train.averaging import Nothing
 from mpi_train.checkpoints import Arrays
+from mpi_train.config import one_example_a_rank
 from mpi_train.data.examples import Examples
 from mpi_train.equality import average_statistics, check_equal, part_seeds, start_equal
 from mpi_train.errors import DivergedError
@@ -41,6 +42,7 @@ def train(
         rate: The learning rate, where it is not simply the one that was asked for.
     """
     config, world = run.config, run.world
+    one_example_a_rank(config.batch_size, world.size)
     examples, test_examples = run.read("train"), run.read("test")
     with world.together():
         model = models.build(

@@ -28,6 +28,9 @@ def train(config: TrainConfig, world: World, threads: int) -> RunRecord:
 
 def _strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
     """The strategy for the best device there is, and the kind of device."""
+    # Before anything starts TensorFlow, after which it could not be set.
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
     address = _tpu_address()
     if address is None:
         reason = "no TPU here: neither TPU_NAME nor /dev/accel*"
@@ -35,10 +38,10 @@ def _strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(address)
             return tf.distribute.TPUStrategy(resolver), "TPU"
-        except (ValueError, tf.errors.OpError, OSError) as error:
+        except (ValueError, RuntimeError, tf.errors.OpError, OSError) as error:
             reason = f"the TPU {address} does not answer: {str(error).splitlines()[0]}"
-    if tf.config.list_physical_devices("GPU"):
-        names = devices.local_devices(None)
+    if gpus := tf.config.list_physical_devices("GPU"):
+        names = [f"/GPU:{number}" for number in range(len(gpus))]
         run.progress.say(f"tpu: {reason}; training on {len(names)} GPUs instead")
         return tf.distribute.MirroredStrategy(names), "GPU"
     devices.start_tensorflow()

@@ -51,6 +51,17 @@ def test_a_stopped_rank_is_named_within_the_stall_time(
         assert job.printed.count("error: ") == 1
 
 
+@pytest.mark.parametrize("timeout_s", [5, 60])
+def test_tensorflows_cluster_ends_for_a_stopped_rank_too(timeout_s: int, start: Start) -> None:
+    job = start("multiworker", "--epochs", "500", "--stall-timeout", str(timeout_s), ranks=2)
+    job.wait_for_training(random.Random(timeout_s))
+    os.kill(job.pid(1), signal.SIGSTOP)
+    # TensorFlow waits for 10 s, if the watch does not come before it.
+    assert job.ended(within_s=25) == 6, job.printed
+    assert job.printed.count("error: ") == 1, job.printed
+    assert re.search(r"error: rank 1 on \S+ (has not been heard of|is what TensorFlow calls)", job.printed)
+
+
 # Runs the job, and raises on rank 1 at the n-th call of a function.
 DRIVER = """
 import functools, pkgutil, sys
@@ -110,6 +121,20 @@ def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: P
     message = rf"error: rank {victim} on \S+ hangs: the others have waited 8 s for it in a step"
     assert re.search(message, job.printed), job.printed
     assert job.printed.count("error: ") == 1
+
+
+def test_a_rank_that_does_not_come_to_tensorflows_cluster_holds_up_nobody(
+    start: Start, tmp_path: Path
+) -> None:
+    driver = tmp_path / "driver.py"
+    sleeps = DRIVER.replace('raise ZeroDivisionError("made by the test")', "import time; time.sleep(1000)")
+    sleeps = sleeps.replace('run_training("mpi", MpiConfig', 'run_training("multiworker", RanksConfig')
+    sleeps = sleeps.replace("import MpiConfig", "import RanksConfig")
+    driver.write_text(sleeps.format(function="mpi_train.devices.quiet_start", nth=2))
+    job = start("multiworker", "--stall-timeout", "5", driver=driver, ranks=2)
+    assert job.ended(within_s=90) == 6, job.printed
+    # While it waits, TensorFlow holds the interpreter's lock, so that rank 0 cannot be heard.
+    assert "last known: start of TensorFlow's cluster, which waits for every rank" in job.printed
 
 
 def test_a_slow_start_is_no_loss_and_a_normal_end_is_none_either(start: Start) -> None:

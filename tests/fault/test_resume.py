@@ -30,7 +30,10 @@ WAYS = [
     pytest.param(
         "mpi",
         2,
-        ["--average", "weights+slots", "--accumulate", "2", "--lr-scaling", "sqrt", "--warmup-epochs", "20"],
+        [
+            *("--average", "weights+slots", "--accumulate", "2"),
+            *("--lr-scaling", "sqrt", "--warmup-epochs", "25", "--learning-rate", "0.003"),
+        ],
         id="slots_accumulate_warmup",
         marks=slow,
     ),
@@ -38,9 +41,7 @@ WAYS = [
     pytest.param("baseline", 1, [], id="baseline"),
     pytest.param("baseline", 1, ["--tuned"], id="tuned", marks=slow),
     pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
-    pytest.param("custom_dataset", 1, ["--devices", "2"], id="custom_dataset", marks=slow),
     pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
-    pytest.param("tpu", 1, [], id="tpu", marks=slow),
     pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
 ]
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mpi_train.data import synthetic
+from mpi_train.data.shards import write_shards
 from mpi_train.records import RunRecord, read_run
 from tests.jobs.test_jobs import start
 
@@ -50,9 +52,26 @@ def test_as_our_own_averaging(
 
 
 def test_one_federated_client_with_sgd_is_one_process(tmp_path: Path) -> None:
-    from mpi_train.data import synthetic
-    from mpi_train.data.shards import write_shards
-
     write_shards(synthetic.draw(seed=1, num_train=109, num_test=31), tmp_path / "one", num_shards=1, seed=1)
     alone = losses("mpi", [], 1, tmp_path / "one", tmp_path / "mpi")
     assert losses("federated", [], 1, tmp_path / "one", tmp_path / "fed") == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("job", "ranks", "flags"),
+    [
+        # Its weights and statistics are compared over the ranks after the epoch.
+        ("multiworker", 2, ["--batch-size", "25"]),
+        # 4 examples over 3 devices would leave one of them none, and BatchNorm a NaN.
+        ("custom_dataset", 1, ["--devices", "3", "--batch-size", "4"]),
+    ],
+)
+def test_batchnorm_has_something_in_every_part(
+    job: str, ranks: int, flags: list[str], tmp_path: Path
+) -> None:
+    write_shards(synthetic.draw(seed=1, num_train=109, num_test=31), tmp_path / "data", num_shards=2, seed=1)
+    result = start(
+        job, "--dataset", "synthetic", "--data", tmp_path / "data", "--model", "resnet", "--epochs", "1",
+        "--out", tmp_path / "out", *flags, ranks=ranks,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr

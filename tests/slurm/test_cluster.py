@@ -108,11 +108,12 @@ def test_federated_clients_are_the_shards(cluster_clone: Clone) -> None:
 
 
 def test_shards_are_staged_to_the_disk_of_each_node(cluster_clone: Clone, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, STAGE_TO=str(own))
+    (tmp_path / "mine").touch()
+    job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, STAGE_TO=str(tmp_path))
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
-    assert f"--data {own}" in run_record(cluster_clone, f"mpi-{job.job_id}")["command"]
-    assert not own.exists()
+    own = f"--data {tmp_path}/mpi-train-{job.job_id}"
+    assert own in run_record(cluster_clone, f"mpi-{job.job_id}")["command"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     job = cluster_clone.run("slurm/mpi_4nodes.sh", *SMALL, STAGE_TO="/proc/no/room")
     assert (job.state, job.exit_code) == ("FAILED", 4), job.log
     assert len(errors(job.log)) == 1

@@ -197,9 +197,10 @@ def test_stages_the_shards_that_its_flags_name(make_clone: Callable[[], Clone], 
     copied, _, ran, _, removed, _ = clone.log(7).splitlines()
     each = "srun --ntasks=3 --ntasks-per-node=1 --export=ALL"
     assert copied.startswith(f"{each} bash -c ")
-    assert copied.endswith(f" - shards {place['STAGE_TO']}")
-    assert ran.endswith(f"--data=shards --data {place['STAGE_TO']}")
-    assert removed == f"{each} rm -rf {place['STAGE_TO']}"
+    own = f"{place['STAGE_TO']}/mpi-train-7"
+    assert copied.endswith(f" - shards {own}")
+    assert ran.endswith(f"--data=shards --data {own}")
+    assert removed == f"srun --ntasks=3 --ntasks-per-node=1 rm -rf {own}"
 
 
 def test_without_shards_the_job_itself_says_so(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
