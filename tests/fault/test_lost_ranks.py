@@ -51,13 +51,12 @@ def test_a_stopped_rank_is_named_within_the_stall_time(
         assert job.printed.count("error: ") == 1
 
 
-@pytest.mark.parametrize("timeout_s", [5, 60])
-def test_tensorflows_cluster_ends_for_a_stopped_rank_too(timeout_s: int, start: Start) -> None:
-    job = start("multiworker", "--epochs", "500", "--stall-timeout", str(timeout_s), ranks=2)
-    job.wait_for_training(random.Random(timeout_s))
+def test_tensorflows_cluster_ends_for_a_stopped_rank_too(start: Start) -> None:
+    job = start("multiworker", "--epochs", "500", "--stall-timeout", "15", ranks=2)
+    job.wait_for_training(random.Random(1))
     os.kill(job.pid(1), signal.SIGSTOP)
-    # TensorFlow waits for 10 s, if the watch does not come before it.
-    assert job.ended(within_s=25) == 6, job.printed
+    # TensorFlow gives up after 10 s where its own all-reduce waits for the rank, else the watch does after 15.
+    assert job.ended(within_s=15 + 10) == 6, job.printed
     assert job.printed.count("error: ") == 1, job.printed
     assert re.search(r"error: rank 1 on \S+ (has not been heard of|is what TensorFlow calls)", job.printed)
 
