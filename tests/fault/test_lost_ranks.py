@@ -55,7 +55,7 @@ def test_tensorflows_cluster_ends_for_a_stopped_rank_too(start: Start) -> None:
     job = start("multiworker", "--epochs", "500", "--stall-timeout", "15", ranks=2)
     job.wait_for_training(random.Random(1))
     os.kill(job.pid(1), signal.SIGSTOP)
-    # TensorFlow gives up after 10 s where its own all-reduce waits for the rank, else the watch does after 15.
+    # TensorFlow gives up after 10 s where its own all-reduce waits for the rank, or the watch after 15.
     assert job.ended(within_s=15 + 10) == 6, job.printed
     assert job.printed.count("error: ") == 1, job.printed
     assert re.search(r"error: rank 1 on \S+ (has not been heard of|is what TensorFlow calls)", job.printed)
