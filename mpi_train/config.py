@@ -224,7 +224,7 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3, cutoff=0.7)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(
                 f"unknown argument. Received: {' '.join(unknown)}.{hint}", remedy=f"{self.prog} --help"

@@ -51,6 +51,11 @@ def test_bad_flags_are_usage_errors(words: list[str], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_the_near_name_is_the_one_that_is_meant() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean --epochs\?"):
+        read("--epoch", "3", kind=MpiConfig)
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
