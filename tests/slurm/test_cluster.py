@@ -291,7 +291,9 @@ def test_a_cancelled_job_stays_cancelled(cluster_clone: Clone) -> None:
 def kill_rank(job_id: int, rank: int = 3) -> None:
     """Kills one rank of a job that has one a node."""
     on_node = ["srun", "--overlap", f"--jobid={job_id}", "--nodes=1", "--ntasks=1", f"--relative={rank}"]
-    subprocess.run([*on_node, "--mpi=none", "pkill", "-9", "-f", "jobs/mpi.py"], check=True, timeout=30)
+    # Not the srun that has the same words behind its own.
+    pattern = "^[^ ]*python jobs/mpi.py"
+    subprocess.run([*on_node, "--mpi=none", "pkill", "-9", "-f", pattern], check=True, timeout=30)
 
 
 def test_after_a_killed_rank_the_job_is_queued_again_and_ends_with_the_same_bits(
