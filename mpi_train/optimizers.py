@@ -57,17 +57,15 @@ class LearningRate:
     """What the learning rate is, and how it gets there.
 
     Attributes:
-        base: As it was asked for; None for the optimizer's own.
-        factor: What it is multiplied by.
-        warmup_epochs: In which it rises from ``base`` to that, a little with every step.
+        factor: What the one that was asked for is multiplied by.
+        warmup_epochs: In which it changes from that one to the product, a little with every step.
     """
 
-    base: float | None = None
     factor: float = 1.0
     warmup_epochs: float = 0.0
 
     def apply_to(self, optimizer: keras.Optimizer) -> None:
-        """Gives an optimizer that was made with ``base`` its final rate."""
+        """Gives an optimizer that was made with the rate that was asked for its final one."""
         if self.factor != 1:
             optimizer.learning_rate = float(optimizer.learning_rate) * self.factor
 

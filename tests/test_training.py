@@ -206,7 +206,7 @@ def test_slots_are_averaged_with_the_weights(name: str, world: World, tiny: Shar
 def test_the_learning_rate_changes_over_the_first_steps(factor: float, tiny: ShardSet) -> None:
     flat = FlatModel(build())
     optimizer = optimizers.build("sgd", 0.1)
-    optimizers.LearningRate(0.1, factor=factor).apply_to(optimizer)
+    optimizers.LearningRate(factor).apply_to(optimizer)
     trainer = Trainer(flat, optimizer, tiny.read("train"), warmup=(1 / factor, 10))
     run = trainer.prepare(epoch_order(1, 1, 0, 509), plan_steps(509, 12))
     rates = []

@@ -61,7 +61,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
     part_seeds(world, flat.states)
     run.lap("build")
     server = _Server(trainer, world, config.server_momentum)
-    site = _Site(run, trainer, server, mine, config)
+    site = _Site(trainer, server, mine, config)
     site.warm_up()
     evaluator.trace()
     session = Session(run, server)
@@ -185,7 +185,6 @@ class _Site:
     """The clients of one rank.
 
     Args:
-        run: The frame.
         trainer: Its examples are those of all clients here, end to end.
         server: Whose model each client starts from.
         clients: Those here.
@@ -193,9 +192,9 @@ class _Site:
     """
 
     def __init__(
-        self, run: Run, trainer: Trainer, server: _Server, clients: list[Client], config: FederatedConfig
+        self, trainer: Trainer, server: _Server, clients: list[Client], config: FederatedConfig
     ) -> None:
-        self._run, self._trainer, self._server, self._config = run, trainer, server, config
+        self._trainer, self._server, self._config = trainer, server, config
         self.clients = clients
         self._offset = clients[0].start
         rate = trainer.update.optimizer.learning_rate

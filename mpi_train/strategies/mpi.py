@@ -39,7 +39,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         devices=[device] * config.accumulate,
         averaging=averaging,
         sync={"average": config.average, "every": config.every, **_uncommon(config)},
-        rate=LearningRate(config.learning_rate, config.rate_factor, config.warmup_epochs),
+        rate=LearningRate(config.rate_factor, config.warmup_epochs),
     )
 
 
