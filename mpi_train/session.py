@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,10 +20,13 @@ from mpi_train.config import TrainConfig
 from mpi_train.control import Control
 from mpi_train.errors import DivergedError, RanksApartError, RunAgainError, UsageError
 from mpi_train.order import Leg
-from mpi_train.records import EpochRecord, EpochTotals
+from mpi_train.records import EpochRecord, EpochTotals, RunRecord
 from mpi_train.run import Run
 from mpi_train.trainer import Chunk, Overseer
 from mpi_train.world import World
+
+if TYPE_CHECKING:
+    import keras
 
 MAX_ROLLBACKS = 3
 
@@ -108,6 +111,16 @@ class Session(Overseer):
         """The time in which signals stop the run at the next step boundary."""
         with self.control.listening():
             yield
+
+    def finish(self, *, optimizer: keras.Optimizer, sync: dict[str, Any], weights_sha256: str) -> RunRecord:
+        """Writes the record of a run that has come to its end; arguments as ``Run.finish``."""
+        return self.run.finish(
+            optimizer=optimizer,
+            sync=sync,
+            weights_sha256=weights_sha256,
+            history=self.position.history,
+            checkpoint_s=self.checkpoints.seconds,
+        )
 
     # ---- Within an epoch --------------------------------------------------------------------------------
 

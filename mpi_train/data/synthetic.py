@@ -83,8 +83,7 @@ def _garment(canvas: Canvas, name: str) -> np.ndarray:
 def _digit(canvas: Canvas, name: str) -> np.ndarray:
     """White ink of varying strength on black. Returns uint8 (n, SIDE, SIDE)."""
     grey = inside(ink(canvas, name)) * canvas.uniform(0.75, 1.0)
-    pixels: np.ndarray = (np.clip(grey, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    return pixels
+    return _pixels(grey)
 
 
 def _garment_in_colour(canvas: Canvas, name: str) -> np.ndarray:
@@ -98,8 +97,7 @@ def _garment_in_colour(canvas: Canvas, name: str) -> np.ndarray:
     wall = wall + height * canvas.rng.normal(0.0, 0.25, (canvas.n, 1, 1, 3)).astype(np.float32)
     noise = 0.04 * canvas.rng.standard_normal((canvas.n, 32, 32, 3), np.float32)
     light = np.where(grey > 0, grey * cloth, wall) + noise
-    pixels: np.ndarray = (np.clip(light, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    return pixels
+    return _pixels(light)
 
 
 def _photograph(canvas: Canvas, garment: Garment) -> np.ndarray:
@@ -110,6 +108,11 @@ def _photograph(canvas: Canvas, garment: Garment) -> np.ndarray:
     light *= 1.0 - canvas.uniform(0.0, 0.4) * line(distance, 0.03, 0.08)
     light += canvas.uniform(0.01, 0.09) * canvas.rng.standard_normal(light.shape, np.float32)
     light *= inside(distance)
+    return _pixels(light)
+
+
+def _pixels(light: np.ndarray) -> np.ndarray:
+    """From 0 to 1 into uint8; what is beyond is cut off."""
     pixels: np.ndarray = (np.clip(light, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     return pixels
 

@@ -83,12 +83,10 @@ def train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> R
             except DivergedError as error:
                 session.roll_back(error)
                 batches = None
-    return run.finish(
+    return session.finish(
         optimizer=optimizer,
         sync=sync,
         weights_sha256=digest_of(model),
-        history=session.position.history,
-        checkpoint_s=session.checkpoints.seconds,
     )
 
 

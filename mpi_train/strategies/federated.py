@@ -84,7 +84,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
                 session.roll_back(error)
                 log.forget_from(session.position.epoch)
     _describe(run, site, evaluator)
-    return run.finish(
+    return session.finish(
         optimizer=optimizer,
         sync={
             "average": "clients",
@@ -95,8 +95,6 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
             "server_momentum": config.server_momentum,
         },
         weights_sha256=digest_of(flat.export()),
-        history=session.position.history,
-        checkpoint_s=session.checkpoints.seconds,
     )
 
 

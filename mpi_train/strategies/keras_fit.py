@@ -97,12 +97,10 @@ def train(
                 )
             except DivergedError as error:
                 session.roll_back(error)
-    return run.finish(
+    return session.finish(
         optimizer=optimizer,
         sync=sync,
         weights_sha256=digest_of(model),
-        history=session.position.history,
-        checkpoint_s=session.checkpoints.seconds,
     )
 
 

@@ -75,12 +75,10 @@ def train(
                 _train_epoch(session, trainer, examples, evaluator)
             except DivergedError as error:
                 session.roll_back(error)
-    return run.finish(
+    return session.finish(
         optimizer=optimizer,
         sync=sync,
         weights_sha256=digest_of(flat.export()),
-        history=session.position.history,
-        checkpoint_s=session.checkpoints.seconds,
     )
 
 
