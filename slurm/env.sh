@@ -117,8 +117,12 @@ stage() {
     data=${data:-data/$dataset}
     [ -f "$data/manifest.json" ] || return
     staged=$STAGE_TO/mpi-train-$SLURM_JOB_ID
+    # Under a name of the node's own first: where STAGE_TO is one folder for all nodes, they all write to it.
     # shellcheck disable=SC2016 # expanded on the nodes
-    on_each_node bash -c 'mkdir -p "$2" && cp "$1"/*.h5 "$1"/manifest.json "$2"' - "$data" "$staged" && return
+    on_each_node bash -c 'mkdir -p "$2" && for file in "$1"/*.h5 "$1"/manifest.json; do
+        part=$2/.$SLURM_NODEID.part
+        cp "$file" "$part" && mv "$part" "$2/${file##*/}" || exit
+    done' - "$data" "$staged" && return
     unstage
     fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Received: the error above" \
         "another STAGE_TO in slurm/env.sh, or none: the shards are then read where they are"
