@@ -8,18 +8,45 @@ root mean square, which every rank takes of its own gradients under ``Weights``:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from mpi_train.world import World
+
 if TYPE_CHECKING:
     from mpi_train.optimizers import FlatUpdate
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What exchanging with other ranks has come to on one rank.
+
+    Attributes:
+        moving_s: While bytes moved.
+        waiting_s: Before that, for ranks that were not yet there.
+        sent_bytes: What this rank sent.
+    """
+
+    moving_s: float = 0.0
+    waiting_s: float = 0.0
+    sent_bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.moving_s + other.moving_s,
+            self.waiting_s + other.waiting_s,
+            self.sent_bytes + other.sent_bytes,
+        )
+
+
 class AllReduce(Protocol):
-    """Replaces a vector by its mean over the ranks, and counts the time it takes."""
+    """Replaces a vector by its mean over the ranks, and counts the time it takes and the bytes."""
+
+    bytes_per_call: int
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
 
@@ -48,17 +75,23 @@ class Nothing:
             is_last: bool, whether the epoch ends here; ranks must then be equal.
         """
 
-    def take_durations(self) -> np.ndarray:
-        """Seconds of each all-reduce since this was last called, waiting for other ranks included."""
-        return np.zeros(0)
+    def take_traffic(self, world: World) -> Traffic:
+        """What there was since this was last called; on all ranks together."""
+        return Traffic()
 
 
 class _Averaging(Nothing):
     def __init__(self, all_reduce: AllReduce) -> None:
         self._all_reduce = all_reduce
 
-    def take_durations(self) -> np.ndarray:
-        return self._all_reduce.take_durations()
+    def take_traffic(self, world: World) -> Traffic:
+        # No clocks are compared: the rank that comes last to an all-reduce waits for nobody, so that the
+        # shortest of the ranks' durations is what moving the bytes took, and the rest is waiting.
+        durations = self._all_reduce.take_durations()
+        moving_s = float(np.min(world.gather_all(durations), axis=0).sum())
+        return Traffic(
+            moving_s, float(durations.sum()) - moving_s, len(durations) * self._all_reduce.bytes_per_call
+        )
 
 
 class Gradients(_Averaging):

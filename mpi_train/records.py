@@ -27,19 +27,21 @@ SMALL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Where the time of one rank went in one epoch; the four add up to its training time.
+    """Where the time of one rank went in one epoch, its training time in four parts; and what it sent.
 
     Attributes:
         compute_s: In the graph: batches, gradients, updates.
         moving_s: In all-reduces, while bytes moved: for each, what the last rank to arrive needed.
         waiting_s: In all-reduces, before the last rank arrived.
         host_s: Between the chunks of steps: progress, agreeing on the next one.
+        sent_bytes: Of weights, gradients or activations, to other ranks.
     """
 
     compute_s: float
     moving_s: float
     waiting_s: float
     host_s: float
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,8 @@ class RunRecord:
             (making the graphs and running each once).
         history: What happened on the way, oldest first: ``kind`` (``resumed`` or ``rolled back``), the
             ``epoch`` and ``step`` from which it went on, and ``world_size`` or ``learning_rate`` since.
+        bytes_per_step: What the rank that sent most sent for each global batch of examples, on average; None
+            where TensorFlow does it, and does not count.
         checkpoint_s: Spent in writing checkpoints, in no epoch's time; since the run last started.
         peak_rss_mib: Of the rank with the most.
         environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``environment``).
@@ -174,6 +178,7 @@ class RunRecord:
     environment: dict[str, Any]
     startup: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    bytes_per_step: float | None = None
     checkpoint_s: float = 0.0
 
 

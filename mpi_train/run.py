@@ -197,6 +197,7 @@ class Run:
             peak_rss_mib=environment.peak_rss_mib(self.world),
             environment=environment.describe(self.world),
             history=list(history),
+            bytes_per_step=self._bytes_per_step(),
             checkpoint_s=checkpoint_s,
         )
         self._recorder.write(record)
@@ -205,6 +206,14 @@ class Run:
             f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}"
         )
         return record
+
+    def _bytes_per_step(self) -> float | None:
+        if self.world.size == 1:
+            return 0.0
+        if not all(epoch.by_rank for epoch in self.epochs):
+            return None
+        sent = sum(max(rank.sent_bytes for rank in epoch.by_rank) for epoch in self.epochs)
+        return sent / (len(self.epochs) * math.ceil(self.num_train / self.config.batch_size))
 
 
 def _require_finite(epoch: int, name: str, loss: float) -> None:

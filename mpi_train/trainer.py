@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.averaging import Nothing
+from mpi_train.averaging import Nothing, Traffic
 from mpi_train.data.examples import Examples
 from mpi_train.flat import FlatModel
 from mpi_train.memory import as_tensor
@@ -144,7 +144,6 @@ class Trainer:
         run(len(steps) - 1, len(steps))
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
-        self.averaging.take_durations()
 
     def train_epoch(
         self,
@@ -303,7 +302,7 @@ def run_chunks(
         world: The ranks.
         overseer: Is asked between chunks.
         weights: This rank's, to be looked through for NaN.
-        averaging: Counts the time in collectives; None where nothing does.
+        averaging: Counts the traffic between ranks; None where nothing does.
     """
     meter = _Meter(world, averaging)
     length = 8
@@ -334,9 +333,9 @@ class _Meter:
     def __init__(self, world: World, averaging: Nothing | None) -> None:
         self._world, self._averaging = world, averaging
         self._loss = self._correct = self._count = self._graph_s = self._train_s = 0.0
-        self._reduce_s: list[np.ndarray] = []
+        self._traffic = Traffic()
         if averaging is not None:
-            averaging.take_durations()
+            averaging.take_traffic(world)  # what there was before
         self.start()
 
     def start(self) -> None:
@@ -356,34 +355,23 @@ class _Meter:
         """Stops the clock, and says what there is so far over all ranks; on all ranks together."""
         self._train_s += time.perf_counter() - self._begin
         world = self._world
+        by_rank: list[RankTimes] = []
         if self._averaging is not None:
-            self._reduce_s.append(self._averaging.take_durations())
+            self._traffic += self._averaging.take_traffic(world)
+            by_rank = world.gather_all(
+                RankTimes(
+                    compute_s=self._graph_s - self._traffic.moving_s - self._traffic.waiting_s,
+                    moving_s=self._traffic.moving_s,
+                    waiting_s=self._traffic.waiting_s,
+                    host_s=self._train_s - self._graph_s,
+                    sent_bytes=self._traffic.sent_bytes,
+                )
+            )
         loss, correct, count = world.sum(np.array([self._loss, self._correct, self._count], np.float64))
         return EpochTotals(
             loss=float(loss),
             correct=float(correct),
             count=int(count),
             train_s=world.maximum(self._train_s),
-            by_rank=_times_by_rank(world, self._train_s, self._graph_s, np.concatenate(self._reduce_s))
-            if self._reduce_s
-            else [],
+            by_rank=by_rank,
         )
-
-
-def _times_by_rank(world: World, train_s: float, graph_s: float, reduce_s: np.ndarray) -> list[RankTimes]:
-    """Where each rank's time went, from the durations of its all-reduces.
-
-    No clocks are compared: the rank that comes last to an all-reduce waits for nobody, so that the
-    shortest of the ranks' durations is what moving the bytes took, and the rest is waiting.
-    """
-    everyone = world.gather_all((train_s, graph_s, reduce_s))
-    moving_s = float(np.min([durations for _, _, durations in everyone], axis=0).sum())
-    return [
-        RankTimes(
-            compute_s=graph - float(durations.sum()),
-            moving_s=moving_s,
-            waiting_s=float(durations.sum()) - moving_s,
-            host_s=total - graph,
-        )
-        for total, graph, durations in everyone
-    ]

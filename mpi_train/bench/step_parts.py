@@ -10,6 +10,7 @@ from mpi_train.bench.flop import count_flop
 from mpi_train.models import returns_probabilities
 from mpi_train.order import Steps
 from mpi_train.trainer import Trainer, losses_of
+from mpi_train.world import World
 
 PRODUCT_SIZE = 1024
 """Rows and columns of the matrices whose product says what a core can do."""
@@ -110,7 +111,7 @@ class Step:
             num_steps = min(count, self._num_steps)
             self._run_steps(0, num_steps)
             count -= num_steps
-        self._trainer.averaging.take_durations()  # or they would pile up
+        self._trainer.averaging.take_traffic(World())  # or it would pile up
 
 
 class Product:

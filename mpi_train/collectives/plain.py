@@ -14,7 +14,7 @@ class PlainAllReduce(MeanAllReduce):
     """Sums with ``MPI_Allreduce`` into two buffers in turn."""
 
     def __init__(self, world: World, length: int) -> None:
-        super().__init__(world)
+        super().__init__(world, length)
         self._inverse_size = np.float32(1 / world.size)
         self._buffers = [aligned_empty((length,), np.float32) for _ in range(2)]
 

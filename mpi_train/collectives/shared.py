@@ -22,7 +22,7 @@ class SharedAllReduce(MeanAllReduce):
     """For two ranks or more, all on one node."""
 
     def __init__(self, world: World, length: int) -> None:
-        super().__init__(world)
+        super().__init__(world, length)
         self._inverse_size = np.float32(1 / world.size)
         self._means = [aligned_empty((length,), np.float32) for _ in range(2)]
         # Each rank's segment has its vectors of two calls in turn, and its parts of two means.

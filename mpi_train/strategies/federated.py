@@ -21,6 +21,7 @@ from mpi_train import control, devices, files, models, optimizers, watch
 from mpi_train.averaging import Nothing
 from mpi_train.checkpoints import Arrays
 from mpi_train.clients import Client, choose, clients_of
+from mpi_train.collectives.base import all_reduce_bytes
 from mpi_train.config import FederatedConfig
 from mpi_train.data.examples import Examples
 from mpi_train.equality import check_equal, part_seeds, start_equal
@@ -155,7 +156,7 @@ def _train_round(
             session.abandon()
         waiting_s += time.perf_counter() - trained
     start = time.perf_counter()
-    server.end_round()
+    sent_bytes = server.end_round()
     reduce_s = time.perf_counter() - start
     train_s = time.perf_counter() - begin
     everyone = world.gather_all((train_s, compute_s, waiting_s, reduce_s, told))
@@ -173,6 +174,7 @@ def _train_round(
                 moving_s=moving_s,
                 waiting_s=waiting + reduce - moving_s,
                 host_s=total - compute - waiting - reduce,
+                sent_bytes=sent_bytes,
             )
             for total, compute, waiting, reduce, _ in everyone
         ],
@@ -299,14 +301,19 @@ class _Server:
         for total, variable in zip(self._sums, self._trained, strict=True):
             total += np.float32(share) * variable.numpy()
 
-    def end_round(self) -> None:
-        """Replaces the model by the mean of all ranks' clients; on all ranks together."""
+    def end_round(self) -> int:
+        """Replaces the model by the mean of all ranks' clients; on all ranks together.
+
+        Returns:
+            Bytes that each rank sent.
+        """
         weights, *statistics = (self._world.sum(total) for total in self._sums)
         self._velocity = self._momentum * self._velocity + (self._model[0] - weights)
         self._model = (
             [self._model[0] - self._velocity, *statistics] if self._momentum else [weights, *statistics]
         )
         self.hand_out()
+        return sum(all_reduce_bytes(array.nbytes, self._world.size) for array in self._model)
 
     # ---- As the session wants it --------------------------------------------------------------------------
 
