@@ -133,13 +133,17 @@ class Checkpoints:
         """
         begin = time.perf_counter()
         world = self._world
-        everyone = world.gather_all({name: digest([array]) for name, array in arrays.items()})
-        common = {name for name in arrays if len({rank[name] for rank in everyone}) == 1}
+        everyone = world.gather_all(
+            {name: (digest([array]), Entry.of(name, world.rank, array)) for name, array in arrays.items()}
+        )
+        common = {name for name in arrays if len({rank[name][0] for rank in everyone}) == 1}
         own = [name for name in arrays if name not in common]
+        entries = [Entry.of(name, None, arrays[name]) for name in sorted(common)]
+        entries += [rank[name][1] for rank in everyone for name in own]
         path = self.folder / f"epoch-{position.epoch:04}-step-{position.step:07}.ckpt"
         problem: str | None = None
         if world.is_root:
-            problem = self._write(path, position, arrays, sorted(common), own)
+            problem = self._write(path, position, arrays, entries)
         else:
             for name in own:
                 world.send(arrays[name], to=0)
@@ -174,7 +178,7 @@ class Checkpoints:
         Otherwise the newest by name would be of a run that was given up, or a damaged one.
         """
         if self._world.is_root:
-            for path in self._listed():
+            for path in _listed(self.folder):
                 match = _NAME.fullmatch(path.name)
                 if match and (int(match[1]), int(match[2])) > (position.epoch, position.step):
                     _remove(path)
@@ -182,42 +186,30 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes all checkpoints of the run; on the root."""
         if self._world.is_root:
-            for path in self._listed():
+            for path in _listed(self.folder):
                 path.unlink(missing_ok=True)
             for path in self.folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
 
-    def _listed(self) -> list[Path]:
-        """The newest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        found.sort(key=lambda pair: (int(pair[0][1]), int(pair[0][2])), reverse=True)
-        return [path for _, path in found]
-
-    def _write(
-        self, path: Path, position: Position, arrays: Arrays, common: Sequence[str], own: Sequence[str]
-    ) -> str | None:
+    def _write(self, path: Path, position: Position, arrays: Arrays, entries: Sequence[Entry]) -> str | None:
         """Writes what the root has and what the other ranks send; what went wrong, if anything did."""
         world = self._world
         state = {"position": position.as_json(), "size": world.size, "work": self._work}
-        ranks = range(world.size) if own else range(0)
-        entries = [Entry.of(name, None, arrays[name]) for name in common]
-        entries += [Entry.of(name, rank, arrays[name]) for rank in ranks for name in own]
 
         def all_arrays() -> Iterator[np.ndarray]:
-            yield from (arrays[name] for name in common)
-            for rank in ranks:
-                for name in own:
-                    yield arrays[name] if rank == 0 else world.receive(arrays[name], source=rank)
+            for entry in entries:
+                if entry.rank:
+                    yield world.receive(np.empty(entry.shape, entry.dtype), source=entry.rank)
+                else:
+                    yield arrays[entry.name]
 
         coming = all_arrays()
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in [*self._listed()[KEPT - 1 :], *self.folder.glob(".*.tmp")]:
+            for old in [*_listed(self.folder)[KEPT - 1 :], *self.folder.glob(".*.tmp")]:
                 _remove(old)
-            files.write(temporary, state, entries, coming)
+            files.write(temporary, state, list(entries), coming)
             os.replace(temporary, path)
         except OSError as error:
             for _ in coming:  # what the others are sending must be taken
@@ -254,7 +246,7 @@ class Checkpoints:
         if resume != "auto":
             return self._open(Path(resume))
         refused: list[str] = []
-        for path in self._listed():
+        for path in _listed(self.folder):
             try:
                 found = self._open(path)
             except DataError as error:
@@ -330,6 +322,28 @@ class Checkpoints:
         for name, ranks in by_name.items():
             if ranks != {None} and ranks != set(range(size)):
                 raise DataError(f"{file.path}: expected {name} of {size} ranks. Received: {len(ranks)}")
+
+
+def work_of(out: Path, resume: str) -> dict[str, Any]:
+    """What the checkpoint to go on from says of its run, before that is compared; empty where there is none.
+
+    Args:
+        out, resume: As for ``Checkpoints`` and its ``find``.
+    """
+    paths = [Path(resume)] if resume not in ("auto", "never") else _listed(out / FOLDER)
+    for path in paths if resume != "never" else []:
+        with suppress(DataError, KeyError, TypeError, ValueError):
+            return dict(CheckpointFile(path).state["work"])
+    return {}
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    found.sort(key=lambda pair: (int(pair[0][1]), int(pair[0][2])), reverse=True)
+    return [path for _, path in found]
 
 
 def _for_rank(file: CheckpointFile, name: str, rank: int, old_size: int, size: int) -> np.ndarray:

@@ -21,13 +21,19 @@ class Evaluator:
     predict: float32 images (n, h, w, c) to outputs (n, num_classes), with the current weights.
     examples: This rank's part of the test set.
     from_logits: Whether the outputs are logits, or probabilities.
+    counts: Whether these examples count; where several ranks work on the same ones, those of one do.
     """
 
     def __init__(
-        self, predict: Callable[[tf.Tensor], tf.Tensor], examples: Examples, *, from_logits: bool
+        self,
+        predict: Callable[[tf.Tensor], tf.Tensor],
+        examples: Examples,
+        *,
+        from_logits: bool,
+        counts: bool = True,
     ) -> None:
         self._predict = predict
-        self._from_logits = from_logits
+        self._from_logits, self._counts = from_logits, counts
         self._images = as_tensor(examples.images)
         self._labels = as_tensor(examples.labels)
 
@@ -38,8 +44,8 @@ class Evaluator:
     def evaluate(self, world: World) -> tuple[float, float]:
         """Mean loss and accuracy over the test sets of all ranks together."""
         loss, correct = self._sums(self._images, self._labels)
-        mine = np.array([float(loss), float(correct), len(self._images)], np.float64)
-        loss_sum, correct_sum, count = world.sum(mine)
+        mine = np.array([float(loss), float(correct), len(self._labels)], np.float64)
+        loss_sum, correct_sum, count = world.sum(mine if self._counts else np.zeros(3))
         return float(loss_sum / count), float(correct_sum / count)
 
     def accuracy_on(self, examples: Examples) -> float:

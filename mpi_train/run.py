@@ -30,6 +30,7 @@ class Run:
         config: What the user asked for.
         world: The ranks.
         threads: CPU threads of each rank.
+        peers: Those ranks that divide the data between them, where it is not all of them.
 
     Attributes:
         shards: The data set.
@@ -42,8 +43,11 @@ class Run:
         DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
     """
 
-    def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
+    def __init__(
+        self, strategy: str, config: TrainConfig, world: World, threads: int, *, peers: World | None = None
+    ) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
+        self.peers = peers or world
         self._startup: dict[str, float] = {}
         self.lap("import")
         with world.together():
@@ -63,7 +67,7 @@ class Run:
     def read(self, split: str) -> Examples:
         """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
         with self.world.together():
-            examples = self.shards.read(split, self.world.rank, self.world.size)
+            examples = self.shards.read(split, self.peers.rank, self.peers.size)
         self.lap("load")
         return examples
 
@@ -78,7 +82,7 @@ class Run:
         self.event("submission_benchmark", self.strategy)
         self.event("init_start")
 
-    def start(self, model: keras.Model) -> None:
+    def start(self, model_name: str, num_weights: int) -> None:
         """To be called when everything is built and traced, just before the first step."""
         self.world.barrier()
         self.lap("trace")
@@ -92,7 +96,7 @@ class Run:
         self.event("run_start")
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} x {self.threads} threads"
         self.progress.say(
-            f"{self.strategy}: {model.name} ({model.count_params():,} weights), {self.config.dataset} "
+            f"{self.strategy}: {model_name} ({num_weights:,} weights), {self.config.dataset} "
             f"({self.num_train:,} images), global batch {self.config.batch_size}, "
             f"{self.config.dtype}, {ranks}"
         )

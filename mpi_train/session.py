@@ -48,13 +48,14 @@ class Session(Overseer):
     """Args:
         run: The frame.
         state: What is trained.
+        work: What a run must have in common with this one to be gone on with, beside its settings; JSON.
 
     Attributes:
         position: Between which steps the run is.
         control: What the ranks agree on between chunks of steps.
     """
 
-    def __init__(self, run: Run, state: State) -> None:
+    def __init__(self, run: Run, state: State, work: dict[str, Any] | None = None) -> None:
         config, world = run.config, run.world
         self.run, self.state = run, state
         self.position = Position()
@@ -65,7 +66,7 @@ class Session(Overseer):
         self.control = Control(
             world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
         )
-        self.checkpoints = Checkpoints(run.out, world, _work(run), run.progress.say)
+        self.checkpoints = Checkpoints(run.out, world, {**_work(run), **(work or {})}, run.progress.say)
 
     def begin(self) -> None:
         """Goes on where an interrupted run was, or starts anew; to be called when all is built and traced.
@@ -126,7 +127,7 @@ class Session(Overseer):
 
     def rest_of_epoch(self) -> tuple[tuple[Leg, ...], int]:
         """The legs of the epoch that are over, and how many steps of the present one are done."""
-        legs, size = self.position.legs, self.run.world.size
+        legs, size = self.position.legs, self.run.peers.size
         if legs and legs[-1].size == size:
             return legs[:-1], legs[-1].num_steps
         return legs, 0
@@ -175,7 +176,7 @@ class Session(Overseer):
         Raises:
             RunAgainError: it is to stop; on all ranks.
         """
-        legs = (*self._closed, Leg(self.run.world.size, step))
+        legs = (*self._closed, Leg(self.run.peers.size, step))
         self.position = replace(self.position, legs=legs, so_far=self._before + so_far)
         self._save_or_leave()
 

@@ -97,7 +97,10 @@ class Trainer:
     Attributes:
         update: The optimizer, bound to the flat buffer.
         examples: What is trained on.
+        counts: Whether they count; where several ranks work on the same ones, those of one do.
     """
+
+    counts = True
 
     def __init__(
         self,
@@ -170,6 +173,7 @@ class Trainer:
             weights=lambda: [self.flat.weights.numpy()],
             averaging=self.averaging,
             first=first,
+            counts=self.counts,
         )
 
     def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
@@ -195,9 +199,13 @@ class Trainer:
                         self.images, self.labels, *inputs, tf.constant(start), tf.constant(end), sizes=sizes
                     )
                     loss, correct = loss + float(totals[0]), correct + float(totals[1])
-            return loss, correct
+            return self.sums(loss, correct)
 
         return run
+
+    def sums(self, loss: float, correct: float) -> tuple[float, float]:
+        """The sums of the loss and the hits over this rank's examples, given what its graph returned."""
+        return loss, correct
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run(
@@ -292,6 +300,7 @@ def run_chunks(
     weights: Callable[[], Sequence[np.ndarray]],
     averaging: Nothing | None = None,
     first: int = 0,
+    counts: bool = True,
 ) -> EpochTotals:
     """Runs the steps of one epoch in chunks, from step ``first`` on, on all ranks together.
 
@@ -303,6 +312,7 @@ def run_chunks(
         overseer: Is asked between chunks.
         weights: This rank's, to be looked through for NaN.
         averaging: Counts the traffic between ranks; None where nothing does.
+        counts: Whether this rank's examples count in the sums over all ranks.
     """
     meter = _Meter(world, averaging)
     length = 8
@@ -312,7 +322,7 @@ def run_chunks(
         loss, correct = run_steps(first, stop)
         elapsed = time.perf_counter() - start
         count = steps[first:stop].num_examples
-        meter.add(loss, correct, count, elapsed)
+        meter.add(elapsed, *((loss, correct, count) if counts else ()))
         finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
         slowest_s, pause = overseer.after(Chunk(first, stop, elapsed, loss / max(1, count), finite), world)
         if pause and stop < len(steps):
@@ -343,7 +353,7 @@ class _Meter:
         self._world.barrier()
         self._begin = time.perf_counter()
 
-    def add(self, loss: float, correct: float, count: int, graph_s: float) -> None:
+    def add(self, graph_s: float, loss: float = 0.0, correct: float = 0.0, count: int = 0) -> None:
         self._loss, self._correct, self._count = (
             self._loss + loss,
             self._correct + correct,

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -135,6 +135,15 @@ class World:
         """What the rank ``source`` sends with ``send_object``."""
         assert self.comm is not None
         return self.comm.recv(source=source)
+
+    def split(self, group: int) -> World:
+        """A world of the ranks that name the same ``group``, in their order; on all together."""
+        if self.comm is None:
+            return self
+        comm = cast("MPI.Intracomm", self.comm.Split(group, self.rank))
+        hosts = tuple(comm.allgather(self.hosts[self.rank]))
+        here = [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]
+        return World(comm.rank, comm.size, here.index(comm.rank), len(here), hosts, comm)
 
     def barrier(self) -> None:
         if self.comm is not None:

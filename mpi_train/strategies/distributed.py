@@ -64,7 +64,7 @@ def train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> R
     evaluator.trace()
     session = Session(run, KerasState(model, optimizer, strategy.scope))
     session.begin()
-    run.start(model)
+    run.start(model.name, model.count_params())
     batches: Iterator[Any] | None = None
     with session.training():
         while session.position.epoch <= config.epochs:

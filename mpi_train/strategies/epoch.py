@@ -44,16 +44,16 @@ def lay_out(session: Session, examples: Examples, *, num_parts: int = 1) -> Epoc
         DataError: examples that other ranks had cannot be read; on all ranks.
     """
     run, number = session.run, session.position.epoch
-    config, world = run.config, run.world
+    config, world, peers = run.config, run.world, run.peers
     closed, first = session.rest_of_epoch()
     num_closed = sum(leg.num_steps for leg in closed)
     if closed:
         # What is left of the epoch is dealt to another number of ranks than began it.
-        mine = dealt(run.num_train, config.batch_size, config.seed, number, closed, world.rank, world.size)
+        mine = dealt(run.num_train, config.batch_size, config.seed, number, closed, peers.rank, peers.size)
         with world.together():
             examples = run.shards.read_some("train", mine)
     num_left = run.num_train - num_closed * config.batch_size
-    steps = plan_steps(num_left, config.batch_size, rank=world.rank, size=world.size, num_parts=num_parts)
-    order = epoch_order(config.seed, number, world.rank, len(examples), len(closed))
+    steps = plan_steps(num_left, config.batch_size, rank=peers.rank, size=peers.size, num_parts=num_parts)
+    order = epoch_order(config.seed, number, peers.rank, len(examples), len(closed))
     session.begin_epoch(num_closed + len(steps))
     return Epoch(number, len(closed), examples, order, steps, first)

@@ -70,7 +70,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
     if session.position.epoch == 1:
         session.save()
     log = _Log(run, session.position.epoch)
-    run.start(model)
+    run.start(model.name, model.count_params())
     with session.training():
         while session.position.epoch <= config.epochs:
             number = session.position.epoch

@@ -74,7 +74,7 @@ def train(
     evaluator.trace()
     session = Session(run, KerasState(model, model.optimizer, scope))
     session.begin()
-    run.start(model)
+    run.start(model.name, model.count_params())
     with session.training():
         while session.position.epoch <= config.epochs:
             epoch, first = session.position.epoch, session.position.step

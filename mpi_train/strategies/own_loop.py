@@ -1,4 +1,4 @@
-"""What ``mpi`` and ``custom`` share: a run of our own training loop, from model to record."""
+"""What ``mpi``, ``custom`` and ``pipeline`` share: a run of our own training loop, to its record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpi_train.optimizers import LearningRate
 from mpi_train.order import epoch_order, plan_steps
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
-from mpi_train.session import Session, copies
+from mpi_train.session import Session, State, copies
 from mpi_train.strategies.epoch import lay_out
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
@@ -60,38 +60,74 @@ def train(
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not models.returns_probabilities(model))
     start_equal(world, trainer.variables)
     part_seeds(world, flat.states)
+    return fit(
+        run,
+        trainer,
+        evaluator,
+        name=model.name,
+        num_weights=model.count_params(),
+        state=_State(trainer, world),
+        sync=lambda: sync,
+        digest=lambda: digest_of(flat.export()),
+    )
+
+
+def fit(
+    run: Run,
+    trainer: Trainer,
+    evaluator: Evaluator,
+    *,
+    name: str,
+    num_weights: int,
+    state: State,
+    sync: Callable[[], dict[str, Any]],
+    digest: Callable[[], str],
+    work: dict[str, Any] | None = None,
+) -> RunRecord:
+    """Trains what is built, and the same on all ranks, from the first epoch to the record.
+
+    Args:
+        run, trainer, evaluator: The parts.
+        name, num_weights: Of the model.
+        state: What is saved of it.
+        sync: What the record says of the strategy; called at the end, on all ranks together.
+        digest: Of the final weights; called at the end, on all ranks together.
+        work: As for ``Session``.
+    """
+    config, examples, peers = run.config, trainer.examples, run.peers
     steps = plan_steps(
-        run.num_train, config.batch_size, rank=world.rank, size=world.size, num_parts=len(devices)
+        run.num_train,
+        config.batch_size,
+        rank=peers.rank,
+        size=peers.size,
+        num_parts=len(trainer.devices),
     )
     run.lap("build")
-    trainer.warm_up(epoch_order(config.seed, 0, world.rank, len(examples)), steps)
+    trainer.warm_up(epoch_order(config.seed, 0, peers.rank, len(examples)), steps)
     evaluator.trace()
-    session = Session(run, _State(trainer, world))
+    session = Session(run, state, work)
     session.begin()
-    run.start(model)
+    run.start(name, num_weights)
     with session.training():
         while session.position.epoch <= config.epochs:
             try:
                 _train_epoch(session, trainer, examples, evaluator)
             except DivergedError as error:
                 session.roll_back(error)
-    return session.finish(
-        optimizer=optimizer,
-        sync=sync,
-        weights_sha256=digest_of(flat.export()),
-    )
+    return session.finish(optimizer=trainer.update.optimizer, sync=sync(), weights_sha256=digest())
 
 
 def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluator: Evaluator) -> None:
     """Trains an epoch, or the rest of one that was interrupted."""
-    run, world = session.run, session.run.world
+    run, world, peers = session.run, session.run.world, session.run.peers
     epoch = lay_out(session, examples, num_parts=len(trainer.devices))
     if epoch.examples is not trainer.examples:
         trainer.feed(epoch.examples)
     trainer.averaging.begin_epoch(epoch.number)
     rest = trainer.train_epoch(epoch.order, epoch.steps, world, session, first=epoch.first)
-    average_statistics(world, trainer.flat, len(examples))
-    check_equal(world, trainer.flat.arrays(), when=f"after epoch {epoch.number}")
+    average_statistics(peers, trainer.flat, len(examples))
+    with world.together():
+        check_equal(peers, trainer.flat.arrays(), when=f"after epoch {epoch.number}")
     session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
 
 

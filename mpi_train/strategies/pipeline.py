@@ -1,0 +1,322 @@
+"""Model parallelism: each rank has a stage of the model, and a step's examples flow through them in parts.
+
+A rank holds its stage's weights alone, sends activations to the rank after it and gradients to the one
+before it, point to point. Ranks beyond one pipeline make copies of it, among which the data is divided:
+the ranks with the same stage then average their gradients. The arithmetic is that of one process, but for
+BatchNorm, which normalises each micro-batch by itself, and dropout, which draws in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mpi_train import devices, evaluation, models, optimizers, stages
+from mpi_train.averaging import Gradients, Nothing, Traffic
+from mpi_train.checkpoints import Arrays, work_of
+from mpi_train.collectives import mean_all_reduce
+from mpi_train.config import PipelineConfig
+from mpi_train.data.examples import Examples
+from mpi_train.digest import digest
+from mpi_train.equality import part_seeds, start_equal
+from mpi_train.evaluation import Evaluator
+from mpi_train.flat import FlatModel
+from mpi_train.links import Link
+from mpi_train.records import EpochRecord, RunRecord
+from mpi_train.run import Run
+from mpi_train.schedule import bubble, in_flight, one_forward_one_backward
+from mpi_train.strategies import own_loop
+from mpi_train.trainer import Trainer, as_input, losses_of, num_correct
+from mpi_train.world import World
+
+
+def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
+    """Trains the stages of all ranks and writes the record."""
+    with world.together():
+        num_stages = config.num_stages(world.size)
+        device = devices.own_device(world)
+    # Neighbouring ranks are neighbouring stages, as those exchange the most.
+    copy, number = divmod(world.rank, num_stages)
+    pipe, peers = world.split(copy), world.split(number)
+    run = Run("pipeline", config, world, threads, peers=peers)
+    examples, test_examples = run.read("train"), run.read("test")
+    if number > 0:
+        examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
+    with world.together():
+        whole = models.build(
+            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
+        )
+        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        pieces = stages.pieces_of(whole)
+        starts, cut = _cut(run, pieces, num_stages)
+        model = stages.stage_of(pieces, starts, number)
+    name, num_weights = whole.name, whole.count_params()
+    from_logits = not models.returns_probabilities(whole)
+    del whole, pieces
+    flat = FlatModel(model, device)
+    links = _links(pipe, flat, config, copies=peers.size)
+    over_peers = Gradients(mean_all_reduce(peers, flat.num_padded)) if peers.size > 1 else Nothing()
+    trainer = _StageTrainer(
+        flat,
+        optimizer,
+        examples,
+        averaging=_Exchange(over_peers, peers, links),
+        devices=[device] * config.micro_batches,
+        pipe=pipe,
+        links=links,
+        from_logits=from_logits,
+    )
+    evaluator = Evaluator(
+        lambda images: _predict(flat, links, images, run.num_classes),
+        test_examples,
+        from_logits=from_logits,
+        counts=links.after is None,
+    )
+    start_equal(peers, trainer.variables)
+    part_seeds(world, flat.states)
+    layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches, "cut": cut}
+    record = own_loop.fit(
+        run,
+        trainer,
+        evaluator,
+        name=name,
+        num_weights=num_weights,
+        state=_StageState(trainer),
+        # Another rank could not do with the weights of this stage.
+        work=layout,
+        sync=lambda: {
+            "average": "gradients",
+            "every": 1,
+            **layout,
+            "stage_weights": world.gather_all(model.count_params())[:num_stages],
+            "bubble": _waiting_share(run.epochs),
+            "bubble_in_theory": bubble(num_stages, config.micro_batches),
+        },
+        digest=lambda: digest(_all_weights(flat, pipe)),
+    )
+    run.progress.say(
+        f"pipeline: ranks waited {record.sync['bubble']:.0%} of the time; were all stages equally fast "
+        f"it would be {record.sync['bubble_in_theory']:.0%} ({num_stages} stages, "
+        f"{config.micro_batches} micro-batches, cut after {', '.join(cut) or 'nothing'})"
+    )
+    return record
+
+
+@dataclass(frozen=True)
+class _Links:
+    """To the stages before and after this one, where there are any."""
+
+    before: Link | None
+    after: Link | None
+
+    def __iter__(self) -> Iterator[Link]:
+        return (link for link in (self.before, self.after) if link is not None)
+
+
+def _labels_alone(examples: Examples) -> Examples:
+    """What a stage needs of ``examples`` that gets its input from another."""
+    return replace(examples, images=np.empty((len(examples), 0), np.uint8))
+
+
+def _cut(run: Run, pieces: Sequence[stages.Piece], num_stages: int) -> tuple[list[int], list[str]]:
+    """Where stages begin, and the layers that they end with; on all ranks together."""
+    config, world = run.config, run.world
+    assert isinstance(config, PipelineConfig)
+    can_stand_alone = [bool(piece.model.trainable_variables) for piece in pieces]
+    starts: list[int] = []
+    if config.cut is not None:
+        starts = stages.cut_after(pieces, [name.strip() for name in config.cut.split(",")], num_stages)
+    else:
+        stages.balanced([1.0] * len(pieces), can_stand_alone, num_stages)  # refused before anything is timed
+        if world.is_root:
+            # Measured again it might come out differently, and a checkpoint would fit no longer.
+            before = work_of(run.out, config.resume)
+            names = [piece.name for piece in pieces]
+            cut = before.get("cut", [])
+            if before.get("stages") == num_stages and set(cut) <= set(names):
+                starts = [names.index(name) + 1 for name in cut]
+            else:
+                size = -(-config.batch_size // (run.peers.size * config.micro_batches))
+                starts = stages.balanced(stages.costs_of(pieces, size), can_stand_alone, num_stages)
+        starts = world.gather_all(starts)[0]
+    return starts, [pieces[start - 1].name for start in starts]
+
+
+def _links(pipe: World, flat: FlatModel, config: PipelineConfig, *, copies: int) -> _Links:
+    largest = max(evaluation.BATCH, -(-config.batch_size // (copies * config.micro_batches)))
+    depth = in_flight(pipe.rank, pipe.size, config.micro_batches)
+
+    def link(neighbour: int, tensor: keras.KerasTensor, receive_depth: int, send_depth: int) -> Link | None:
+        if not 0 <= neighbour < pipe.size:
+            return None
+        return Link(
+            pipe,
+            neighbour,
+            tuple(tensor.shape[1:]),
+            tf.as_dtype(tensor.dtype),
+            capacity=largest,
+            receive_depth=receive_depth,
+            send_depth=send_depth,
+        )
+
+    return _Links(
+        before=link(pipe.rank - 1, flat.model.inputs[0], receive_depth=depth, send_depth=2),
+        after=link(pipe.rank + 1, flat.model.outputs[0], receive_depth=1, send_depth=depth + 1),
+    )
+
+
+class _StageTrainer(Trainer):
+    """A trainer of one stage; a step's parts, one for each of ``devices``, are its micro-batches.
+
+    Args:
+        pipe: The ranks of this copy of the model, stage after stage.
+        links: To the neighbouring stages.
+        from_logits: Whether the last stage returns logits.
+    """
+
+    def __init__(
+        self,
+        flat: FlatModel,
+        optimizer: keras.Optimizer,
+        examples: Examples,
+        *,
+        averaging: Nothing,
+        devices: Sequence[str],
+        pipe: World,
+        links: _Links,
+        from_logits: bool,
+    ) -> None:
+        super().__init__(flat, optimizer, examples, averaging=averaging, devices=devices)
+        self._pipe, self._links, self._from_logits = pipe, links, from_logits
+        self._schedule = one_forward_one_backward(pipe.rank, pipe.size, len(devices))
+        # All stages work on the same examples; they count once.
+        self.counts = links.after is None
+
+    def sums(self, loss: float, correct: float) -> tuple[float, float]:
+        """The last stage's, on all of the pipe."""
+        total = self._pipe.sum(np.array([loss, correct]))
+        return float(total[0]), float(total[1])
+
+    def gradient(
+        self, batches: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        before, after = self._links.before, self._links.after
+        pieces = self.flat.slices(tf.identity(self.flat.weights.value))
+        states = [tf.identity(state) for state in self.flat.states]
+        loss, correct, gradient = tf.constant(0.0), tf.constant(0.0), tf.zeros(self.flat.num_padded)
+        kept: dict[int, tuple[tf.GradientTape, list[tf.Tensor], tf.Tensor]] = {}
+        done: list[tf.Tensor] = []
+        for direction, part in self._schedule:
+            images, labels, scale = batches[part]
+            count, known = tf.shape(labels)[0], labels.shape[0]
+            # One after another: a kernel that could begin sooner would need memory sooner.
+            with tf.control_dependencies(done):
+                if direction == "forward":
+                    inputs = as_input(images) if before is None else before.receive(count, known)
+                    sources = pieces if before is None else [*pieces, inputs]
+                    with tf.GradientTape(watch_accessed_variables=False) as tape:
+                        tape.watch(sources)
+                        outputs, states = self.flat.call(pieces, states, inputs, training=True)
+                        if after is None:
+                            labels = tf.cast(labels, tf.int32)
+                            hits = num_correct(outputs, labels)
+                            outputs = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
+                            loss, correct = loss + tf.sign(scale) * outputs, correct + tf.sign(scale) * hits
+                    if after is not None:
+                        after.send(outputs)
+                    kept[part] = tape, sources, outputs
+                    done = [outputs]
+                else:
+                    tape, sources, outputs = kept.pop(part)
+                    upstream = scale if after is None else after.receive(count, known)
+                    gradients = tape.gradient(
+                        outputs, sources, output_gradients=upstream, unconnected_gradients="zero"
+                    )
+                    if before is not None:
+                        before.send(gradients.pop())
+                    gradient += self.flat.concat(gradients)
+                    done = [gradient]
+        for variable, state in zip(self.flat.states, states, strict=True):
+            variable.assign(state)
+        return loss, correct, gradient
+
+
+class _Exchange(Nothing):
+    """Averages the gradients of a stage over its copies, and counts what went over the links."""
+
+    def __init__(self, over_peers: Nothing, peers: World, links: _Links) -> None:
+        self._over_peers, self._peers, self._links = over_peers, peers, links
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        return self._over_peers.gradient(gradient)
+
+    def take_traffic(self, world: World) -> Traffic:
+        return sum((link.take_traffic() for link in self._links), self._over_peers.take_traffic(self._peers))
+
+
+def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Takes a batch through this stage; zeros, but from the last one."""
+    count = tf.shape(images)[0]
+    outputs = flat.predict(images if links.before is None else links.before.receive(count, None))
+    if links.after is None:
+        return outputs
+    links.after.send(outputs)
+    return tf.zeros([count, num_classes])
+
+
+def _waiting_share(epochs: Sequence[EpochRecord]) -> float:
+    """Of the training time of all ranks, what they waited for others."""
+    times = [rank for epoch in epochs for rank in epoch.by_rank]
+    total_s = sum(rank.compute_s + rank.moving_s + rank.waiting_s + rank.host_s for rank in times)
+    return sum(rank.waiting_s for rank in times) / total_s
+
+
+def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
+    """The whole model's, in layer order, a stage at a time, on the pipe's root; there none elsewhere."""
+    own = [weight.numpy() for weight in flat.export().weights]
+    if not pipe.is_root:
+        pipe.send_object(own, to=0)
+        return
+    yield from own
+    for stage in range(1, pipe.size):
+        yield from pipe.receive_object(source=stage)
+
+
+class _StageState:
+    """A stage's variables, for a checkpoint: under the same names on all ranks, whatever its layers."""
+
+    def __init__(self, trainer: _StageTrainer) -> None:
+        self._trainer = trainer
+        flat = trainer.flat
+        self._whole = {
+            "weights": flat.weights.value,
+            **{f"optimizer/{i}": variable for i, variable in enumerate(trainer.update.variables)},
+        }
+        self._in_rows = {
+            "statistics": flat.moving_statistics,
+            "seeds": [state for state in flat.states if not state.dtype.is_floating],
+        }
+
+    def arrays(self) -> Arrays:
+        rows = {
+            name: np.concatenate([np.ravel(v.numpy()) for v in variables] or [np.zeros(0, np.float32)])
+            for name, variables in self._in_rows.items()
+        }
+        return {**{name: np.array(v.numpy()) for name, v in self._whole.items()}, **rows}
+
+    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        for name, variable in self._whole.items():
+            variable.assign(arrays[name])
+        for name, variables in self._in_rows.items():
+            start = 0
+            for variable in variables:
+                stop = start + variable.shape.num_elements()
+                variable.assign(arrays[name][start:stop].reshape(variable.shape))
+                start = stop
+
+    def slow_down(self) -> float:
+        return self._trainer.update.slow_down()
