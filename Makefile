@@ -3,7 +3,7 @@
 #: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
 #: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
 #: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
-#: NP=4            ranks of mpi, multiworker, federated, bench-step; devices of mirrored, custom and custom_dataset
+#: NP=4            ranks of mpi, multiworker, pipeline, federated, bench-step; devices of mirrored and the customs
 #: EPOCHS=5        passes over the training set
 #: BATCH=64        global batch: examples a step, over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
@@ -12,10 +12,11 @@
 #: SHARDS=4        shards that make data writes
 #: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes
 #: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom,custom_dataset,multiworker,tpu,
-#:                 federated
+#:                 pipeline,federated
 #: OUT=DIR         folder of the results
 #: NODES=4         nodes of the local Slurm cluster; of the job that make submit submits
-#: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, multiworker, federated, bench
+#: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, multiworker, pipeline, federated,
+#:                 bench
 #: TIME=01:00:00   its time limit
 #: ARGS='...'      more flags, passed on to the job or to pytest as they stand
 
@@ -103,6 +104,10 @@ multiworker: setup ## Train on NP processes under MultiWorkerMirroredStrategy
 .PHONY: tpu
 tpu: setup ## Train on a TPU, or on what there is instead
 	$(RUN) jobs/tpu.py $(TRAINING)
+
+.PHONY: pipeline
+pipeline: setup ## Train the stages of a model on NP ranks, through which the examples flow
+	$(RANKS) jobs/pipeline.py $(TRAINING)
 
 .PHONY: federated
 federated: setup ## Federated averaging over NP ranks; a client is a shard

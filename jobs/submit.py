@@ -21,6 +21,7 @@ from mpi_train.config import (
     FederatedConfig,
     MpiConfig,
     Parser,
+    PipelineConfig,
     RanksConfig,
     TrainConfig,
     add_options,
@@ -47,6 +48,7 @@ CONFIGS: dict[str, type[TrainConfig]] = {
     "mirrored": DevicesConfig,
     "custom": DevicesConfig,
     "multiworker": RanksConfig,
+    "pipeline": PipelineConfig,
     "federated": FederatedConfig,
     "bench": BenchConfig,
 }

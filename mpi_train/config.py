@@ -167,7 +167,7 @@ class PipelineConfig(RanksConfig):
     """What ``jobs/pipeline.py`` takes beyond that."""
 
     stages: int | None = option(
-        None, "into which the model is cut; ranks beyond that make copies of it (default: one a rank)"
+        None, "into which the model is cut; further ranks make copies of it (default: as many as fit)"
     )
     micro_batches: int = option(4, "parts in which a step's examples flow through the stages")
     cut: str | None = option(
@@ -179,22 +179,6 @@ class PipelineConfig(RanksConfig):
         if self.stages is not None:
             at_least("--stages", self.stages, 1)
         at_least("--micro-batches", self.micro_batches, 1)
-
-    def num_stages(self, num_ranks: int) -> int:
-        """On so many ranks. Raises ``UsageError`` when stages or examples do not go round."""
-        stages = num_ranks if self.stages is None else self.stages
-        if num_ranks % stages:
-            raise UsageError(
-                f"--stages: expected a divisor of the number of ranks, {num_ranks}. Received: {stages}"
-            )
-        num_parts = num_ranks // stages * self.micro_batches
-        if self.batch_size < num_parts:
-            raise UsageError(
-                f"--batch-size is the global batch: expected at least one example for each of the "
-                f"{num_parts} micro-batches of a step. Received: {self.batch_size}",
-                remedy="fewer --micro-batches, or a larger --batch-size",
-            )
-        return stages
 
 
 @dataclass(frozen=True, kw_only=True)

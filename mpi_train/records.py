@@ -145,6 +145,7 @@ class RunRecord:
         startup: Seconds of it by phase, each of its slowest rank: ``import`` (Python, MPI, TensorFlow),
             ``load`` (the shards), ``build`` (model, optimizer, first weights to all ranks), ``trace``
             (making the graphs and running each once).
+        details: What else there is to say of the strategy; measured, so that repeats differ in it.
         history: What happened on the way, oldest first: ``kind`` (``resumed`` or ``rolled back``), the
             ``epoch`` and ``step`` from which it went on, and ``world_size`` or ``learning_rate`` since.
         bytes_per_step: What the rank that sent most sent for each global batch of examples, on average; None
@@ -177,6 +178,7 @@ class RunRecord:
     peak_rss_mib: float
     environment: dict[str, Any]
     startup: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     bytes_per_step: float | None = None
     checkpoint_s: float = 0.0

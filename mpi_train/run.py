@@ -30,9 +30,9 @@ class Run:
         config: What the user asked for.
         world: The ranks.
         threads: CPU threads of each rank.
-        peers: Those ranks that divide the data between them, where it is not all of them.
 
     Attributes:
+        peers: The ranks that divide the data between them: all, unless ``divide_among`` says otherwise.
         shards: The data set.
         input_shape: Height, width, channels.
         out: Folder of the run's record.
@@ -43,11 +43,9 @@ class Run:
         DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
     """
 
-    def __init__(
-        self, strategy: str, config: TrainConfig, world: World, threads: int, *, peers: World | None = None
-    ) -> None:
+    def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
-        self.peers = peers or world
+        self.peers = world
         self._startup: dict[str, float] = {}
         self.lap("import")
         with world.together():
@@ -63,6 +61,10 @@ class Run:
         self.is_finished = (self.out / "run.json").exists()
         self.event = self._recorder.event
         self.progress = Progress(speaks=world.is_root)
+
+    def divide_among(self, peers: World) -> None:
+        """Has these ranks divide the data between them, where others work on the same examples."""
+        self.peers = peers
 
     def read(self, split: str) -> Examples:
         """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
@@ -172,6 +174,7 @@ class Run:
         optimizer: keras.Optimizer,
         sync: dict[str, Any],
         weights_sha256: str,
+        details: dict[str, Any] | None = None,
         history: Sequence[dict[str, Any]] = (),
         checkpoint_s: float = 0.0,
     ) -> RunRecord:
@@ -200,6 +203,7 @@ class Run:
             startup=self._startup,
             peak_rss_mib=environment.peak_rss_mib(self.world),
             environment=environment.describe(self.world),
+            details=details or {},
             history=list(history),
             bytes_per_step=self._bytes_per_step(),
             checkpoint_s=checkpoint_s,

@@ -113,12 +113,20 @@ class Session(Overseer):
         with self.control.listening():
             yield
 
-    def finish(self, *, optimizer: keras.Optimizer, sync: dict[str, Any], weights_sha256: str) -> RunRecord:
+    def finish(
+        self,
+        *,
+        optimizer: keras.Optimizer,
+        sync: dict[str, Any],
+        weights_sha256: str,
+        details: dict[str, Any] | None = None,
+    ) -> RunRecord:
         """Writes the record of a run that has come to its end; arguments as ``Run.finish``."""
         return self.run.finish(
             optimizer=optimizer,
             sync=sync,
             weights_sha256=weights_sha256,
+            details=details,
             history=self.position.history,
             checkpoint_s=self.checkpoints.seconds,
         )

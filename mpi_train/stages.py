@@ -35,6 +35,11 @@ class Piece:
     after: keras.KerasTensor
     model: keras.Model
 
+    @property
+    def can_stand_alone(self) -> bool:
+        """Whether a stage may be this piece alone: it must have weights."""
+        return bool(self.model.trainable_variables)
+
 
 def pieces_of(model: keras.Model) -> list[Piece]:
     """The model in as many pieces as it can be cut into, in the order of the data.
@@ -51,6 +56,10 @@ def pieces_of(model: keras.Model) -> list[Piece]:
             if not isinstance(operation, keras.layers.InputLayer)
         ]
         (before,) = graph.inputs
+        made = {id(before), *(id(tensor) for _, _, outputs in nodes for tensor in outputs)}
+        # Keras tells of a layer's first call alone; what a second one returned would come from nowhere.
+        if any(id(tensor) not in made for _, inputs, _ in nodes for tensor in inputs):
+            raise ValueError("a layer is called twice")
     except (AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             "expected a model that can be cut: Sequential or functional, of one input, each layer called "
@@ -67,6 +76,22 @@ def pieces_of(model: keras.Model) -> list[Piece]:
             pieces.append(Piece(name, before, outputs[0], keras.Model(before, outputs[0])))
             before = outputs[0]
     return pieces
+
+
+def how_many(pieces: Sequence[Piece], asked: int | None, num_ranks: int) -> int:
+    """The number of stages: what was asked for, or as many as the model and the number of ranks allow.
+
+    Raises:
+        UsageError: so many stages do not go round.
+    """
+    if asked is None:
+        possible = sum(piece.can_stand_alone for piece in pieces)
+        return max(count for count in range(1, possible + 1) if num_ranks % count == 0)
+    if num_ranks % asked:
+        raise UsageError(
+            f"--stages: expected a divisor of the number of ranks, {num_ranks}. Received: {asked}"
+        )
+    return asked
 
 
 def costs_of(pieces: Sequence[Piece], num_examples: int) -> list[float]:
@@ -97,12 +122,12 @@ def _cost(model: keras.Model, num_examples: int) -> float:
     return min(durations[1:])
 
 
-def balanced(costs: Sequence[float], can_stand_alone: Sequence[bool], num_stages: int) -> list[int]:
+def balanced(pieces: Sequence[Piece], costs: Sequence[float], num_stages: int) -> list[int]:
     """Cuts pieces in a row into stages so that the slowest of them is as fast as can be.
 
     Args:
+        pieces: In the order of the data. Each stage has one that can stand alone.
         costs: Of each piece.
-        can_stand_alone: Whether a stage may be this piece alone; each stage has one of which that holds.
         num_stages: How many.
 
     Returns:
@@ -111,15 +136,14 @@ def balanced(costs: Sequence[float], can_stand_alone: Sequence[bool], num_stages
     Raises:
         UsageError: there are fewer such pieces than stages.
     """
-    if sum(can_stand_alone) < num_stages:
+    able = [0, *itertools.accumulate(piece.can_stand_alone for piece in pieces)]
+    if able[-1] < num_stages:
         raise UsageError(
-            f"--stages: the model has {sum(can_stand_alone)} pieces with weights. Received: {num_stages} "
-            "stages",
+            f"--stages: the model has {able[-1]} pieces with weights. Received: {num_stages} stages",
             remedy="fewer ranks, or --stages with fewer, or a deeper --model",
         )
     count = len(costs)
     total = [0.0, *itertools.accumulate(costs)]
-    able = [0, *itertools.accumulate(can_stand_alone)]
     # best[i]: the slowest stage of the pieces from i on, cut as well as can be, and where they are cut.
     best: dict[int, tuple[float, tuple[int, ...]]] = {
         i: (total[count] - total[i], ()) for i in range(count) if able[count] > able[i]
@@ -152,7 +176,7 @@ def cut_after(pieces: Sequence[Piece], names: Sequence[str], num_stages: int) ->
             f"stages. Received: {','.join(names) or 'none'}"
         )
     for start, stop in itertools.pairwise([0, *starts, len(pieces)]):
-        if not any(piece.model.trainable_variables for piece in pieces[start:stop]):
+        if not any(piece.can_stand_alone for piece in pieces[start:stop]):
             raise UsageError(
                 f"--cut: expected layers with weights in each stage. Received: none between "
                 f"{'the images' if start == 0 else pieces[start - 1].name} and {pieces[stop - 1].name}"

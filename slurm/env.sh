@@ -108,7 +108,7 @@ run() {
 # stage WORD...: copies the shards that a job of these words reads to a folder of its own in STAGE_TO on each of its
 # nodes, and names it in "staged". Fails where there are no shards, which the job itself says best.
 stage() {
-    local data='' dataset=fashion_mnist word before=''
+    local data='' dataset=fashion_mnist word before='' each
     for word; do
         case $before in --data) data=$word ;; --dataset) dataset=$word ;; esac
         case $word in --data=*) data=${word#*=} ;; --dataset=*) dataset=${word#*=} ;; esac
@@ -119,10 +119,9 @@ stage() {
     staged=$STAGE_TO/mpi-train-$SLURM_JOB_ID
     # Under a name of the node's own first: where STAGE_TO is one folder for all nodes, they all write to it.
     # shellcheck disable=SC2016 # expanded on the nodes
-    on_each_node bash -c 'mkdir -p "$2" && for file in "$1"/*.h5 "$1"/manifest.json; do
-        part=$2/.$SLURM_NODEID.part
-        cp "$file" "$part" && mv "$part" "$2/${file##*/}" || exit
-    done' - "$data" "$staged" && return
+    each='part=$2/.$SLURM_NODEID.part; cp "$file" "$part" && mv "$part" "$2/${file##*/}" || exit'
+    on_each_node bash -c 'mkdir -p "$2"; for file in "$1"/*.h5 "$1"/manifest.json; do '"$each; done" \
+        - "$data" "$staged" && return
     unstage
     fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Received: the error above" \
         "another STAGE_TO in slurm/env.sh, or none: the shards are then read where they are"

@@ -35,6 +35,7 @@ STRATEGIES = {
     "custom_dataset": Launch("custom_dataset.py", "device"),
     "multiworker": Launch("multiworker.py", "rank"),
     "tpu": Launch("tpu.py", "process"),
+    "pipeline": Launch("pipeline.py", "rank"),
     "federated": Launch("federated.py", "rank"),
 }
 

@@ -120,7 +120,12 @@ def reading(row: Row, summary: Summary) -> str:
             f"{subject} trained in {seconds(row.train_s.median)} s to a test accuracy of "
             f"{accuracy(row.test_accuracy.median)}; with no sound baseline run there is no speed-up to state."
         )
-    return f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}."
+    return f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}{_sent(row)}."
+
+
+def _sent(row: Row) -> str:
+    sent = row.runs[0].record.bytes_per_step
+    return f"; each rank sent at most {sent / 1e6:.3g} MB a step" if sent else ""
 
 
 def _speed(speedup: Spread) -> str:
@@ -173,7 +178,7 @@ def notes(summary: Summary) -> list[str]:
         and row.runs[0].record.sync.get("average") == "weights"
         and _optimizer(row) != "sgd"
     ]
-    lines += [line for row in unique(measured) if row.runs for line in _other_arithmetic(row)]
+    lines += [line for row in unique(measured) if row.runs for line in _particulars(row)]
     lines += [line for row in unique(measured) for run in row.runs for line in _history(row, run.record)]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
     waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
@@ -188,8 +193,8 @@ def notes(summary: Summary) -> list[str]:
     return lines
 
 
-def _other_arithmetic(row: Row) -> list[str]:
-    """What a row does that is not the update of one process, beside averaged weights."""
+def _particulars(row: Row) -> list[str]:
+    """What a reader must know of a row: an update that is not that of one process, idle stages."""
     sync = row.runs[0].record.sync
     lines = []
     if sync.get("average") == "clients":
@@ -200,6 +205,12 @@ def _other_arithmetic(row: Row) -> list[str]:
     if sync.get("average") == "weights+slots" and row.workers > 1 and _optimizer(row) != "sgd":
         lines.append(
             f"{row.name} averages weights and the state of {_optimizer(row)}: not the update of one process."
+        )
+    if "bubble" in (details := row.runs[0].record.details):
+        lines.append(
+            f"{row.name} on {row.size}: its ranks waited {percent(details['bubble'])} of the time; stages of "
+            f"equal speed would wait {percent(details['bubble_in_theory'])}. It was cut after "
+            f"{', '.join(details['cut']) or 'nothing'}."
         )
     if int(sync.get("every", 1)) > 1 and row.workers > 1:
         lines.append(f"{row.name} averages after every {sync['every']} updates only (local SGD).")

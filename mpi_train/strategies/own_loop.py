@@ -67,7 +67,7 @@ def train(
         name=model.name,
         num_weights=model.count_params(),
         state=_State(trainer, world),
-        sync=lambda: sync,
+        sync=sync,
         digest=lambda: digest_of(flat.export()),
     )
 
@@ -80,8 +80,9 @@ def fit(
     name: str,
     num_weights: int,
     state: State,
-    sync: Callable[[], dict[str, Any]],
+    sync: dict[str, Any],
     digest: Callable[[], str],
+    details: Callable[[], dict[str, Any]] = dict,
     work: dict[str, Any] | None = None,
 ) -> RunRecord:
     """Trains what is built, and the same on all ranks, from the first epoch to the record.
@@ -90,8 +91,9 @@ def fit(
         run, trainer, evaluator: The parts.
         name, num_weights: Of the model.
         state: What is saved of it.
-        sync: What the record says of the strategy; called at the end, on all ranks together.
+        sync: What the record says of the strategy.
         digest: Of the final weights; called at the end, on all ranks together.
+        details: What the record says of it that is known at the end; called on all ranks together.
         work: As for ``Session``.
     """
     config, examples, peers = run.config, trainer.examples, run.peers
@@ -114,7 +116,9 @@ def fit(
                 _train_epoch(session, trainer, examples, evaluator)
             except DivergedError as error:
                 session.roll_back(error)
-    return session.finish(optimizer=trainer.update.optimizer, sync=sync(), weights_sha256=digest())
+    return session.finish(
+        optimizer=trainer.update.optimizer, sync=sync, weights_sha256=digest(), details=details()
+    )
 
 
 def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluator: Evaluator) -> None:

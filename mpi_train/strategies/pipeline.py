@@ -23,6 +23,7 @@ from mpi_train.config import PipelineConfig
 from mpi_train.data.examples import Examples
 from mpi_train.digest import digest
 from mpi_train.equality import part_seeds, start_equal
+from mpi_train.errors import UsageError
 from mpi_train.evaluation import Evaluator
 from mpi_train.flat import FlatModel
 from mpi_train.links import Link
@@ -36,23 +37,25 @@ from mpi_train.world import World
 
 def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     """Trains the stages of all ranks and writes the record."""
+    run = Run("pipeline", config, world, threads)
     with world.together():
-        num_stages = config.num_stages(world.size)
         device = devices.own_device(world)
-    # Neighbouring ranks are neighbouring stages, as those exchange the most.
-    copy, number = divmod(world.rank, num_stages)
-    pipe, peers = world.split(copy), world.split(number)
-    run = Run("pipeline", config, world, threads, peers=peers)
-    examples, test_examples = run.read("train"), run.read("test")
-    if number > 0:
-        examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
-    with world.together():
         whole = models.build(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         pieces = stages.pieces_of(whole)
+        num_stages = stages.how_many(pieces, config.stages, world.size)
+        _require_examples(config, num_parts=world.size // num_stages * config.micro_batches)
         starts, cut = _cut(run, pieces, num_stages)
+    # Neighbouring ranks are neighbouring stages, as those exchange the most.
+    copy, number = divmod(world.rank, num_stages)
+    pipe, peers = world.split(copy), world.split(number)
+    run.divide_among(peers)
+    examples, test_examples = run.read("train"), run.read("test")
+    if number > 0:
+        examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
+    with world.together():
         model = stages.stage_of(pieces, starts, number)
     name, num_weights = whole.name, whole.count_params()
     from_logits = not models.returns_probabilities(whole)
@@ -78,7 +81,8 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     )
     start_equal(peers, trainer.variables)
     part_seeds(world, flat.states)
-    layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches, "cut": cut}
+    layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches}
+    asked = {} if config.cut is None else {"cut": cut}
     record = own_loop.fit(
         run,
         trainer,
@@ -87,11 +91,10 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         num_weights=num_weights,
         state=_StageState(trainer),
         # Another rank could not do with the weights of this stage.
-        work=layout,
-        sync=lambda: {
-            "average": "gradients",
-            "every": 1,
-            **layout,
+        work={**layout, "cut": cut},
+        sync={"average": "gradients", "every": 1, **layout, **asked},
+        details=lambda: {
+            "cut": cut,
             "stage_weights": world.gather_all(model.count_params())[:num_stages],
             "bubble": _waiting_share(run.epochs),
             "bubble_in_theory": bubble(num_stages, config.micro_batches),
@@ -99,8 +102,8 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         digest=lambda: digest(_all_weights(flat, pipe)),
     )
     run.progress.say(
-        f"pipeline: ranks waited {record.sync['bubble']:.0%} of the time; were all stages equally fast "
-        f"it would be {record.sync['bubble_in_theory']:.0%} ({num_stages} stages, "
+        f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; were all stages equally fast "
+        f"it would be {record.details['bubble_in_theory']:.0%} ({num_stages} stages, "
         f"{config.micro_batches} micro-batches, cut after {', '.join(cut) or 'nothing'})"
     )
     return record
@@ -122,16 +125,24 @@ def _labels_alone(examples: Examples) -> Examples:
     return replace(examples, images=np.empty((len(examples), 0), np.uint8))
 
 
+def _require_examples(config: PipelineConfig, *, num_parts: int) -> None:
+    if config.batch_size < num_parts:
+        raise UsageError(
+            f"--batch-size is the global batch: expected at least one example for each of the {num_parts} "
+            f"micro-batches of a step. Received: {config.batch_size}",
+            remedy="fewer --micro-batches, or a larger --batch-size",
+        )
+
+
 def _cut(run: Run, pieces: Sequence[stages.Piece], num_stages: int) -> tuple[list[int], list[str]]:
     """Where stages begin, and the layers that they end with; on all ranks together."""
     config, world = run.config, run.world
     assert isinstance(config, PipelineConfig)
-    can_stand_alone = [bool(piece.model.trainable_variables) for piece in pieces]
     starts: list[int] = []
     if config.cut is not None:
         starts = stages.cut_after(pieces, [name.strip() for name in config.cut.split(",")], num_stages)
     else:
-        stages.balanced([1.0] * len(pieces), can_stand_alone, num_stages)  # refused before anything is timed
+        stages.balanced(pieces, [1.0] * len(pieces), num_stages)  # refused before anything is timed
         if world.is_root:
             # Measured again it might come out differently, and a checkpoint would fit no longer.
             before = work_of(run.out, config.resume)
@@ -140,8 +151,8 @@ def _cut(run: Run, pieces: Sequence[stages.Piece], num_stages: int) -> tuple[lis
             if before.get("stages") == num_stages and set(cut) <= set(names):
                 starts = [names.index(name) + 1 for name in cut]
             else:
-                size = -(-config.batch_size // (run.peers.size * config.micro_batches))
-                starts = stages.balanced(stages.costs_of(pieces, size), can_stand_alone, num_stages)
+                size = -(-config.batch_size * num_stages // (world.size * config.micro_batches))
+                starts = stages.balanced(pieces, stages.costs_of(pieces, size), num_stages)
         starts = world.gather_all(starts)[0]
     return starts, [pieces[start - 1].name for start in starts]
 

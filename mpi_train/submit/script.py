@@ -17,6 +17,7 @@ TEMPLATES = {
     "mirrored": "mirrored.sh",
     "custom": "custom.sh",
     "multiworker": "multiworker_4nodes.sh",
+    "pipeline": "pipeline_2nodes.sh",
     "federated": "federated.sh",
     "bench": "bench.sh",
     "prepare_data": "prepare_data.sh",
@@ -24,7 +25,7 @@ TEMPLATES = {
 }
 """What can be submitted, and its file in ``slurm/``."""
 
-ONE_PROCESS = frozenset(TEMPLATES) - {"mpi", "multiworker", "federated"}
+ONE_PROCESS = frozenset(TEMPLATES) - {"mpi", "multiworker", "pipeline", "federated"}
 
 _LINE = re.compile(r"#SBATCH --(?P<name>[a-z-]+)(?:=(?P<value>\S+))?")
 
@@ -98,7 +99,7 @@ def compose(strategy: str, text: str, resources: Resources, flags: Sequence[str]
             if asked.get(name, "1") != "1":
                 raise UsageError(
                     f"--{name}: {strategy} is one process. Received: {asked[name]}",
-                    remedy="mpi, multiworker and federated take several",
+                    remedy="mpi, multiworker, pipeline and federated take several",
                 )
     out: list[str] = []
     for line in text.splitlines():

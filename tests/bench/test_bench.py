@@ -40,7 +40,7 @@ parser.add_argument("--tuned", action="store_true")
 flags, _ = parser.parse_known_args()
 strategy = "tuned" if flags.tuned else strategy
 size, rank = 1, 0
-if strategy in ("mpi", "multiworker", "federated"):
+if strategy in ("mpi", "multiworker", "pipeline", "federated"):
     from mpi4py import MPI
     size, rank = MPI.COMM_WORLD.size, MPI.COMM_WORLD.rank
 print(f"{strategy}: {flags.epochs} epochs", flush=True)

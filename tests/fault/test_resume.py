@@ -42,6 +42,9 @@ WAYS = [
     pytest.param("baseline", 1, ["--tuned"], id="tuned", marks=slow),
     pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
     pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
+    pytest.param(
+        "pipeline", 4, ["--model", "resnet", "--stages", "2", "--epochs", "6"], id="pipeline", marks=slow
+    ),
     pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
 ]
 

@@ -19,6 +19,11 @@ pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 
 
+JOBS = (
+    "baseline", "mpi", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "pipeline", "federated",
+)  # fmt: skip
+
+
 def start(job: str, *flags: str | Path, ranks: int = 1, **environ: str) -> subprocess.CompletedProcess[str]:
     """Runs a job to its end and returns what it printed; never longer than two minutes."""
     words = [sys.executable, f"jobs/{job}.py", *map(str, flags)]
@@ -47,6 +52,7 @@ def assert_one_message(result: subprocess.CompletedProcess[str], code: int, *tex
         ("custom_dataset", 1, ["--devices", "2"]),
         ("multiworker", 3, []),
         ("tpu", 1, []),
+        ("pipeline", 4, ["--micro-batches", "3"]),
         ("federated", 2, ["--fraction", "0.5", "--local-epochs", "2", "--proximal", "0.1"]),
         ("mpi", 1, []),
         ("mpi", 2, ["--average", "gradients"]),
@@ -80,7 +86,7 @@ def test_each_job_trains_and_leaves_a_record(
 
 
 def test_bfloat16_keeps_float32_weights(tiny_shards: Path, tmp_path: Path) -> None:
-    for job in ("baseline", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "federated", "mpi"):
+    for job in JOBS:
         result = start(
             job, "--dataset", "synthetic", "--data", tiny_shards, "--model", "mlp", "--epochs", "1",
             "--dtype", "bfloat16", "--out", tmp_path / job,
@@ -246,9 +252,7 @@ def test_a_loss_that_is_not_finite(tiny_shards: Path, tmp_path: Path) -> None:
     assert_one_message(result, 5, "the loss or the weights became NaN or infinite", "--learning-rate")
 
 
-@pytest.mark.parametrize(
-    "job", ["baseline", "mpi", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "federated"]
-)
+@pytest.mark.parametrize("job", JOBS)
 def test_help_needs_neither_data_nor_tensorflow(job: str) -> None:
     words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]
     result = subprocess.run(

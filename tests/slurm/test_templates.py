@@ -37,6 +37,13 @@ REQUESTS = {
         "--cpus-per-task=2",
         *LONG,
     ],
+    "pipeline_2nodes": [
+        "--job-name=pipeline",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=2",
+        *LONG,
+    ],
     "multiworker_4nodes": [
         "--job-name=multiworker",
         "--nodes=4",
@@ -63,6 +70,7 @@ COMMANDS = {
     "mpi_4nodes": f"{SRUN} python jobs/mpi.py --out results/mpi-7 --seed 3",
     "federated": f"{SRUN} python jobs/federated.py --out results/federated-7 --seed 3",
     "multiworker_4nodes": f"{SRUN} python jobs/multiworker.py --out results/multiworker-7 --seed 3",
+    "pipeline_2nodes": f"{SRUN} python jobs/pipeline.py --out results/pipeline-7 --seed 3",
     "prepare_data": "python jobs/prepare_data.py --seed 3",
     "report": "python jobs/report.py --seed 3",
 }
