@@ -99,6 +99,28 @@ def test_tensorflows_cluster_is_made_of_the_nodes(cluster_clone: Clone) -> None:
     assert len(set(record["environment"]["hosts"])) == 4
 
 
+# Two rounds of the one, or many of the other: enough for what Slurm and MPI say beside it to be little.
+@pytest.mark.parametrize(
+    ("template", "flags"),
+    [("mpi_4nodes", ()), ("pipeline_2nodes", ()), ("federated", ("--epochs", "8"))],
+)
+def test_a_node_sends_the_bytes_that_the_record_counts(
+    template: str, flags: tuple[str, ...], cluster_clone: Clone
+) -> None:
+    # What comes in at the switch's end of the second node's cable.
+    counter = Path("/sys/class/net/slurmv2/statistics/rx_bytes")
+    before = int(counter.read_text())
+    job = cluster_clone.run("--nodes=2", "--nodelist=n1,n2", f"slurm/{template}.sh", *SMALL, *flags)
+    sent = int(counter.read_text()) - before
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+    record = run_record(cluster_clone, f"{template.split('_')[0]}-{job.job_id}")
+    assert record["environment"]["hosts"] == ["n1", "n2"]
+    counted = sum(epoch["by_rank"][1]["sent_bytes"] for epoch in record["epochs"])
+    assert sent == pytest.approx(counted, rel=0.05)
+    steps = len(record["epochs"]) * -(-60_000 // 512)
+    assert record["bytes_per_step"] == pytest.approx(counted / steps, rel=0.01)
+
+
 def test_federated_clients_are_the_shards(cluster_clone: Clone) -> None:
     job = cluster_clone.run("slurm/federated.sh", *SMALL)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
