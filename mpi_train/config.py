@@ -126,6 +126,7 @@ class MpiConfig(RanksConfig):
     accumulate: int = option(
         1, "pieces in which a rank takes its part of a step, one after another, for less memory"
     )
+    sync_batchnorm: bool = option(False, "BatchNorm over the global batch, where ranks take their own parts")
     lr_scaling: Scaling = option("none", "how the learning rate grows with the global batch, from 64 on")
     warmup_epochs: float = option(0.0, "epochs in which it rises there from its value for 64", "EPOCHS")
 

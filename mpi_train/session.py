@@ -324,6 +324,7 @@ def _work(run: Run) -> dict[str, object]:
         "every",
         "post_local_from",
         "accumulate",
+        "sync_batchnorm",
         "lr_scaling",
         "warmup_epochs",
         "fraction",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
+
+import keras
 
 from mpi_train import devices
 from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
+from mpi_train.batchnorm import synchronised
 from mpi_train.collectives import mean_all_reduce
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
@@ -33,6 +37,9 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
             Gradients(all_reduce) if config.average == "gradients" else Weights(all_reduce, every, local_from)
         )
 
+    def synchronise(model: keras.Model) -> keras.Model:
+        return synchronised(model, partial(mean_all_reduce, world) if world.size > 1 else None)
+
     return own_loop.train(
         Run("mpi", config, world, threads),
         # A device that is named again takes its parts one after another.
@@ -40,11 +47,12 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         averaging=averaging,
         sync={"average": config.average, "every": config.every, **_uncommon(config)},
         rate=LearningRate(config.rate_factor, config.warmup_epochs),
+        adapt=synchronise if config.sync_batchnorm else lambda model: model,
     )
 
 
 def _uncommon(config: MpiConfig) -> dict[str, Any]:
     """What the record says of further flags, where they are not left at their defaults."""
-    names = ("post_local_from", "accumulate", "lr_scaling", "warmup_epochs")
+    names = ("post_local_from", "accumulate", "lr_scaling", "warmup_epochs", "sync_batchnorm")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
+
 from mpi_train import models, optimizers
 from mpi_train.averaging import Nothing
 from mpi_train.checkpoints import Arrays
@@ -31,6 +33,7 @@ def train(
     averaging: Callable[[FlatModel], Nothing],
     sync: dict[str, Any],
     rate: LearningRate | None = None,
+    adapt: Callable[[keras.Model], keras.Model] = lambda model: model,
 ) -> RunRecord:
     """Trains on ``devices`` of this process and, through ``averaging``, with the other ranks.
 
@@ -40,6 +43,7 @@ def train(
         averaging: Makes what is averaged over the ranks, for a given model.
         sync: What the record says about it.
         rate: The learning rate, where it is not simply the one that was asked for.
+        adapt: Makes of the model the one that is trained; on all ranks together.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
@@ -49,6 +53,7 @@ def train(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        model = adapt(model)
     warmup = None
     if rate is not None:
         rate.apply_to(optimizer)

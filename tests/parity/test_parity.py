@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from keras import layers
 
 from mpi_train import models
 from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
+from mpi_train.batchnorm import synchronised
 from mpi_train.collectives import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
 from mpi_train.equality import check_equal
+from mpi_train.errors import UsageError
 from mpi_train.flat import FlatModel
 from mpi_train.order import epoch_order, plan_steps
 from mpi_train.trainer import Trainer
@@ -146,6 +150,43 @@ def test_averaged_weights_with_adam_are_something_else(world: World, tiny: Shard
     ours = train_on_ranks(world, tiny, adam(), average="weights", batch_size=24)
     theirs = train_with_keras(global_batches(tiny, world.size, 24, 20), adam())
     assert largest_difference(ours, theirs) > 100 * TOLERANCE
+
+
+def smooth_batchnorm(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """Two convolutions with BatchNorm, without kinks."""
+    model = keras.Sequential([keras.Input(input_shape)])
+    for num_filters in (8, 16):
+        model.add(layers.Conv2D(num_filters, 3, strides=2))
+        model.add(layers.BatchNormalization(momentum=0.9))
+        model.add(layers.Activation("tanh"))
+    model.add(layers.Flatten())
+    model.add(layers.Dense(num_classes))
+    return model
+
+
+@pytest.mark.mpi
+def test_batchnorm_over_all_ranks_equals_one_keras_process(world: World, tiny: ShardSet) -> None:
+    name = f"{__name__}:smooth_batchnorm"
+    flat = FlatModel(synchronised(build(name), partial(mean_all_reduce, world) if world.size > 1 else None))
+    examples = tiny.read("train", world.rank, world.size)
+    trainer = Trainer(flat, momentum(), examples, averaging=averaging("gradients", world, flat))
+    # 25 leaves the ranks unequal batches in every step.
+    steps = plan_steps(tiny.num_examples("train"), 25, rank=world.rank, size=world.size)
+    trainer.train_epoch(epoch_order(1, 1, world.rank, len(examples)), steps[:20], world)
+    check_equal(world, flat.arrays(), when="after training")  # the moving statistics, of themselves
+    theirs = build(name)
+    theirs.compile(momentum(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for batch in global_batches(tiny, world.size, 25, 20):
+        theirs.train_on_batch(batch.images[..., None].astype(np.float32) / 255, batch.labels)
+    # BatchNorm divides by small spreads: on one rank too, our loop and Keras's round this far apart.
+    ours = [weight.numpy() for weight in flat.export().weights]
+    assert largest_difference(ours, [weight.numpy() for weight in theirs.weights]) < 10 * TOLERANCE
+
+
+@pytest.mark.mpi_skip
+def test_a_model_without_batchnorm_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected a model with BatchNorm among its layers"):
+        synchronised(build("mlp"), None)
 
 
 @pytest.mark.mpi
