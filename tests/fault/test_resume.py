@@ -43,6 +43,7 @@ WAYS = [
     pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
     pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
     pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
+    pytest.param("ddp", 2, ["--epochs", "12"], id="ddp", marks=pytest.mark.peers),
 ]
 
 
