@@ -192,6 +192,10 @@ def _other_arithmetic(row: Row) -> list[str]:
     """What a row does that is not the update of one process, beside averaged weights."""
     sync = row.runs[0].record.sync
     lines = []
+    if row.strategy == "ddp":
+        lines.append(
+            f"{row.name} is PyTorch, a yardstick; its efficiency too is counted against the suite's own loop."
+        )
     if sync.get("average") == "clients":
         lines.append(
             f"{row.name} averages the models of {sync['clients']} clients once a round: another "
@@ -281,6 +285,7 @@ def environment_facts(record: RunRecord) -> dict[str, str]:
         "Python": where.get("python"),
         "TensorFlow": where.get("tensorflow"),
         "Keras": where.get("keras"),
+        "PyTorch": where.get("pytorch"),
         "Commit": where.get("git_commit"),
         "Slurm job": where.get("slurm_job_id"),
     }
@@ -288,7 +293,7 @@ def environment_facts(record: RunRecord) -> dict[str, str]:
 
 
 # What ought to be the same for all runs that are compared.
-_MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "Commit")
+_MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "PyTorch", "Commit")
 
 
 def _values(summary: Summary, name: str) -> list[str]:
