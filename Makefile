@@ -3,7 +3,7 @@
 #: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
 #: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
 #: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
-#: NP=4            ranks of mpi, multiworker, pipeline, federated, bench-step; devices of mirrored and the customs
+#: NP=4            ranks of mpi, multiworker, pipeline, federated, ddp, bench-step; devices of mirrored, customs
 #: EPOCHS=5        passes over the training set
 #: BATCH=64        global batch: examples a step, over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
@@ -12,7 +12,7 @@
 #: SHARDS=4        shards that make data writes
 #: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes
 #: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom,custom_dataset,multiworker,tpu,
-#:                 pipeline,federated
+#:                 pipeline,federated,ddp
 #: OUT=DIR         folder of the results
 #: NODES=4         nodes of the local Slurm cluster; of the job that make submit submits
 #: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, multiworker, pipeline, federated,
@@ -33,6 +33,7 @@ GPU ?= $(if $(filter gpu,$(word 2,$(INSTALLED))),1,0)
 BUILD := $(if $(filter-out 0,$(GPU)),gpu,cpu)
 
 RUN := .venv/bin/python
+PEERS := .venv-peers/bin/python
 MPIEXEC = $(firstword $(wildcard .venv/bin/mpiexec) mpiexec)
 RANKS = $(MPIEXEC) -n $(or $(NP),2) $(RUN)
 PYTEST = $(RUN) -m pytest
@@ -57,6 +58,15 @@ ifneq ($(INSTALLED),$(MPI) $(BUILD) $(CURDIR))
 endif
 .venv/installed: pyproject.toml requirements/setup.sh requirements/cpu.txt requirements/gpu.txt
 	@PYTHON='$(PYTHON)' requirements/setup.sh $(MPI) $(BUILD) '$(CURDIR)'
+
+.PHONY: peers
+peers: setup .venv-peers/installed ## An environment with PyTorch too, .venv-peers, for ddp; nothing else needs it
+
+ifneq ($(shell cat .venv-peers/installed 2>/dev/null),$(MPI) peers $(CURDIR))
+.PHONY: .venv-peers/installed
+endif
+.venv-peers/installed: pyproject.toml requirements/setup.sh requirements/peers.txt
+	@PYTHON='$(PYTHON)' requirements/setup.sh $(MPI) peers '$(CURDIR)'
 
 .PHONY: data
 data: setup ## HDF5 shards in data/DATASET, from the official files
@@ -113,6 +123,10 @@ pipeline: setup ## Train the stages of a model on NP ranks, through which the ex
 federated: setup ## Federated averaging over NP ranks; a client is a shard
 	$(RANKS) jobs/federated.py $(TRAINING)
 
+.PHONY: ddp
+ddp: peers ## Train on NP ranks with PyTorch's DistributedDataParallel, as a yardstick
+	$(MPIEXEC) -n $(or $(NP),2) $(PEERS) jobs/ddp.py $(TRAINING)
+
 .PHONY: doctor
 doctor: setup ## What this machine has and lacks: MPI and a ring over 2 ranks, TensorFlow, Slurm, data
 	$(RUN) jobs/doctor.py
@@ -130,6 +144,10 @@ test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4
 .PHONY: test-slow
 test-slow: setup ## The tests that take minutes each
 	$(PYTEST) -m 'slow and not slurm' $(ARGS)
+
+.PHONY: test-peers
+test-peers: peers ## The tests that need PyTorch
+	$(PEERS) -m pytest -m peers $(ARGS)
 
 .PHONY: test-slurm
 test-slurm: setup ## The tests that need a Slurm cluster (make slurm-up)
@@ -172,8 +190,11 @@ lock: setup ## Resolve the pinned packages of requirements/ anew, for all Python
 	$(RUN) -m pip install --quiet uv
 	$(LOCK) --extra cpu --output-file requirements/cpu.txt >/dev/null
 	$(LOCK) --extra gpu --constraint requirements/cpu.txt --output-file requirements/gpu.txt >/dev/null
+	$(LOCK) --extra cpu --extra peers --constraint requirements/cpu.txt --output-file requirements/peers.txt >/dev/null
+	@# PyTorch's build for CUDA pins these itself; its build for CPUs wants none of them.
+	sed -i '/^\(cuda\|nvidia\)-\|^triton/d' requirements/peers.txt
 
 .PHONY: clean
 clean: ## Remove the environment and all caches; data/ and results/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The ranks as a TensorFlow cluster: TF_CONFIG made of what MPI knows, whatever started them."""
+"""The ranks under addresses of their own, for what talks past MPI: made of what MPI knows of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _CONNECT_S = 10.0
 
 
 def tf_config(world: World) -> str:
-    """The value of TF_CONFIG for this rank; on all ranks together.
+    """The value of TF_CONFIG for this rank; on all ranks together. Raises as ``addresses``."""
+    workers = addresses(world)
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": world.rank}})
+
+
+def addresses(world: World) -> list[str]:
+    """``host:port`` of each rank, where nobody listens yet; on all ranks together.
 
     Each rank is called once by another before TensorFlow is: that would wait without end for a peer that it
     cannot reach, and keep the interpreter's lock meanwhile.
@@ -34,8 +40,7 @@ def tf_config(world: World) -> str:
             peer = (world.rank + 1) % world.size
             _call(hosts[peer], ports[peer], peer)
     world.barrier()
-    workers = [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
-    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": world.rank}})
+    return [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
 
 
 def _listen(job_id: str | None, local_rank: int) -> socket.socket:

@@ -29,6 +29,7 @@ def describe(world: World) -> dict[str, Any]:
         "python": platform.python_version(),
         "tensorflow": tensorflow.__version__,
         "keras": importlib.metadata.version("keras"),
+        "pytorch": sys.modules["torch"].__version__ if "torch" in sys.modules else None,
         "git_commit": git_commit(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Makes the virtual environment .venv, or brings it up to date: pinned packages, no root, no compiler.
 #
-#   requirements/setup.sh wheel|site cpu|gpu ROOT     (make setup calls it, from ROOT)
+#   requirements/setup.sh wheel|site cpu|gpu|peers ROOT     (make setup and make peers call it, from ROOT)
 #
+# peers is cpu with PyTorch, in an environment of its own, .venv-peers.
 # wheel brings an MPI library and its mpiexec; site leaves them out, because mpi4py prefers a library
 # inside the environment and would never look at the cluster's module. PYTHON names the interpreter.
 set -euo pipefail
 
 readonly MPI=$1 BUILD=$2 WANTED="$*"
-readonly DONE=.venv/installed # what was installed, written last: without it a set-up was interrupted
+if [[ $BUILD == peers ]]; then readonly VENV=.venv-peers; else readonly VENV=.venv; fi
+readonly DONE=$VENV/installed # what was installed, written last: without it a set-up was interrupted
 
 # Some sites set --user for everyone, which pip refuses inside an environment.
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -34,22 +36,22 @@ find_python() {
 
 # Debian and Ubuntu keep ensurepip in a package that only root can add; any pip at hand will do instead.
 make_environment_without_ensurepip() {
-    rm -rf .venv
-    "$1" -m venv --without-pip .venv &&
+    rm -rf $VENV
+    "$1" -m venv --without-pip $VENV &&
         "$1" -m pip install --quiet --target \
-            "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip
+            "$($VENV/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip
 }
 
 make_environment() {
     local log
     log=$(mktemp)
-    rm -rf .venv
-    if "$1" -m venv .venv >"$log" 2>&1 || make_environment_without_ensurepip "$1" >>"$log" 2>&1; then
+    rm -rf $VENV
+    if "$1" -m venv $VENV >"$log" 2>&1 || make_environment_without_ensurepip "$1" >>"$log" 2>&1; then
         rm "$log"
         return
     fi
     cat "$log" >&2
-    rm -rf .venv "$log"
+    rm -rf $VENV "$log"
     fail "$1 can make no virtual environment: it has neither ensurepip nor a pip that works" \
         "apt-get install python3-venv, or another interpreter: make setup PYTHON=/path/to/python3"
 }
@@ -60,15 +62,15 @@ if [[ $(cat "$DONE" 2>/dev/null) == "$WANTED" ]]; then
     rm "$DONE" # same choices, newer pins
 else
     python=$(find_python)
-    echo "Making .venv with $("$python" --version): TensorFlow for $BUILD, MPI from the $MPI (a few minutes, once)"
+    echo "Making $VENV with $("$python" --version): the packages for $BUILD, MPI from the $MPI (a few minutes, once)"
     make_environment "$python"
 fi
 
-pip() { .venv/bin/python -m pip "$@"; }
+pip() { $VENV/bin/python -m pip "$@"; }
 
 pins=requirements/$BUILD.txt
 if [[ $MPI == site ]]; then
-    pins=.venv/pins.txt
+    pins=$VENV/pins.txt
     grep -v '^mpich==' "requirements/$BUILD.txt" >"$pins"
 fi
 pip install --quiet -r "$pins" || fail "the packages did not install, for the reason above" \

@@ -5,6 +5,7 @@ Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every t
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 import sys
@@ -31,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not world.is_root:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         reporter._tw._file = io.StringIO()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("peers") and importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed here; make test-peers makes an environment that has it")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -7,23 +7,27 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_train import environment, launch
 from mpi_train.config import TrainConfig, as_flags, at_least, option
-from mpi_train.errors import UsageError
+from mpi_train.errors import PlatformError, UsageError
 from mpi_train.report.collect import Attempt
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a strategy's script is started: on one process, or on ``unit``s whose number is given."""
+    """How a strategy's script is started: on one process, or on ``unit``s whose number is given.
+
+    A ``peer`` is of another framework, and runs in the environment that ``make peers`` makes.
+    """
 
     script: str
     unit: str
     flags: tuple[str, ...] = ()
+    peer: bool = False
 
 
 STRATEGIES = {
@@ -37,6 +41,7 @@ STRATEGIES = {
     "tpu": Launch("tpu.py", "process"),
     "pipeline": Launch("pipeline.py", "rank"),
     "federated": Launch("federated.py", "rank"),
+    "ddp": Launch("ddp.py", "rank", peer=True),
 }
 
 
@@ -87,6 +92,37 @@ class BenchConfig(TrainConfig):
         return self.out if self.out is not None else Path("results/bench")
 
 
+def peers_python(jobs: Path) -> Path:
+    """The interpreter of the peers, in the clone that has the folder ``jobs``; it need not be there."""
+    return jobs.parent / ".venv-peers/bin/python"
+
+
+def available(config: BenchConfig, jobs: Path, say: Callable[[str], None]) -> BenchConfig:
+    """The bench without what ``all`` would include, but this machine lacks; that is said.
+
+    Args:
+        config: What was asked for.
+        jobs: Folder of the strategies' scripts.
+        say: Takes a line for each strategy that is left out.
+
+    Raises:
+        PlatformError: one of them was asked for by name.
+    """
+    if not peers_python(jobs).exists():
+        why = "PyTorch is not installed (make peers)"
+    elif environment.num_gpus():
+        why = "it trains on CPUs, and the others on this machine's GPUs"
+    else:
+        return config
+    lacking = [name for name in config.names if STRATEGIES[name].peer]
+    if lacking and config.strategies != "all":
+        raise PlatformError(f"--strategies: {', '.join(lacking)} cannot be compared here: {why}")
+    for name in lacking:
+        say(f"{name} is left out: {why}")
+    kept = [name for name in config.names if name not in lacking]
+    return dataclasses.replace(config, strategies=",".join(kept))
+
+
 @dataclass(frozen=True)
 class Job:
     """A run to make: its entry in ``bench.json``, and the words that start it."""
@@ -124,12 +160,12 @@ def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: in
     flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
     flags += STRATEGIES[name].flags
     script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
+    python = os.path.relpath(peers_python(jobs)) if STRATEGIES[name].peer else sys.executable
+    words = [python, script, *flags]
     if unit == "rank":
-        words = launch.mpiexec(workers, [sys.executable, script, *flags])
+        words = launch.mpiexec(workers, words)
     elif unit == "device":
-        words = [sys.executable, script, *flags, "--devices", str(workers)]
-    else:
-        words = [sys.executable, script, *flags]
+        words += ["--devices", str(workers)]
     return Job(
         Attempt(
             strategy=name,

@@ -18,7 +18,7 @@ from rich.table import Column
 
 from mpi_train import report
 from mpi_train import world as worlds
-from mpi_train.bench.plan import BenchConfig, Job, num_cores, plan
+from mpi_train.bench.plan import BenchConfig, Job, available, num_cores, plan
 from mpi_train.bench.process import run_logged, tail
 from mpi_train.config import parse
 from mpi_train.data.shards import ShardSet
@@ -53,7 +53,7 @@ def main(jobs: Path, argv: Sequence[str] | None = None) -> None:
     Raises:
         UsageError: a flag that cannot work, or a folder that cannot be written.
         DataError: no shards of the data set.
-        PlatformError: no mpiexec, or started as several processes.
+        PlatformError: no mpiexec, no environment for what was asked for, or started as several processes.
         RunsFailedError: some runs failed; the report holds the others.
         KeyboardInterrupt: interrupted; the report holds what was finished.
     """
@@ -65,6 +65,7 @@ def main(jobs: Path, argv: Sequence[str] | None = None) -> None:
     # kill and scancel end a bench as Ctrl-C does: its child with it, and a report of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    config = available(config, jobs, console.print)
     Bench(config, plan(config, jobs, num_shards), console).run()
 
 

@@ -197,6 +197,10 @@ def _particulars(row: Row) -> list[str]:
     """What a reader must know of a row: an update that is not that of one process, idle stages."""
     sync = row.runs[0].record.sync
     lines = []
+    if row.strategy == "ddp":
+        lines.append(
+            f"{row.name} is PyTorch, a yardstick; its efficiency too is counted against the suite's own loop."
+        )
     if sync.get("average") == "clients":
         lines.append(
             f"{row.name} averages the models of {sync['clients']} clients once a round: another "
@@ -292,6 +296,7 @@ def environment_facts(record: RunRecord) -> dict[str, str]:
         "Python": where.get("python"),
         "TensorFlow": where.get("tensorflow"),
         "Keras": where.get("keras"),
+        "PyTorch": where.get("pytorch"),
         "Commit": where.get("git_commit"),
         "Slurm job": where.get("slurm_job_id"),
     }
@@ -299,7 +304,7 @@ def environment_facts(record: RunRecord) -> dict[str, str]:
 
 
 # What ought to be the same for all runs that are compared.
-_MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "Commit")
+_MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "PyTorch", "Commit")
 
 
 def _values(summary: Summary, name: str) -> list[str]:

@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from mpi_train import records
-from mpi_train.bench.plan import STRATEGIES, BenchConfig, plan
+from mpi_train.bench.plan import STRATEGIES, BenchConfig, available, plan
 from mpi_train.bench.runner import Bench
 from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
-from mpi_train.errors import EXIT_DATA, EXIT_DIVERGED, EXIT_USAGE, UsageError
+from mpi_train.errors import EXIT_DATA, EXIT_DIVERGED, EXIT_USAGE, PlatformError, UsageError
 from mpi_train.report.collect import read_attempts
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ parser.add_argument("--tuned", action="store_true")
 flags, _ = parser.parse_known_args()
 strategy = "tuned" if flags.tuned else strategy
 size, rank = 1, 0
-if strategy in ("mpi", "multiworker", "pipeline", "federated"):
+if strategy in ("mpi", "multiworker", "pipeline", "federated", "ddp"):
     from mpi4py import MPI
     size, rank = MPI.COMM_WORLD.size, MPI.COMM_WORLD.rank
 print(f"{strategy}: {flags.epochs} epochs", flush=True)
@@ -75,6 +75,10 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "jobs").mkdir()
     for launch in STRATEGIES.values():
         (tmp_path / "jobs" / launch.script).write_text(QUICK_JOB)
+    python = tmp_path / ".venv-peers/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     (tmp_path / "jobs/bench.py").write_text((ROOT / "jobs/bench.py").read_text())
     write_shards(synthetic.draw(1, num_train=64, num_test=16), tmp_path / "data/synthetic", 1, 1)
     return tmp_path
@@ -118,10 +122,32 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
     assert (
         "| custom | 2 devices | 3.50 s (3.00 to 4.00) | 1.00x (1.00x to 1.00x) | 50% (50% to 50%) |" in table
     )
+    assert "mpiexec -n 2 .venv-peers/bin/python jobs/ddp.py --seed 4" in table
+    assert "ddp is PyTorch, a yardstick" in table
     assert "mpiexec -n 2 python jobs/mpi.py --seed 4 --dataset synthetic --epochs 1 --out" in table
     assert "\x1b" not in out
     for text in (out, table.splitlines()[0]):
         assert "synthetic" in text
+
+
+def test_all_leaves_out_what_is_not_installed_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said: list[str] = []
+    config = available(BenchConfig(), tmp_path / "jobs", said.append)
+    assert config.names == [name for name in STRATEGIES if name != "ddp"]
+    assert said == ["ddp is left out: PyTorch is not installed (make peers)"]
+    with pytest.raises(PlatformError, match="ddp cannot be compared here: PyTorch is not installed"):
+        available(BenchConfig(strategies="mpi,ddp"), tmp_path / "jobs", said.append)
+    python = tmp_path / ".venv-peers/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert available(BenchConfig(), tmp_path / "jobs", said.append).names == list(STRATEGIES)
+    assert len(said) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert "ddp" not in available(BenchConfig(), tmp_path / "jobs", said.append).names
+    assert "ddp is left out: it trains on CPUs" in said[1]
 
 
 @pytest.mark.mpi_skip

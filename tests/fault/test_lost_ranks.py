@@ -61,6 +61,16 @@ def test_tensorflows_cluster_ends_for_a_stopped_rank_too(start: Start) -> None:
     assert re.search(r"error: rank 1 on \S+ (has not been heard of|is what TensorFlow calls)", job.printed)
 
 
+@pytest.mark.peers
+def test_a_rank_that_dies_under_pytorch_is_named_too(start: Start) -> None:
+    job = start("ddp", "--epochs", "500", ranks=3)
+    job.wait_for_training(random.Random(1))
+    os.kill(job.pid(1), signal.SIGKILL)
+    assert job.ended(within_s=10) != 0, job.printed
+    assert re.search(r"error: rank 1 on \S+ was lost", job.printed), job.printed
+    assert "Traceback" not in job.printed
+
+
 # Runs the job, and raises on rank 1 at the n-th call of a function.
 DRIVER = """
 import functools, pkgutil, sys
@@ -107,6 +117,19 @@ def test_an_exception_on_one_rank_ends_all_with_one_traceback(
         assert job.printed.count("Traceback (most recent call last)") == 1, job.printed
         assert "rank 1 on" in job.printed
         assert "was lost" not in job.printed, job.printed
+
+
+@pytest.mark.peers
+def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(start: Start, tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    text = DRIVER.replace('run_training("mpi", MpiConfig', 'run_training("ddp", RanksConfig')
+    text = text.replace("import MpiConfig", "import RanksConfig")
+    driver.write_text(text.format(function="mpi_train.peers.torch_loop:Loop.prepare", nth=2))
+    job = start("ddp", driver=driver, ranks=2)
+    assert job.ended(within_s=60) != 0, job.printed
+    assert "ZeroDivisionError: made by the test" in job.printed
+    assert job.printed.count("Traceback (most recent call last)") == 1, job.printed
+    assert "rank 1 on" in job.printed
 
 
 @pytest.mark.parametrize("victim", [0, 1])

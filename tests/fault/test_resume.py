@@ -46,6 +46,7 @@ WAYS = [
         "pipeline", 4, ["--model", "resnet", "--stages", "2", "--epochs", "6"], id="pipeline", marks=slow
     ),
     pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
+    pytest.param("ddp", 2, ["--epochs", "12"], id="ddp", marks=pytest.mark.peers),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -83,6 +84,12 @@ def test_each_job_trains_and_leaves_a_record(
     keys = [json.loads(line)["key"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert keys.count("epoch_stop") == 3
     assert keys[-1] == "run_stop"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed here")
+def test_without_pytorch_ddp_says_what_to_do(tiny_shards: Path, tmp_path: Path) -> None:
+    result = start("ddp", "--dataset", "synthetic", "--data", tiny_shards, "--out", tmp_path, ranks=2)
+    assert_one_message(result, 4, "No module named 'torch'", "make peers")
 
 
 def test_bfloat16_keeps_float32_weights(tiny_shards: Path, tmp_path: Path) -> None:
