@@ -247,7 +247,11 @@ def test_a_loss_that_is_not_finite(tiny_shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "job", ["baseline", "mpi", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "federated"]
+    "job",
+    [
+        *("baseline", "mpi", "mirrored", "custom", "custom_dataset", "multiworker", "tpu", "federated"),
+        "reinforcement",
+    ],
 )
 def test_help_needs_neither_data_nor_tensorflow(job: str) -> None:
     words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]
