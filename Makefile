@@ -3,9 +3,10 @@
 #: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
 #: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
 #: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
-#: NP=4            ranks of mpi, multiworker, pipeline, federated, ddp, bench-step; devices of mirrored, customs
+#: NP=4            ranks of mpi, multiworker, pipeline, federated, reinforcement, ddp, bench-step; devices of
+#:                 mirrored, custom and custom_dataset
 #: EPOCHS=5        passes over the training set
-#: BATCH=64        global batch: examples a step, over all ranks together
+#: BATCH=64        global batch: examples a step (of reinforcement, steps played an update), over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
 #: DATASET=...     fashion_mnist, mnist, cifar10; drawn: synthetic, synthetic_mnist, synthetic_cifar10
 #: SEED=1          of the weights and the order of the data; for make data, of the partition
@@ -126,6 +127,10 @@ federated: setup ## Federated averaging over NP ranks; a client is a shard
 .PHONY: ddp
 ddp: peers ## Train on NP ranks with PyTorch's DistributedDataParallel, as a yardstick
 	$(MPIEXEC) -n $(or $(NP),2) $(PEERS) jobs/ddp.py $(TRAINING)
+
+.PHONY: reinforcement
+reinforcement: setup ## Reinforcement learning on CartPole: NP ranks play, and improve one policy; needs no data
+	$(RANKS) jobs/reinforcement.py $(BATCH:%=--batch-size %) $(SEED:%=--seed %) $(OUT:%=--out %) $(ARGS)
 
 .PHONY: doctor
 doctor: setup ## What this machine has and lacks: MPI and a ring over 2 ranks, TensorFlow, Slurm, data

@@ -11,17 +11,19 @@ from typing import NoReturn
 
 from mpi_train import control, devices, preflight, watch
 from mpi_train import world as worlds
-from mpi_train.config import RanksConfig, StepConfig, TrainConfig, parse
+from mpi_train.config import JobConfig, TrainConfig, WatchedConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
 
 
-def run_training(job: str, kind: type[TrainConfig], *, description: str, mpi: bool = False) -> NoReturn:
+def run_training(
+    job: str, kind: type[TrainConfig | WatchedConfig], *, description: str, mpi: bool = False
+) -> NoReturn:
     """Runs the strategy of the job's name and exits; arguments as for ``run_job``."""
     run_job(job, kind, f"mpi_train.strategies.{job}:train", description=description, mpi=mpi)
 
 
 def run_job(
-    job: str, kind: type[StepConfig], function: str, *, description: str, mpi: bool = False
+    job: str, kind: type[JobConfig], function: str, *, description: str, mpi: bool = False
 ) -> NoReturn:
     """Runs a job that needs TensorFlow and exits.
 
@@ -39,9 +41,9 @@ def run_job(
         # --help prints; one rank speaks.
         with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
             config = parse(kind, description=description, prog=f"python jobs/{job}.py")
-        if isinstance(config, TrainConfig):
+        if isinstance(config, TrainConfig | WatchedConfig):
             control.listen()
-        if isinstance(config, RanksConfig):
+        if isinstance(config, WatchedConfig):
             watch.start(world, config.stall_timeout)
         if isinstance(config, TrainConfig):
             if preflight.is_finished(config, world):

@@ -27,6 +27,8 @@ Scaling = Literal["none", "linear", "sqrt"]
 _REFERENCE_BATCH = 64
 """At which a learning rate is meant, where it is scaled with the batch."""
 OnNan = Literal["stop", "rollback"]
+NUM_MINIBATCHES = 4
+"""In which a reinforcement learner takes a batch."""
 
 
 def option(default: Any, text: str, metavar: str | None = None) -> Any:
@@ -35,19 +37,14 @@ def option(default: Any, text: str, metavar: str | None = None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """What one step of training depends on."""
+class JobConfig:
+    """What every job takes that needs TensorFlow."""
 
-    model: str = option("cnn", "cnn, mlp, resnet, or package.module:function of your own")
-    batch_size: int = option(64, "global batch: examples a step, over all ranks together")
-    optimizer: str = option("adam", "any Keras optimizer, by name")
     learning_rate: float | None = option(None, "step size (default: the optimizer's own)")
     seed: int = option(1, "seed of the weights and of the order of the data")
-    dtype: Dtype = option("float32", "precision of the computation; weights stay float32")
     threads: int | None = option(None, "CPU threads of each process (default: its share of the cores)")
 
     def __post_init__(self) -> None:
-        at_least("--batch-size", self.batch_size, 1)
         # The seeds of NumPy and Keras have 32 bits; a bench counts up from this one.
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed: expected 0 to {2**31 - 1}. Received: {self.seed}")
@@ -55,6 +52,36 @@ class StepConfig:
             at_least("--threads", self.threads, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"--learning-rate: expected a number above 0. Received: {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedConfig(JobConfig):
+    """What the jobs take beyond that whose ranks watch each other, and stop together when asked to."""
+
+    stall_timeout: float = option(
+        60.0, "seconds of silence after which a rank is given up; five times that in start-up", "SECONDS"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stall_timeout >= 5:
+            raise UsageError(
+                f"--stall-timeout: expected at least 5 seconds. Received: {self.stall_timeout:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(JobConfig):
+    """What one step of training on a data set depends on."""
+
+    model: str = option("cnn", "cnn, mlp, resnet, or package.module:function of your own")
+    batch_size: int = option(64, "global batch: examples a step, over all ranks together")
+    optimizer: str = option("adam", "any Keras optimizer, by name")
+    dtype: Dtype = option("float32", "precision of the computation; weights stay float32")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--batch-size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +124,8 @@ class BaselineConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RanksConfig(TrainConfig):
+class RanksConfig(TrainConfig, WatchedConfig):
     """What the jobs take beyond that which run as ranks; ``jobs/multiworker.py`` takes no more."""
-
-    stall_timeout: float = option(
-        60.0, "seconds of silence after which a rank is given up; five times that in start-up", "SECONDS"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.stall_timeout >= 5:
-            raise UsageError(
-                f"--stall-timeout: expected at least 5 seconds. Received: {self.stall_timeout:g}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +221,36 @@ class FederatedConfig(RanksConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReinforcementConfig(WatchedConfig):
+    """What ``jobs/reinforcement.py`` takes."""
+
+    num_envs: int = option(64, "environments, over all ranks together")
+    batch_size: int = option(8192, "steps of the environments between two updates, over all ranks together")
+    updates: int = option(100, "times that the policy is improved")
+    learning_rate: float = option(0.01, "step size of Adam at the start; it falls evenly to 0")
+    seed: int = option(1, "seed of the weights, the environments and the choice of actions")
+    out: Path = option(Path("results/reinforcement"), "folder for reinforcement.json and reward.png", "DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--num-envs", self.num_envs, 1)
+        at_least("--updates", self.updates, 1)
+        # Each environment takes as many steps as the others, and as many in each minibatch.
+        whole = NUM_MINIBATCHES * self.num_envs
+        if self.batch_size < 1 or self.batch_size % whole:
+            raise UsageError(
+                f"--batch-size: expected a multiple of {whole}, which is one step of each environment for "
+                f"each of {NUM_MINIBATCHES} minibatches. Received: {self.batch_size}",
+                remedy=f"--batch-size {max(1, -(-self.batch_size // whole)) * whole}, or other --num-envs",
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each environment between two updates."""
+        return self.batch_size // self.num_envs
+
+
+@dataclass(frozen=True, kw_only=True)
 class DevicesConfig(TrainConfig):
     """What the strategies over the devices of one process take beyond that."""
 
@@ -228,6 +274,16 @@ def one_example_a_rank(batch_size: int, num_ranks: int) -> None:
         raise UsageError(
             f"--batch-size is the global batch: expected at least one example for each of the "
             f"{num_ranks} ranks. Received: {batch_size}"
+        )
+
+
+def one_environment_a_rank(num_envs: int, num_ranks: int) -> None:
+    """Raises ``UsageError`` when the environments do not go round."""
+    if num_envs < num_ranks:
+        raise UsageError(
+            f"--num-envs counts the environments of all ranks: expected at least one for each of the "
+            f"{num_ranks} ranks. Received: {num_envs}",
+            remedy=f"--num-envs {num_ranks}, or fewer ranks",
         )
 
 

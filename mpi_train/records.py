@@ -14,11 +14,14 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpi_train import files
 from mpi_train.errors import DataError, UsageError
 from mpi_train.world import World
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
 SMALL_BYTES = 1 << 16
@@ -209,10 +212,16 @@ def read_run(path: Path) -> RunRecord:
 
 
 class Recorder:
-    """The output folder of one run, written by the root alone."""
+    """The output folder of one run, written by the root alone.
 
-    def __init__(self, out: Path, world: World) -> None:
-        self.out = out
+    Args:
+        out: The folder.
+        world: The ranks.
+        record: Name of the file with the run's record.
+    """
+
+    def __init__(self, out: Path, world: World, record: str = "run.json") -> None:
+        self.out, self.path = out, out / record
         self._lost_events = False
         self.world = world
         self._events = out / "events.jsonl"
@@ -239,7 +248,7 @@ class Recorder:
     def begin(self, *, anew: bool) -> None:
         """Begins the event log, or goes on with it; an older run's record is removed."""
         if self.world.is_root:
-            (self.out / "run.json").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             if anew:
                 self._events.unlink(missing_ok=True)
 
@@ -266,14 +275,12 @@ class Recorder:
                 print(f"warning: {self._events}: {error.strerror}; events are lost", file=sys.stderr)
             self._lost_events = True
 
-    def write(self, record: RunRecord) -> None:
-        """Writes ``run.json``, then waits until it is there for all ranks."""
+    def write(self, record: DataclassInstance) -> None:
+        """Writes the run's record, then waits until it is there for all ranks."""
         with self.world.together():
             if self.world.is_root:
                 try:
-                    files.write_json(self.out / "run.json", dataclasses.asdict(record))
+                    files.write_json(self.path, dataclasses.asdict(record))
                 except OSError as error:
-                    raise UsageError(
-                        f"{self.out / 'run.json'} cannot be written: {error.strerror}"
-                    ) from error
+                    raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
         self.world.barrier()
