@@ -2,7 +2,7 @@
 
     python jobs/reinforcement.py
     mpiexec -n 2 python jobs/reinforcement.py --seed 2
-    mpiexec -n 4 python jobs/reinforcement.py --num-envs 64 --batch-size 4096 --updates 50
+    mpiexec -n 4 python jobs/reinforcement.py --num-envs 32 --batch-size 8192 --updates 100
 
 Plays Gymnasium's CartPole-v1, so it needs no data set. Leaves in --out (default: results/reinforcement)
 reinforcement.json (the record, with the evaluation's 20 episodes), reward.png (reward over time) and

@@ -225,8 +225,8 @@ class ReinforcementConfig(WatchedConfig):
     """What ``jobs/reinforcement.py`` takes."""
 
     num_envs: int = option(64, "environments, over all ranks together")
-    batch_size: int = option(8192, "steps of the environments between two updates, over all ranks together")
-    updates: int = option(100, "times that the policy is improved")
+    batch_size: int = option(16384, "steps of the environments between two updates, over all ranks together")
+    updates: int = option(50, "times that the policy is improved")
     learning_rate: float = option(0.01, "step size of Adam at the start; it falls evenly to 0")
     seed: int = option(1, "seed of the weights, the environments and the choice of actions")
     out: Path = option(Path("results/reinforcement"), "folder for reinforcement.json and reward.png", "DIR")

@@ -53,7 +53,7 @@ def test_leaves_a_record_and_a_picture(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_learns_to_balance_the_pole(ranks: int, tmp_path: Path) -> None:
-    assert train(tmp_path, "--updates", "60", ranks=ranks)["mean_reward"] >= 400
+    assert train(tmp_path, "--updates", "30", ranks=ranks)["mean_reward"] >= 400
 
 
 def test_asked_to_stop_it_says_that_nothing_is_saved(tmp_path: Path) -> None:
