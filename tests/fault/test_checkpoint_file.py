@@ -14,7 +14,7 @@ import pytest
 
 from mpi_train import checkpoint_file
 from mpi_train.checkpoint_file import CheckpointFile, Entry
-from mpi_train.checkpoints import KEPT, Checkpoints, Position
+from mpi_train.checkpoints import KEPT, Checkpoints, Position, work_of
 from mpi_train.errors import DataError, UsageError
 from mpi_train.order import Leg
 from mpi_train.world import World
@@ -119,6 +119,8 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) ->
     assert found is not None
     assert found.position.step == 4
     assert (found.arrays["weights"] == 4).all()
+    assert work_of(tmp_path, "auto") == work_of(tmp_path, str(found.path)) == WORK
+    assert work_of(tmp_path, "never") == work_of(tmp_path / "elsewhere", "auto") == {}
     assert "passed over" in lines[0]
     assert names[-1] in lines[0]
     for path in checkpoints.folder.iterdir():
@@ -181,12 +183,14 @@ def test_each_rank_gets_its_own_arrays_and_on_another_size_their_mean(world: Wor
     folder = Path(world.gather_all(str(tmp_path))[0])
     checkpoints = Checkpoints(folder, world, WORK)
     own = np.full(5, world.rank, np.float32)
-    arrays = {"common": np.arange(3.0), "own": own, "count": np.array(3, np.int64)}
+    stage = np.full((world.rank + 1, 2), 7.0)  # of another length on each rank, as a pipeline's
+    arrays = {"common": np.arange(3.0), "own": own, "count": np.array(3, np.int64), "stage": stage}
     assert checkpoints.save(position(1, 1), arrays)
     found = checkpoints.find("auto")
     assert found is not None
     assert found.size == world.size
     for name, array in arrays.items():
+        assert found.arrays[name].shape == array.shape
         assert (found.arrays[name] == array).all()
     # What a job of another size makes of it.
     if world.is_root:

@@ -42,8 +42,9 @@ WAYS = [
     pytest.param("baseline", 1, ["--tuned"], id="tuned", marks=slow),
     pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
     pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
+    # Cut by hand: where a measured cut is, two runs may differ.
     pytest.param(
-        "pipeline", 4, ["--model", "resnet", "--stages", "2", "--epochs", "6"], id="pipeline", marks=slow
+        "pipeline", 2, ["--model", "resnet", "--cut", "re_lu_2", "--epochs", "6"], id="pipeline", marks=slow
     ),
     pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
     pytest.param("ddp", 2, ["--epochs", "12"], id="ddp", marks=pytest.mark.peers),
