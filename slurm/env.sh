@@ -112,6 +112,7 @@ run() {
 
 # stage WORD...: copies the shards that a job of these words reads to a folder of its own in STAGE_TO on each of its
 # nodes, and names it in "staged". Fails where there are no shards, which the job itself says best.
+# shellcheck disable=SC2016 # what is quoted is expanded on the nodes
 stage() {
     local data='' dataset=fashion_mnist word before='' each
     for word; do
@@ -123,7 +124,6 @@ stage() {
     [ -f "$data/manifest.json" ] || return
     staged=$STAGE_TO/mpi-train-$SLURM_JOB_ID
     # Under a name of the node's own first: where STAGE_TO is one folder for all nodes, they all write to it.
-    # shellcheck disable=SC2016 # expanded on the nodes
     each='part=$2/.$SLURM_NODEID.part; cp "$file" "$part" && mv "$part" "$2/${file##*/}" || exit'
     on_each_node bash -c 'mkdir -p "$2"; for file in "$1"/*.h5 "$1"/manifest.json; do '"$each; done" \
         - "$data" "$staged" && return

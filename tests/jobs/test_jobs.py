@@ -259,7 +259,8 @@ def test_a_loss_that_is_not_finite(tiny_shards: Path, tmp_path: Path) -> None:
     assert_one_message(result, 5, "the loss or the weights became NaN or infinite", "--learning-rate")
 
 
-@pytest.mark.parametrize("job", [*JOBS, "reinforcement"])
+# pytest-mpi would take the id "mpi" for its marker.
+@pytest.mark.parametrize("job", [*JOBS, "reinforcement"], ids=lambda job: f"{job}.py")
 def test_help_needs_neither_data_nor_tensorflow(job: str) -> None:
     words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]
     result = subprocess.run(
