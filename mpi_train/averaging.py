@@ -7,7 +7,7 @@ root mean square, which every rank takes of its own gradients under ``Weights``:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -81,17 +81,22 @@ class Nothing:
 
 
 class _Averaging(Nothing):
+    beside: Sequence[AllReduce] = ()
+    """All-reduces within the model, whose traffic counts too."""
+
     def __init__(self, all_reduce: AllReduce) -> None:
         self._all_reduce = all_reduce
 
     def take_traffic(self, world: World) -> Traffic:
-        # No clocks are compared: the rank that comes last to an all-reduce waits for nobody, so that the
-        # shortest of the ranks' durations is what moving the bytes took, and the rest is waiting.
-        durations = self._all_reduce.take_durations()
-        moving_s = float(np.min(world.gather_all(durations), axis=0).sum())
-        return Traffic(
-            moving_s, float(durations.sum()) - moving_s, len(durations) * self._all_reduce.bytes_per_call
-        )
+        return sum((_traffic(each, world) for each in (self._all_reduce, *self.beside)), Traffic())
+
+
+def _traffic(all_reduce: AllReduce, world: World) -> Traffic:
+    # No clocks are compared: the rank that comes last to an all-reduce waits for nobody, so that the
+    # shortest of the ranks' durations is what moving the bytes took, and the rest is waiting.
+    durations = all_reduce.take_durations()
+    moving_s = float(np.min(world.gather_all(durations), axis=0).sum())
+    return Traffic(moving_s, float(durations.sum()) - moving_s, len(durations) * all_reduce.bytes_per_call)
 
 
 class Gradients(_Averaging):

@@ -9,12 +9,15 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from mpi_train import models
 from mpi_train.averaging import AllReduce
 from mpi_train.errors import UsageError
 
 
 class SyncBatchNormalization(layers.BatchNormalization):
     """Keras's layer with moments taken over all ranks.
+
+    A rank without an example in a step, as in the last one of an epoch on many ranks, counts one that it has.
 
     Args:
         mean_over_ranks: Makes an all-reduce for vectors of a length, in float32 numbers; None for a rank
@@ -70,23 +73,18 @@ def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce]
         UsageError: it has no BatchNorm, or layers that Keras cannot make again.
     """
 
-    def again(layer: keras.Layer) -> keras.Layer:
-        if type(layer) is layers.BatchNormalization:
-            return SyncBatchNormalization(mean_over_ranks=mean_over_ranks, **layer.get_config())
-        return layer.__class__.from_config(layer.get_config())
+    made = []
 
-    if not any(type(layer) is layers.BatchNormalization for layer in model.layers):
+    def synchronise(layer: keras.Layer) -> keras.Layer:
+        if type(layer) is not layers.BatchNormalization:
+            return layer.__class__.from_config(layer.get_config())
+        made.append(SyncBatchNormalization(mean_over_ranks=mean_over_ranks, **layer.get_config()))
+        return made[-1]
+
+    copy = models.again(model, synchronise)
+    if not made:
         raise UsageError(
-            f"--sync-batchnorm: expected a model with BatchNorm among its layers. Received: {model.name}",
+            f"--sync-batchnorm: expected a model with BatchNorm. Received: {model.name}",
             remedy="leave it out, or --model resnet",
         )
-    try:
-        copy = keras.models.clone_model(model, clone_function=again)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise UsageError(
-            "--sync-batchnorm: expected layers that Keras can make again from their config. "
-            f"Received: {error}",
-            remedy="give your layer a get_config, or leave --sync-batchnorm out",
-        ) from error
-    copy.set_weights(model.get_weights())
     return copy

@@ -59,17 +59,24 @@ def mean_over_ranks(world: World, values: Sequence[np.ndarray], num_examples: in
     ]
 
 
-def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str) -> None:
-    """Compares a digest of ``arrays`` over all ranks.
+def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str, part: int = 0) -> None:
+    """Compares a digest of ``arrays`` over all ranks, or over those with the same ``part`` of the model.
 
     Raises:
         RanksApartError: they differ. On all ranks; names those that differ from the most common digest.
     """
-    digests = world.gather_all(digest(arrays))
-    common, count = Counter(digests).most_common(1)[0]
-    if count == world.size:
+    everyone = world.gather_all((part, digest(arrays)))
+    common = {
+        number: Counter(theirs for other, theirs in everyone if other == number).most_common(1)[0][0]
+        for number, _ in everyone
+    }
+    apart = [
+        f"rank {rank} on {world.hosts[rank]}"
+        for rank, (number, theirs) in enumerate(everyone)
+        if theirs != common[number]
+    ]
+    if not apart:
         return
-    apart = [f"rank {rank} on {world.hosts[rank]}" for rank, d in enumerate(digests) if d != common]
     raise RanksApartError(
         f"{when}: expected the same weights on all {world.size} ranks. "
         f"Received: other weights on {', '.join(apart)}",

@@ -104,6 +104,27 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dt
     return model
 
 
+def again(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None = None) -> keras.Model:
+    """A model as ``model``, with layers and variables of its own, and the same weights.
+
+    Args:
+        model: Sequential or functional.
+        make: Makes a layer from one of the old (default: an equal one).
+
+    Raises:
+        UsageError: a layer of the user's own cannot be made from its config.
+    """
+    try:
+        copy = keras.models.clone_model(model, clone_function=make, recursive=make is not None)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UsageError(
+            f"expected layers that Keras can make again from their config. Received: {error}",
+            remedy="give your layer a get_config, or use another strategy",
+        ) from error
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
     module_name, colon, function_name = name.partition(":")
     if not colon:

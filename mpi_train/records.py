@@ -34,8 +34,9 @@ class RankTimes:
 
     Attributes:
         compute_s: In the graph: batches, gradients, updates.
-        moving_s: In all-reduces, while bytes moved: for each, what the last rank to arrive needed.
-        waiting_s: In all-reduces, before the last rank arrived.
+        moving_s: In exchanges with other ranks, while bytes moved: in an all-reduce, what the last rank to
+            arrive needed.
+        waiting_s: In exchanges, for ranks that were not yet there.
         host_s: Between the chunks of steps: progress, agreeing on the next one.
         sent_bytes: Of weights, gradients or activations, to other ranks.
     """
@@ -95,7 +96,7 @@ class EpochTotals:
 
     @property
     def sync_s(self) -> float:
-        """Time in all-reduces, of the rank with the most."""
+        """Time in exchanges with other ranks, of the rank with the most."""
         return max((rank.moving_s + rank.waiting_s for rank in self.by_rank), default=0.0)
 
 
@@ -152,7 +153,7 @@ class RunRecord:
         history: What happened on the way, oldest first: ``kind`` (``resumed`` or ``rolled back``), the
             ``epoch`` and ``step`` from which it went on, and ``world_size`` or ``learning_rate`` since.
         bytes_per_step: What the rank that sent most sent for each global batch of examples, on average; None
-            where TensorFlow does it, and does not count.
+            where another library does it, and does not count.
         checkpoint_s: Spent in writing checkpoints, in no epoch's time; since the run last started.
         peak_rss_mib: Of the rank with the most.
         environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``environment``).

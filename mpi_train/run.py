@@ -33,6 +33,7 @@ class Run:
 
     Attributes:
         peers: The ranks that divide the data between them: all, unless ``divide_among`` says otherwise.
+        part: Which part of the model this rank and its peers have, where it is not the whole.
         shards: The data set.
         input_shape: Height, width, channels.
         out: Folder of the run's record.
@@ -45,8 +46,8 @@ class Run:
 
     def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
-        self.peers = world
-        self._startup: dict[str, float] = {}
+        self.peers, self.part = world, 0
+        self._startup = dict.fromkeys(("import", "load", "build", "trace"), 0.0)
         self.lap("import")
         with world.together():
             self.shards = ShardSet.open(config.data_dir, config.dataset)
@@ -62,9 +63,9 @@ class Run:
         self.event = self._recorder.event
         self.progress = Progress(speaks=world.is_root)
 
-    def divide_among(self, peers: World) -> None:
+    def divide_among(self, peers: World, *, part: int) -> None:
         """Has these ranks divide the data between them, where others work on the same examples."""
-        self.peers = peers
+        self.peers, self.part = peers, part
 
     def read(self, split: str) -> Examples:
         """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
@@ -76,7 +77,7 @@ class Run:
     def lap(self, phase: str) -> None:
         """Ends a phase of the start-up, which began where the last one ended."""
         before = sum(self._startup.values())
-        self._startup[phase] = self._startup.get(phase, 0.0) + environment.process_age_s() - before
+        self._startup[phase] += environment.process_age_s() - before
 
     def begin(self, *, anew: bool) -> None:
         """Begins the run's event log, or goes on with that of an interrupted run."""
@@ -221,7 +222,8 @@ class Run:
         if not all(epoch.by_rank for epoch in self.epochs):
             return None
         sent = sum(max(rank.sent_bytes for rank in epoch.by_rank) for epoch in self.epochs)
-        return sent / (len(self.epochs) * math.ceil(self.num_train / self.config.batch_size))
+        counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
+        return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
 
 
 def _require_finite(epoch: int, name: str, loss: float) -> None:

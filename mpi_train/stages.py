@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from mpi_train import models
 from mpi_train.errors import UsageError
 
 _TIMES = 5
@@ -60,6 +61,7 @@ def pieces_of(model: keras.Model) -> list[Piece]:
         # Keras tells of a layer's first call alone; what a second one returned would come from nowhere.
         if any(id(tensor) not in made for _, inputs, _ in nodes for tensor in inputs):
             raise ValueError("a layer is called twice")
+        (end,) = graph.outputs
     except (AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             "expected a model that can be cut: Sequential or functional, of one input, each layer called "
@@ -68,10 +70,11 @@ def pieces_of(model: keras.Model) -> list[Piece]:
         ) from error
     pieces = []
     last_use = {id(tensor): number for number, (_, inputs, _) in enumerate(nodes) for tensor in inputs}
+    last_use[id(end)] = len(nodes)
     waiting = {id(before)}
     for number, (name, _, outputs) in enumerate(nodes):
         waiting |= {id(tensor) for tensor in outputs}
-        waiting = {tensor for tensor in waiting if last_use.get(tensor, len(nodes)) > number}
+        waiting = {tensor for tensor in waiting if last_use.get(tensor, -1) > number}
         if waiting == {id(outputs[0])}:
             pieces.append(Piece(name, before, outputs[0], keras.Model(before, outputs[0])))
             before = outputs[0]
@@ -173,7 +176,7 @@ def cut_after(pieces: Sequence[Piece], names: Sequence[str], num_stages: int) ->
     if unknown or starts != sorted(set(starts)) or len(starts) != num_stages - 1:
         raise UsageError(
             f"--cut: expected {num_stages - 1} of {', '.join(places)}, in this order, for {num_stages} "
-            f"stages. Received: {','.join(names) or 'none'}"
+            f"stages. Received: {','.join(names)}"
         )
     for start, stop in itertools.pairwise([0, *starts, len(pieces)]):
         if not any(piece.can_stand_alone for piece in pieces[start:stop]):
@@ -198,12 +201,4 @@ def stage_of(pieces: Sequence[Piece], starts: Sequence[int], number: int) -> ker
     edges = [0, *starts, len(pieces)]
     first, last = pieces[edges[number]], pieces[edges[number + 1] - 1]
     shared = keras.Model(first.before, last.after)
-    try:
-        stage = keras.models.clone_model(shared)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise UsageError(
-            f"expected layers that Keras can make again from their config. Received: {error}",
-            remedy="give your layer a get_config, or use another strategy",
-        ) from error
-    stage.set_weights(shared.get_weights())
-    return stage
+    return models.again(shared)

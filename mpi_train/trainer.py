@@ -1,7 +1,7 @@
 """The training loop: many steps as one compiled graph, over one or several devices of this process.
 
 The host hands the graph a chunk of steps, about half a second's worth, and gets its turn between
-chunks; within a step the only visit to the host is the all-reduce.
+chunks; within a step it is visited only to exchange with other ranks.
 """
 
 from __future__ import annotations
@@ -267,10 +267,7 @@ class Trainer:
             losses, hits, gradients, new_states = zip(*parts, strict=True)
             loss, correct = tf.add_n(losses), tf.add_n(hits)
             gradient = gradients[-1] if in_turn else tf.add_n(gradients)
-            states = [
-                tf.add_n(values) / len(parts) if values[0].dtype.is_floating else values[0]
-                for values in zip(*new_states, strict=True)
-            ]
+            states = mean_states(new_states)
         for variable, state in zip(self.flat.states, states, strict=True):
             variable.assign(state)
         return loss, correct, gradient
@@ -289,6 +286,14 @@ class Trainer:
         gradients = tape.gradient(loss, pieces, output_gradients=scale, unconnected_gradients="zero")
         counts = tf.sign(scale)
         return counts * loss, counts * num_correct(outputs, labels), self.flat.concat(gradients), new_states
+
+
+def mean_states(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
+    """A step's new states, given those after each part: the mean of statistics, the last of seeds."""
+    return [
+        tf.add_n(values) / len(values) if values[0].dtype.is_floating else values[-1]
+        for values in zip(*parts, strict=True)
+    ]
 
 
 def run_chunks(

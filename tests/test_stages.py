@@ -46,6 +46,21 @@ def test_stages_in_a_row_are_the_model(name: str, num_pieces: int, dtype: str) -
     assert (model.trainable_variables[0].numpy() == weights[0]).all()
 
 
+def half_used(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    inputs = keras.Input(input_shape)
+    first, _ = keras.ops.split(layers.Dense(32)(layers.Flatten()(inputs)), 2, axis=1)
+    return keras.Model(inputs, layers.Dense(num_classes)(layers.Dense(8)(first)))
+
+
+def test_what_nobody_uses_is_no_obstacle() -> None:
+    model, pieces = pieces_of(f"{__name__}:half_used")
+    assert len(pieces) == 5
+    starts = stages.balanced(pieces, [1.0] * 5, 3)
+    parts = [stages.stage_of(pieces, starts, number) for number in range(3)]
+    images = np.random.default_rng(1).random((3, 28, 28, 1), np.float32)
+    assert np.allclose(parts[2](parts[1](parts[0](images))), model(images), rtol=1e-5, atol=1e-5)
+
+
 def test_a_residual_block_is_not_cut() -> None:
     _, pieces = pieces_of("resnet")
     additions = [piece for piece in pieces if piece.name.startswith("add")]

@@ -108,7 +108,8 @@ def available(config: BenchConfig, jobs: Path, say: Callable[[str], None]) -> Be
     Raises:
         PlatformError: one of them was asked for by name.
     """
-    if not peers_python(jobs).exists():
+    # The last thing that make peers writes.
+    if not (peers_python(jobs).parents[1] / "installed").exists():
         why = "PyTorch is not installed (make peers)"
     elif environment.num_gpus():
         why = "it trains on CPUs, and the others on this machine's GPUs"

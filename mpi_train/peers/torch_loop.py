@@ -114,7 +114,7 @@ class Evaluator:
 
     def evaluate(self, world: World) -> tuple[float, float]:
         """Mean loss and accuracy over the test sets of all ranks together."""
-        self._model.eval()
+        self._model.train(False)
         totals = torch.zeros(2)
         with torch.inference_mode():
             for images, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):

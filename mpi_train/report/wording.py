@@ -125,7 +125,7 @@ def reading(row: Row, summary: Summary) -> str:
 
 def _sent(row: Row) -> str:
     sent = row.runs[0].record.bytes_per_step
-    return f"; each rank sent at most {sent / 1e6:.3g} MB a step" if sent else ""
+    return f"; each rank sent at most {sent / 1e6:.3g} MB a batch" if sent else ""
 
 
 def _speed(speedup: Spread) -> str:

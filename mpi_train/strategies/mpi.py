@@ -11,7 +11,7 @@ import keras
 from mpi_train import devices
 from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.batchnorm import synchronised
-from mpi_train.collectives import mean_all_reduce
+from mpi_train.collectives import MeanAllReduce, mean_all_reduce
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
 from mpi_train.optimizers import LearningRate
@@ -26,19 +26,28 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     with world.together():
         device = devices.own_device(world)
 
+    within_model: list[MeanAllReduce] = []
+
     def averaging(flat: FlatModel) -> Nothing:
         if world.size == 1:
             return Nothing()
         every, local_from = config.every, config.post_local_from
+        kind: Gradients | Weights
         if config.average == "weights+slots":
-            return WeightsAndSlots(lambda length: mean_all_reduce(world, length), every, local_from)
-        all_reduce = mean_all_reduce(world, flat.num_padded)
-        return (
-            Gradients(all_reduce) if config.average == "gradients" else Weights(all_reduce, every, local_from)
-        )
+            kind = WeightsAndSlots(partial(mean_all_reduce, world), every, local_from)
+        elif config.average == "gradients":
+            kind = Gradients(mean_all_reduce(world, flat.num_padded))
+        else:
+            kind = Weights(mean_all_reduce(world, flat.num_padded), every, local_from)
+        kind.beside = within_model
+        return kind
+
+    def mean_within_model(length: int) -> MeanAllReduce:
+        within_model.append(mean_all_reduce(world, length))
+        return within_model[-1]
 
     def synchronise(model: keras.Model) -> keras.Model:
-        return synchronised(model, partial(mean_all_reduce, world) if world.size > 1 else None)
+        return synchronised(model, mean_within_model if world.size > 1 else None)
 
     return own_loop.train(
         Run("mpi", config, world, threads),

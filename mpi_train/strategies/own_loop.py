@@ -43,7 +43,7 @@ def train(
         averaging: Makes what is averaged over the ranks, for a given model.
         sync: What the record says about it.
         rate: The learning rate, where it is not simply the one that was asked for.
-        adapt: Makes of the model the one that is trained; on all ranks together.
+        adapt: Makes of the model the one that is trained; on all ranks together, and raises on all or none.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
@@ -53,7 +53,7 @@ def train(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
-        model = adapt(model)
+    model = adapt(model)
     warmup = None
     if rate is not None:
         rate.apply_to(optimizer)
@@ -135,8 +135,7 @@ def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluat
     trainer.averaging.begin_epoch(epoch.number)
     rest = trainer.train_epoch(epoch.order, epoch.steps, world, session, first=epoch.first)
     average_statistics(peers, trainer.flat, len(examples))
-    with world.together():
-        check_equal(peers, trainer.flat.arrays(), when=f"after epoch {epoch.number}")
+    check_equal(world, trainer.flat.arrays(), when=f"after epoch {epoch.number}", part=run.part)
     session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
 
 

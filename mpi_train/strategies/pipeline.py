@@ -8,6 +8,7 @@ BatchNorm, which normalises each micro-batch by itself, and dropout, which draws
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,31 +32,42 @@ from mpi_train.records import EpochRecord, RunRecord
 from mpi_train.run import Run
 from mpi_train.schedule import bubble, in_flight, one_forward_one_backward
 from mpi_train.strategies import own_loop
-from mpi_train.trainer import Trainer, as_input, losses_of, num_correct
+from mpi_train.trainer import Trainer, as_input, losses_of, mean_states, num_correct
 from mpi_train.world import World
 
 
 def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     """Trains the stages of all ranks and writes the record."""
     run = Run("pipeline", config, world, threads)
-    with world.together():
+    asked = [] if config.cut is None else [name.strip() for name in config.cut.split(",")]
+    # The whole model is built in the host's memory, on every rank for the same first weights.
+    with world.together(), tf.device("/CPU:0"):
         device = devices.own_device(world)
         whole = models.build(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         pieces = stages.pieces_of(whole)
-        num_stages = stages.how_many(pieces, config.stages, world.size)
+        num_stages = stages.how_many(pieces, config.stages or (len(asked) + 1 if asked else None), world.size)
         _require_examples(config, num_parts=world.size // num_stages * config.micro_batches)
-        starts, cut = _cut(run, pieces, num_stages)
+        # Either says what cannot be cut, before anything is timed.
+        starts = (
+            stages.cut_after(pieces, asked, num_stages)
+            if asked
+            else stages.balanced(pieces, [1.0] * len(pieces), num_stages)
+        )
+    if not asked:
+        starts = world.gather_all(_measured(run, pieces, num_stages) if world.is_root else [])[0]
+    cut = [pieces[start - 1].name for start in starts]
+    run.lap("build")
     # Neighbouring ranks are neighbouring stages, as those exchange the most.
     copy, number = divmod(world.rank, num_stages)
     pipe, peers = world.split(copy), world.split(number)
-    run.divide_among(peers)
+    run.divide_among(peers, part=number)
     examples, test_examples = run.read("train"), run.read("test")
     if number > 0:
         examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
-    with world.together():
+    with world.together(), tf.device("/CPU:0"):
         model = stages.stage_of(pieces, starts, number)
     name, num_weights = whole.name, whole.count_params()
     from_logits = not models.returns_probabilities(whole)
@@ -82,7 +94,10 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     start_equal(peers, trainer.variables)
     part_seeds(world, flat.states)
     layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches}
-    asked = {} if config.cut is None else {"cut": cut}
+    run.progress.say(
+        f"pipeline: {num_stages} stage{'s' if num_stages > 1 else ''} in {peers.size} "
+        f"cop{'ies' if peers.size > 1 else 'y'}, cut after {', '.join(cut) or 'nothing'}"
+    )
     record = own_loop.fit(
         run,
         trainer,
@@ -92,7 +107,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         state=_StageState(trainer),
         # Another rank could not do with the weights of this stage.
         work={**layout, "cut": cut},
-        sync={"average": "gradients", "every": 1, **layout, **asked},
+        sync={"average": "gradients", "every": 1, **layout, **({"cut": asked} if asked else {})},
         details=lambda: {
             "cut": cut,
             "stage_weights": world.gather_all(model.count_params())[:num_stages],
@@ -103,8 +118,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     )
     run.progress.say(
         f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; were all stages equally fast "
-        f"it would be {record.details['bubble_in_theory']:.0%} ({num_stages} stages, "
-        f"{config.micro_batches} micro-batches, cut after {', '.join(cut) or 'nothing'})"
+        f"it would be {record.details['bubble_in_theory']:.0%} (with {config.micro_batches} micro-batches)"
     )
     return record
 
@@ -134,27 +148,19 @@ def _require_examples(config: PipelineConfig, *, num_parts: int) -> None:
         )
 
 
-def _cut(run: Run, pieces: Sequence[stages.Piece], num_stages: int) -> tuple[list[int], list[str]]:
-    """Where stages begin, and the layers that they end with; on all ranks together."""
-    config, world = run.config, run.world
+def _measured(run: Run, pieces: Sequence[stages.Piece], num_stages: int) -> list[int]:
+    """Where stages begin that take the same time; or where they began in the run that is gone on with."""
+    config = run.config
     assert isinstance(config, PipelineConfig)
-    starts: list[int] = []
-    if config.cut is not None:
-        starts = stages.cut_after(pieces, [name.strip() for name in config.cut.split(",")], num_stages)
-    else:
-        stages.balanced(pieces, [1.0] * len(pieces), num_stages)  # refused before anything is timed
-        if world.is_root:
-            # Measured again it might come out differently, and a checkpoint would fit no longer.
-            before = work_of(run.out, config.resume)
-            names = [piece.name for piece in pieces]
-            cut = before.get("cut", [])
-            if before.get("stages") == num_stages and set(cut) <= set(names):
-                starts = [names.index(name) + 1 for name in cut]
-            else:
-                size = -(-config.batch_size * num_stages // (world.size * config.micro_batches))
-                starts = stages.balanced(pieces, stages.costs_of(pieces, size), num_stages)
-        starts = world.gather_all(starts)[0]
-    return starts, [pieces[start - 1].name for start in starts]
+    # Measured again it might come out differently, and the checkpoint would fit no longer.
+    goes_on = not (run.is_finished and config.resume == "auto")
+    before = work_of(run.out, config.resume) if goes_on else {}
+    if (before.get("model"), before.get("stages")) == (config.model, num_stages):
+        names = [piece.name for piece in pieces]
+        return [names.index(name) + 1 for name in before["cut"]]
+    size = -(-config.batch_size * num_stages // (run.world.size * config.micro_batches))
+    with tf.device("/CPU:0"):
+        return stages.balanced(pieces, stages.costs_of(pieces, size), num_stages)
 
 
 def _links(pipe: World, flat: FlatModel, config: PipelineConfig, *, copies: int) -> _Links:
@@ -195,13 +201,14 @@ class _StageTrainer(Trainer):
         optimizer: keras.Optimizer,
         examples: Examples,
         *,
-        averaging: Nothing,
+        averaging: _Exchange,
         devices: Sequence[str],
         pipe: World,
         links: _Links,
         from_logits: bool,
     ) -> None:
         super().__init__(flat, optimizer, examples, averaging=averaging, devices=devices)
+        self._exchange = averaging
         self._pipe, self._links, self._from_logits = pipe, links, from_logits
         self._schedule = one_forward_one_backward(pipe.rank, pipe.size, len(devices))
         # All stages work on the same examples; they count once.
@@ -209,6 +216,9 @@ class _StageTrainer(Trainer):
 
     def sums(self, loss: float, correct: float) -> tuple[float, float]:
         """The last stage's, on all of the pipe."""
+        start = time.perf_counter()
+        self._pipe.barrier()
+        self._exchange.idle_s += time.perf_counter() - start
         total = self._pipe.sum(np.array([loss, correct]))
         return float(total[0]), float(total[1])
 
@@ -217,7 +227,8 @@ class _StageTrainer(Trainer):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         before, after = self._links.before, self._links.after
         pieces = self.flat.slices(tf.identity(self.flat.weights.value))
-        states = [tf.identity(state) for state in self.flat.states]
+        states = first = [tf.identity(state) for state in self.flat.states]
+        parts: list[list[tf.Tensor]] = []
         loss, correct, gradient = tf.constant(0.0), tf.constant(0.0), tf.zeros(self.flat.num_padded)
         kept: dict[int, tuple[tf.GradientTape, list[tf.Tensor], tf.Tensor]] = {}
         done: list[tf.Tensor] = []
@@ -231,7 +242,10 @@ class _StageTrainer(Trainer):
                     sources = pieces if before is None else [*pieces, inputs]
                     with tf.GradientTape(watch_accessed_variables=False) as tape:
                         tape.watch(sources)
+                        # BatchNorm's statistics go on from the step's first, seeds from the last part's.
+                        states = [a if a.dtype.is_floating else b for a, b in zip(first, states, strict=True)]
                         outputs, states = self.flat.call(pieces, states, inputs, training=True)
+                        parts.append(states)
                         if after is None:
                             labels = tf.cast(labels, tf.int32)
                             hits = num_correct(outputs, labels)
@@ -251,22 +265,29 @@ class _StageTrainer(Trainer):
                         before.send(gradients.pop())
                     gradient += self.flat.concat(gradients)
                     done = [gradient]
-        for variable, state in zip(self.flat.states, states, strict=True):
+        for variable, state in zip(self.flat.states, mean_states(parts), strict=True):
             variable.assign(state)
         return loss, correct, gradient
 
 
 class _Exchange(Nothing):
-    """Averages the gradients of a stage over its copies, and counts what went over the links."""
+    """Averages the gradients of a stage over its copies, and counts what went over the links.
+
+    Attributes:
+        idle_s: What the rank waited for others between two chunks of steps.
+    """
 
     def __init__(self, over_peers: Nothing, peers: World, links: _Links) -> None:
         self._over_peers, self._peers, self._links = over_peers, peers, links
+        self.idle_s = 0.0
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         return self._over_peers.gradient(gradient)
 
     def take_traffic(self, world: World) -> Traffic:
-        return sum((link.take_traffic() for link in self._links), self._over_peers.take_traffic(self._peers))
+        idle_s, self.idle_s = self.idle_s, 0.0
+        own = (link.take_traffic() for link in self._links)
+        return sum(own, self._over_peers.take_traffic(self._peers)) + Traffic(waiting_s=idle_s)
 
 
 def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -298,33 +319,29 @@ def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
 
 
 class _StageState:
-    """A stage's variables, for a checkpoint: under the same names on all ranks, whatever its layers."""
+    """A stage's variables, for a checkpoint: in rows, so that all ranks have the same names."""
 
     def __init__(self, trainer: _StageTrainer) -> None:
         self._trainer = trainer
         flat = trainer.flat
-        self._whole = {
-            "weights": flat.weights.value,
-            **{f"optimizer/{i}": variable for i, variable in enumerate(trainer.update.variables)},
-        }
-        self._in_rows = {
+        self._rows: dict[str, list[tf.Variable]] = {
+            "weights": [flat.weights.value],
             "statistics": flat.moving_statistics,
             "seeds": [state for state in flat.states if not state.dtype.is_floating],
+            "slots": [v for v in trainer.update.variables if v.dtype.is_floating],
+            "counts": [v for v in trainer.update.variables if not v.dtype.is_floating],
         }
 
     def arrays(self) -> Arrays:
-        rows = {
-            name: np.concatenate([np.ravel(v.numpy()) for v in variables] or [np.zeros(0, np.float32)])
-            for name, variables in self._in_rows.items()
+        return {
+            name: np.concatenate([np.ravel(v.numpy()) for v in row] or [np.zeros(0, np.float32)])
+            for name, row in self._rows.items()
         }
-        return {**{name: np.array(v.numpy()) for name, v in self._whole.items()}, **rows}
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
-        for name, variable in self._whole.items():
-            variable.assign(arrays[name])
-        for name, variables in self._in_rows.items():
+        for name, row in self._rows.items():
             start = 0
-            for variable in variables:
+            for variable in row:
                 stop = start + variable.shape.num_elements()
                 variable.assign(arrays[name][start:stop].reshape(variable.shape))
                 start = stop

@@ -25,7 +25,9 @@ WAYS = [
     pytest.param("mpi", 2, [], id="weights"),
     pytest.param("mpi", 2, ["--average", "gradients"], id="gradients", marks=slow),
     pytest.param("mpi", 3, ["--every", "5"], id="local_sgd", marks=slow),
-    pytest.param("mpi", 2, ["--model", "resnet", "--epochs", "12"], id="batchnorm", marks=slow),
+    pytest.param(
+        "mpi", 2, ["--model", "resnet", "--sync-batchnorm", "--epochs", "8"], id="batchnorm", marks=slow
+    ),
     pytest.param("mpi", 2, ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16", marks=slow),
     pytest.param(
         "mpi",
@@ -44,7 +46,11 @@ WAYS = [
     pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
     # Cut by hand: where a measured cut is, two runs may differ.
     pytest.param(
-        "pipeline", 2, ["--model", "resnet", "--cut", "re_lu_2", "--epochs", "6"], id="pipeline", marks=slow
+        "pipeline",
+        2,
+        ["--model", "resnet", "--cut", "re_lu_2", "--optimizer", "lamb", "--epochs", "6"],
+        id="pipeline",
+        marks=slow,
     ),
     pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
     pytest.param("ddp", 2, ["--epochs", "12"], id="ddp", marks=pytest.mark.peers),
