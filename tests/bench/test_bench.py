@@ -79,6 +79,7 @@ def place(tmp_path: Path) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    (tmp_path / ".venv-peers/installed").touch()
     (tmp_path / "jobs/bench.py").write_text((ROOT / "jobs/bench.py").read_text())
     write_shards(synthetic.draw(1, num_train=64, num_test=16), tmp_path / "data/synthetic", 1, 1)
     return tmp_path
@@ -142,7 +143,10 @@ def test_all_leaves_out_what_is_not_installed_and_says_so(
         available(BenchConfig(strategies="mpi,ddp"), tmp_path / "jobs", said.append)
     python = tmp_path / ".venv-peers/bin/python"
     python.parent.mkdir(parents=True)
-    python.touch()
+    python.touch()  # as an interrupted make peers leaves it
+    assert "ddp" not in available(BenchConfig(), tmp_path / "jobs", said.append).names
+    assert said.pop() == said[0]
+    (tmp_path / ".venv-peers/installed").touch()
     assert available(BenchConfig(), tmp_path / "jobs", said.append).names == list(STRATEGIES)
     assert len(said) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
