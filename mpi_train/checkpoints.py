@@ -330,8 +330,8 @@ def work_of(out: Path, resume: str) -> dict[str, Any]:
     Args:
         out, resume: As for ``Checkpoints`` and its ``find``.
     """
-    paths = [Path(resume)] if resume not in ("auto", "never") else _listed(out / FOLDER)
-    for path in paths if resume != "never" else []:
+    named = {"auto": _listed(out / FOLDER), "never": []}
+    for path in named.get(resume, [Path(resume)]):
         with suppress(DataError, KeyError, TypeError, ValueError):
             return dict(CheckpointFile(path).state["work"])
     return {}

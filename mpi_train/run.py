@@ -222,6 +222,7 @@ class Run:
         if not all(epoch.by_rank for epoch in self.epochs):
             return None
         sent = sum(max(rank.sent_bytes for rank in epoch.by_rank) for epoch in self.epochs)
+        # Of the examples that were trained on: under federated, clients left out and local epochs change it.
         counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
         return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
 

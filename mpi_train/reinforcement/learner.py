@@ -89,42 +89,31 @@ class Learner:
         places = (order * num_envs + np.arange(num_envs, dtype=np.int32)).reshape(
             NUM_PASSES * NUM_MINIBATCHES, -1
         )
-        arrays = (lesson.actions, lesson.log_probabilities, lesson.advantages, lesson.returns)
+        # In the order of Lesson's fields; each as (n, ...).
+        arrays = [
+            lesson.observations.reshape(-1, lesson.observations.shape[-1]),
+            lesson.actions.ravel(),
+            lesson.log_probabilities.ravel(),
+            lesson.advantages.ravel(),
+            lesson.returns.ravel(),
+        ]
         with tf.device(self._device):
-            self._run(
-                tf.constant(lesson.observations.reshape(-1, lesson.observations.shape[-1])),
-                *(tf.constant(array.ravel()) for array in arrays),
-                tf.constant(places),
-            )
+            self._run([tf.constant(array) for array in arrays], tf.constant(places))
 
     @tf.function(autograph=False)
-    def _run(
-        self,
-        observations: tf.Tensor,
-        actions: tf.Tensor,
-        log_probabilities: tf.Tensor,
-        advantages: tf.Tensor,
-        returns: tf.Tensor,
-        places: tf.Tensor,
-    ) -> None:
-        """The arrays of a lesson as (n, ...), and int32 (minibatches, length): where in them each is."""
-        arrays = (observations, actions, log_probabilities, advantages, returns)
+    def _run(self, arrays: list[tf.Tensor], places: tf.Tensor) -> None:
+        """The arrays of a lesson, and int32 (minibatches, length): where in them each minibatch is."""
 
         def body(number: tf.Tensor) -> tuple[tf.Tensor]:
-            gradient = self._gradient(*(tf.gather(array, places[number]) for array in arrays))
+            gradient = self._gradient([tf.gather(array, places[number]) for array in arrays])
             self.update.apply(self._averaging.gradient(gradient))
             return (number + 1,)
 
         tf.while_loop(lambda number: number < places.shape[0], body, (0,), parallel_iterations=1)
 
-    def _gradient(
-        self,
-        observations: tf.Tensor,
-        actions: tf.Tensor,
-        log_probabilities: tf.Tensor,
-        advantages: tf.Tensor,
-        returns: tf.Tensor,
-    ) -> tf.Tensor:
+    def _gradient(self, arrays: list[tf.Tensor]) -> tf.Tensor:
+        """Of one minibatch of these arrays: float32 (num_padded,)."""
+        observations, actions, log_probabilities, advantages, returns = arrays
         pieces = self.flat.slices(tf.identity(self.flat.weights.value))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pieces)
