@@ -99,6 +99,7 @@ class TrainConfig(StepConfig):
         0, "steps of an epoch between two checkpoints, beside those at its end (0: by time alone)", "STEPS"
     )
     checkpoint_minutes: float = option(5.0, "minutes between two checkpoints, at most", "MINUTES")
+    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
     on_nan: OnNan = option("stop", "when the loss becomes NaN: stop, or roll back and halve the rate")
 
     def __post_init__(self) -> None:

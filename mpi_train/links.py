@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
+from mpi_train import timeline
 from mpi_train.averaging import Traffic
 from mpi_train.host_calls import HostCall
 from mpi_train.memory import aligned_empty
@@ -54,7 +55,9 @@ class Link:
         self._requests = [MPI.REQUEST_NULL] * send_depth
         self._num_received = self._num_sent = 0
         self._receive = HostCall(self._receive_now, self._wire)
-        self._send = HostCall(self._send_now, tf.int32)
+        self._send = HostCall(timeline.traced("send", self._send_now), tf.int32)
+        self._probe = timeline.traced("wait", self._comm.Probe)
+        self._take = timeline.traced("receive", self._comm.Recv)
         self._waiting_s, self._sent_bytes = 0.0, 0
 
     def receive(self, count: tf.Tensor, known: int | None) -> tf.Tensor:
@@ -68,11 +71,11 @@ class Link:
 
     def _receive_now(self, count: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
-        self._comm.Probe(self._neighbour)
+        self._probe(self._neighbour)
         self._waiting_s += time.perf_counter() - start
         array = self._arriving[self._num_received % len(self._arriving)][: int(count) * self._numbers]
         self._num_received += 1
-        self._comm.Recv(array, self._neighbour)
+        self._take(array, self._neighbour)
         return array.reshape(-1, *self._shape)
 
     def _send_now(self, array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from mpi_train import environment, watch
+from mpi_train import environment, timeline, watch
 from mpi_train.config import TrainConfig
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
@@ -47,6 +47,8 @@ class Run:
     def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
         self.peers, self.part = world, 0
+        if config.trace:
+            timeline.start(world)
         self._startup = dict.fromkeys(("import", "load", "build", "trace"), 0.0)
         self.lap("import")
         with world.together():
@@ -76,6 +78,7 @@ class Run:
 
     def lap(self, phase: str) -> None:
         """Ends a phase of the start-up, which began where the last one ended."""
+        timeline.lap(phase)
         before = sum(self._startup.values())
         self._startup[phase] += environment.process_age_s() - before
 
@@ -107,6 +110,7 @@ class Run:
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
         """To be called before the first step of an epoch, counted from 1."""
         watch.note(f"epoch {epoch}, before the first step")
+        timeline.begin_epoch(epoch)
         self.event("epoch_start", epoch_num=epoch)
         self.progress.begin(f"epoch {epoch}/{self.config.epochs}", num_steps)
 
@@ -142,7 +146,8 @@ class Run:
         self.event("eval_start", epoch_num=epoch)
         self.world.barrier()
         start = time.perf_counter()
-        test_loss, test_accuracy = evaluate(self.world)
+        with timeline.phase("evaluate"):
+            test_loss, test_accuracy = evaluate(self.world)
         _require_finite(epoch, "test loss", test_loss)
         eval_s = max(self.world.gather_all(time.perf_counter() - start))
         self.event("eval_stop", epoch_num=epoch)
@@ -161,6 +166,7 @@ class Run:
             by_rank=totals.by_rank,
         )
         self.epochs.append(record)
+        timeline.end_epoch()
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
             f"{record.images_per_s:9,.0f} images/s  loss {totals.mean_loss:.4f}  "

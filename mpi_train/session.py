@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mpi_train import watch
+from mpi_train import timeline, watch
 from mpi_train.checkpoints import Arrays, Checkpoints, Position
 from mpi_train.config import TrainConfig
 from mpi_train.control import Control
@@ -109,8 +109,9 @@ class Session(Overseer):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The time in which signals stop the run at the next step boundary."""
-        with self.control.listening():
+        """The time in which signals stop the run at the next step boundary; then its timeline is written."""
+        run = self.run
+        with self.control.listening(), timeline.kept(run.out / timeline.FILE, run.progress.say):
             yield
 
     def finish(
@@ -258,7 +259,8 @@ class Session(Overseer):
     def save(self) -> bool:
         """Writes a checkpoint of where the run is, on all ranks together; whether it was written."""
         watch.note(f"epoch {self.position.epoch}, writing a checkpoint")
-        self._written = self.checkpoints.save(self.position, self.state.arrays())
+        with timeline.phase("checkpoint"):
+            self._written = self.checkpoints.save(self.position, self.state.arrays())
         self.control.saved()
         return self._written
 

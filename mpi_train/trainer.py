@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mpi_train import timeline
 from mpi_train.averaging import Nothing, Traffic
 from mpi_train.data.examples import Examples
 from mpi_train.flat import FlatModel
@@ -321,20 +322,24 @@ def run_chunks(
     """
     meter = _Meter(world, averaging)
     length = 8
-    while first < len(steps):
-        stop = overseer.limit(first, min(first + length, len(steps)))
-        start = time.perf_counter()
-        loss, correct = run_steps(first, stop)
-        elapsed = time.perf_counter() - start
-        count = steps[first:stop].num_examples
-        meter.add(elapsed, *((loss, correct, count) if counts else ()))
-        finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
-        slowest_s, pause = overseer.after(Chunk(first, stop, elapsed, loss / max(1, count), finite), world)
-        if pause and stop < len(steps):
-            overseer.pause(stop, meter.totals())
-            meter.start()
-        length = max(1, int((stop - first) * CHUNK_S / slowest_s))
-        first = stop
+    with timeline.phase("host"):
+        while first < len(steps):
+            stop = overseer.limit(first, min(first + length, len(steps)))
+            start = time.perf_counter()
+            with timeline.phase("compute", first, stop):
+                loss, correct = run_steps(first, stop)
+            elapsed = time.perf_counter() - start
+            count = steps[first:stop].num_examples
+            meter.add(elapsed, *((loss, correct, count) if counts else ()))
+            finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
+            chunk = Chunk(first, stop, elapsed, loss / max(1, count), finite)
+            slowest_s, pause = overseer.after(chunk, world)
+            if pause and stop < len(steps):
+                with timeline.phase("checkpoint"):
+                    overseer.pause(stop, meter.totals())
+                    meter.start()
+            length = max(1, int((stop - first) * CHUNK_S / slowest_s))
+            first = stop
     return meter.totals()
 
 

@@ -61,6 +61,11 @@ class BenchConfig(TrainConfig):
         at_least("--np", self.num_workers, 1)
         if self.resume != "never":
             raise UsageError(f"--resume: a bench begins each run anew. Received: --resume {self.resume}")
+        if self.trace:
+            raise UsageError(
+                "--trace: a bench times runs as they are without it",
+                remedy="one job alone, such as make mpi ARGS=--trace",
+            )
         if not self.names:
             raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: none")
         for name in self.names:

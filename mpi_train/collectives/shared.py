@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from mpi4py import MPI
 
+from mpi_train import timeline
 from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.memory import aligned_empty
 from mpi_train.world import World
@@ -43,6 +44,10 @@ class SharedAllReduce(MeanAllReduce):
             for turn in (0, 1)
         ]
         self._turn = 0
+        self._pack = timeline.traced("pack", np.copyto)
+        self._meet = timeline.traced("all-reduce", self._wait_for_all, together=world)
+        self._reduce = timeline.traced("all-reduce", self._add_up, num_bytes=self.bytes_per_call)
+        self._unpack = timeline.traced("unpack", self._put_together)
 
     @staticmethod
     def num_bytes(length: int) -> int:
@@ -53,21 +58,29 @@ class SharedAllReduce(MeanAllReduce):
         # What a rank may still be reading was written in this turn; the next call writes elsewhere,
         # and when the turn comes again all have met.
         turn = self._turn = 1 - self._turn
-        np.copyto(self._vector[turn], vector)
+        self._pack(self._vector[turn], vector)
         self._meet()
+        self._reduce(turn)
+        self._meet()
+        return self._unpack(turn)
+
+    def _add_up(self, turn: int) -> None:
+        """This rank's part of the mean."""
         first, second, *others = self._addends[turn]
         total = self._sum[turn]
         np.add(first, second, out=total)
         for other in others:
             np.add(total, other, out=total)
         np.multiply(total, self._inverse_size, out=total)
-        self._meet()
+
+    def _put_together(self, turn: int) -> np.ndarray:
+        """The whole mean, of all ranks' parts."""
         mean = self._means[turn]
         for part, part_sum in self._sums[turn]:
             np.copyto(mean[part], part_sum)
         return mean
 
-    def _meet(self) -> None:
+    def _wait_for_all(self) -> None:
         """Waits for all ranks; what each wrote before, all can read after."""
         self._window.Sync()
         self._comm.Barrier()

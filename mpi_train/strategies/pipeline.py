@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import devices, evaluation, models, optimizers, stages
+from mpi_train import devices, evaluation, models, optimizers, stages, timeline
 from mpi_train.averaging import Gradients, Nothing, Traffic
 from mpi_train.checkpoints import Arrays, work_of
 from mpi_train.collectives import mean_all_reduce
@@ -217,7 +217,8 @@ class _StageTrainer(Trainer):
     def sums(self, loss: float, correct: float) -> tuple[float, float]:
         """The last stage's, on all of the pipe."""
         start = time.perf_counter()
-        self._pipe.barrier()
+        with timeline.phase("wait"):
+            self._pipe.barrier()
         self._exchange.idle_s += time.perf_counter() - start
         total = self._pipe.sum(np.array([loss, correct]))
         return float(total[0]), float(total[1])

@@ -1,0 +1,129 @@
+"""``trace.json``: the spans of all ranks in Chrome's trace-event format, which ui.perfetto.dev opens.
+
+The format is described in "Trace Event Format" by Duca and Sinclair, which docs.google.com has as document
+1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU. A rank is a process, and all stand on the root's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpi_train import files
+from mpi_train.clock import Clock
+from mpi_train.spans import PHASES, SPAN, Bounded, is_training
+from mpi_train.world import World
+
+THREADS = ("epochs", "phases")
+
+
+def write(path: Path, world: World, clock: Clock, spans: Bounded, say: Callable[[str], None]) -> None:
+    """Writes the spans of all ranks, on all of them together.
+
+    Args:
+        path: The file; written by the root.
+        world: The ranks.
+        clock: Of this rank.
+        spans: Of this rank, by its own clock.
+        say: Shows a line to the user.
+    """
+    mine = spans.all()
+    for edge in ("start", "stop"):
+        mine[edge] = clock.common(mine[edge])
+    good = clock.good
+    about = {
+        "rank": world.rank,
+        "host": world.hosts[world.rank],
+        "clock": {
+            "offset_us": 1e6 * good[0].offset_s,
+            "drift_us": 1e6 * (good[-1].offset_s - good[0].offset_s),
+            "uncertainty_us": 1e6 * max(reading.uncertainty_s for reading in good),
+            "readings": len(good),
+        },
+        "seconds": {f"epoch {epoch}": dict(phases) for epoch, phases in spans.seconds.items() if epoch},
+        "start_up": dict(spans.seconds[0]),
+        "left_out": spans.num_left_out,
+    }
+    everyone = world.gather_all((about, len(mine)))
+    if not world.is_root:
+        world.send(mine.view(np.uint8), to=0)
+        return
+    # All of them first: the others do not wait for a disk.
+    theirs = [
+        world.receive(np.empty(count * SPAN.itemsize, np.uint8), source=rank).view(SPAN)
+        for rank, (_, count) in enumerate(everyone[1:], start=1)
+    ]
+    try:
+        _write(path, [mine, *theirs], [about for about, _ in everyone])
+    except OSError as error:
+        # A full disk is no reason to lose the training.
+        print(f"warning: {path}: {error.strerror}; the timeline is lost", file=sys.stderr)
+    else:
+        say(f"timeline: {path}, for https://ui.perfetto.dev")
+
+
+def _write(path: Path, by_rank: list[np.ndarray], about: list[dict[str, Any]]) -> None:
+    zero = min(spans["start"].min() for spans in by_rank if len(spans))
+    began = time.time() - (time.perf_counter() - zero)
+    other = {"began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)), "ranks": about}
+    with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write('{"displayTimeUnit": "ms",\n"otherData": ' + json.dumps(other) + ',\n"traceEvents": [\n')
+        for rank, spans in enumerate(by_rank):
+            for line in _lines(rank, f"rank {rank} on {about[rank]['host']}", spans, zero):
+                file.write(line + ",\n")
+        # JSON allows no comma after the last one.
+        file.write(json.dumps({"ph": "M", "name": "trace_end", "pid": _pid(0), "args": {}}) + "\n]}\n")
+
+
+def _pid(rank: int) -> int:
+    return rank + 1  # 0 is the kernel's
+
+
+def _lines(rank: int, name: str, spans: np.ndarray, zero: float) -> Iterator[str]:
+    """The events of one rank, as JSON."""
+    pid = _pid(rank)
+    tids = [len(THREADS) * rank + number + 1 for number in range(len(THREADS))]
+    yield _metadata("process_name", pid, {"name": name})
+    yield _metadata("process_sort_index", pid, {"sort_index": rank})
+    for number, (tid, thread) in enumerate(zip(tids, THREADS, strict=True)):
+        yield _metadata("thread_name", pid, {"name": thread}, tid)
+        yield _metadata("thread_sort_index", pid, {"sort_index": number}, tid)
+    # Whole nanoseconds, so that a span begins where the one before ends.
+    starts, stops = (np.rint(1e9 * (spans[edge] - zero)).astype(int) for edge in ("start", "stop"))
+    training = is_training(spans)
+    for epoch in np.unique(spans["epoch"][training]):
+        some = training & (spans["epoch"] == epoch)
+        yield _complete(f"epoch {epoch}", pid, tids[0], starts[some].min(), stops[some].max(), {})
+    for span, start, stop in zip(spans, starts, stops, strict=True):
+        args: dict[str, Any] = {}
+        if span["epoch"]:
+            args["epoch"] = int(span["epoch"])
+        if span["steps"] == 1:
+            args["step"] = int(span["step"]) + 1
+        elif span["steps"]:
+            args["steps"] = f"{span['step'] + 1} to {span['step'] + span['steps']}"
+        if span["num_bytes"]:
+            args["bytes"] = int(span["num_bytes"])
+        yield _complete(PHASES[span["phase"]], pid, tids[1], start, stop, args)
+
+
+def _complete(name: str, pid: int, tid: int, start_ns: int, stop_ns: int, args: dict[str, Any]) -> str:
+    return (
+        f'{{"ph": "X", "name": "{name}", "pid": {pid}, "tid": {tid}, "ts": {_us(start_ns)}, '
+        f'"dur": {_us(stop_ns - start_ns)}, "args": {json.dumps(args)}}}'
+    )
+
+
+def _us(ns: int) -> str:
+    return f"{ns // 1000}.{ns % 1000:03}"
+
+
+def _metadata(name: str, pid: int, args: dict[str, Any], tid: int | None = None) -> str:
+    thread = {} if tid is None else {"tid": tid}
+    return json.dumps({"ph": "M", "name": name, "pid": pid, **thread, "args": args})
