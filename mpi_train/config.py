@@ -231,6 +231,7 @@ class ReinforcementConfig(WatchedConfig):
     learning_rate: float = option(0.01, "step size of Adam at the start; it falls evenly to 0")
     seed: int = option(1, "seed of the weights, the environments and the choice of actions")
     out: Path = option(Path("results/reinforcement"), "folder for reinforcement.json and reward.png", "DIR")
+    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
 
     def __post_init__(self) -> None:
         super().__post_init__()

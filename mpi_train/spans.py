@@ -101,7 +101,7 @@ def _number_steps(parts: np.ndarray, of_part: np.ndarray, spans: np.ndarray, own
 
 def is_training(spans: np.ndarray) -> np.ndarray:
     """Of which spans the time is their epoch's."""
-    return np.isin(spans["phase"], [PHASES.index(name) for name in TRAINING])
+    return (spans["epoch"] > 0) & np.isin(spans["phase"], [PHASES.index(name) for name in TRAINING])
 
 
 def summed(spans: np.ndarray, *, by_chunk: bool) -> np.ndarray:

@@ -20,8 +20,6 @@ from mpi_train.clock import Clock
 from mpi_train.spans import PHASES, SPAN, Bounded, is_training
 from mpi_train.world import World
 
-THREADS = ("epochs", "phases")
-
 
 def write(path: Path, world: World, clock: Clock, spans: Bounded, say: Callable[[str], None]) -> None:
     """Writes the spans of all ranks, on all of them together.
@@ -75,31 +73,26 @@ def _write(path: Path, by_rank: list[np.ndarray], about: list[dict[str, Any]]) -
     with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ms",\n"otherData": ' + json.dumps(other) + ',\n"traceEvents": [\n')
         for rank, spans in enumerate(by_rank):
-            for line in _lines(rank, f"rank {rank} on {about[rank]['host']}", spans, zero):
-                file.write(line + ",\n")
-        # JSON allows no comma after the last one.
-        file.write(json.dumps({"ph": "M", "name": "trace_end", "pid": _pid(0), "args": {}}) + "\n]}\n")
+            # A process is known by the number of its first thread; 0 is the kernel's.
+            events = _events(spans, zero, pid=rank + 1, epochs_tid=len(by_rank) + rank + 1)
+            name = f"rank {rank} on {about[rank]['host']}"
+            file.write(_metadata("process_name", rank + 1, {"name": name}))
+            file.writelines(f",\n{event}" for event in events)
+            file.write(",\n" if rank + 1 < len(by_rank) else "\n")
+        file.write("]}\n")
 
 
-def _pid(rank: int) -> int:
-    return rank + 1  # 0 is the kernel's
-
-
-def _lines(rank: int, name: str, spans: np.ndarray, zero: float) -> Iterator[str]:
-    """The events of one rank, as JSON."""
-    pid = _pid(rank)
-    tids = [len(THREADS) * rank + number + 1 for number in range(len(THREADS))]
-    yield _metadata("process_name", pid, {"name": name})
-    yield _metadata("process_sort_index", pid, {"sort_index": rank})
-    for number, (tid, thread) in enumerate(zip(tids, THREADS, strict=True)):
-        yield _metadata("thread_name", pid, {"name": thread}, tid)
-        yield _metadata("thread_sort_index", pid, {"sort_index": number}, tid)
+def _events(spans: np.ndarray, zero: float, *, pid: int, epochs_tid: int) -> Iterator[str]:
+    """The events of one rank, as JSON: its phases on one thread, and above them its epochs on another."""
+    yield _metadata("process_sort_index", pid, {"sort_index": pid})
+    yield _metadata("thread_name", pid, {"name": "phases"}, pid)
+    yield _metadata("thread_name", pid, {"name": "epochs"}, epochs_tid)
     # Whole nanoseconds, so that a span begins where the one before ends.
     starts, stops = (np.rint(1e9 * (spans[edge] - zero)).astype(int) for edge in ("start", "stop"))
     training = is_training(spans)
     for epoch in np.unique(spans["epoch"][training]):
         some = training & (spans["epoch"] == epoch)
-        yield _complete(f"epoch {epoch}", pid, tids[0], starts[some].min(), stops[some].max(), {})
+        yield _complete(f"epoch {epoch}", pid, epochs_tid, starts[some].min(), stops[some].max(), {})
     for span, start, stop in zip(spans, starts, stops, strict=True):
         args: dict[str, Any] = {}
         if span["epoch"]:
@@ -110,7 +103,7 @@ def _lines(rank: int, name: str, spans: np.ndarray, zero: float) -> Iterator[str
             args["steps"] = f"{span['step'] + 1} to {span['step'] + span['steps']}"
         if span["num_bytes"]:
             args["bytes"] = int(span["num_bytes"])
-        yield _complete(PHASES[span["phase"]], pid, tids[1], start, stop, args)
+        yield _complete(PHASES[span["phase"]], pid, pid, start, stop, args)
 
 
 def _complete(name: str, pid: int, tid: int, start_ns: int, stop_ns: int, args: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mpi_train import optimizers, watch
+from mpi_train import optimizers, timeline, watch
 from mpi_train.averaging import Gradients, Nothing
 from mpi_train.collectives import mean_all_reduce
 from mpi_train.config import NUM_MINIBATCHES, ReinforcementConfig
@@ -77,7 +77,9 @@ class Site:
         begin = time.perf_counter()
         for number in range(1, config.updates + 1):
             watch.note(f"update {number}")
-            returns = self._update(number)
+            timeline.begin_epoch(number)
+            with timeline.phase("host"):
+                returns = self._update(number)
             finite = bool(np.isfinite(self.flat.weights.numpy()).all())
             decision = control.agree(
                 first=number - 1, stop=number, elapsed_s=time.perf_counter() - begin, finite=finite
@@ -87,6 +89,7 @@ class Site:
                     f"update {number}: the weights became NaN or infinite", remedy="a smaller --learning-rate"
                 )
             check_equal(world, self.flat.arrays(), when=f"after update {number}")
+            timeline.end_epoch()
             total, count = world.sum(np.array([sum(returns), len(returns)], np.float64))
             yield UpdateRecord(
                 update=number,
@@ -113,8 +116,13 @@ class Site:
         self._learner.update.optimizer.learning_rate.assign(rate)
         actor = self._actor()
         chances, order = self._draw(number)
-        seen = self._environments.play(lambda now, step: actor.sample(now, chances[step]), config.num_steps)
-        self._learner.improve(self._lesson(seen, actor), order)
+        with timeline.phase("play"):
+            seen = self._environments.play(
+                lambda now, step: actor.sample(now, chances[step]), config.num_steps
+            )
+        lesson = self._lesson(seen, actor)
+        with timeline.phase("compute", 0, NUM_PASSES * NUM_MINIBATCHES):
+            self._learner.improve(lesson, order)
         return seen.returns
 
     def _lesson(self, seen: Experience, actor: policy.Actor) -> Lesson:

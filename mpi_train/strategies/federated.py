@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import control, devices, files, models, optimizers, watch
+from mpi_train import control, devices, files, models, optimizers, timeline, watch
 from mpi_train.averaging import Nothing
 from mpi_train.checkpoints import Arrays
 from mpi_train.clients import Client, choose, clients_of
@@ -132,32 +132,40 @@ def _train_round(
     begin = time.perf_counter()
     compute_s = waiting_s = 0.0
     told: list[Told] = []
-    for turn in range(num_turns):
-        start = time.perf_counter()
-        loss, finite = 0.0, True
-        if turn < len(mine):
-            client = mine[turn]
-            watch.note(f"round {number}, training of client {client.number}")
-            # Asked to stop, a rank does not train its client to the end: the round begins anew anyway.
-            with suppress(_AskedError):
-                totals, finite = site.train(client, number)
-                server.take(client.num_examples / num_examples)
-                loss = totals.mean_loss
-                told.append(
-                    Told(
-                        client.number, world.rank, client.num_examples, loss, totals.accuracy, totals.train_s
+    with timeline.phase("host"):
+        for turn in range(num_turns):
+            start = time.perf_counter()
+            loss, finite = 0.0, True
+            if turn < len(mine):
+                client = mine[turn]
+                watch.note(f"round {number}, training of client {client.number}")
+                # Asked to stop, a rank does not train its client to the end: the round begins anew anyway.
+                with suppress(_AskedError):
+                    with timeline.phase("compute"):
+                        totals, finite = site.train(client, number)
+                        server.take(client.num_examples / num_examples)
+                    loss = totals.mean_loss
+                    told.append(
+                        Told(
+                            client.number,
+                            world.rank,
+                            client.num_examples,
+                            loss,
+                            totals.accuracy,
+                            totals.train_s,
+                        )
                     )
-                )
-        trained = time.perf_counter()
-        compute_s += trained - start
-        session.after(Chunk(turn, turn + 1, trained - start, loss, finite), world)
-        missing = min(turn + 1, len(mine)) - len(told)
-        if session.control.stopping and (turn + 1 < num_turns or world.maximum(missing)):
-            session.abandon()
-        waiting_s += time.perf_counter() - trained
-    start = time.perf_counter()
-    sent_bytes = server.end_round()
-    reduce_s = time.perf_counter() - start
+            trained = time.perf_counter()
+            compute_s += trained - start
+            with timeline.phase("wait"):
+                session.after(Chunk(turn, turn + 1, trained - start, loss, finite), world)
+                missing = min(turn + 1, len(mine)) - len(told)
+                if session.control.stopping and (turn + 1 < num_turns or world.maximum(missing)):
+                    session.abandon()
+            waiting_s += time.perf_counter() - trained
+        start = time.perf_counter()
+        sent_bytes = server.end_round()
+        reduce_s = time.perf_counter() - start
     train_s = time.perf_counter() - begin
     everyone = world.gather_all((train_s, compute_s, waiting_s, reduce_s, told))
     moving_s = min(rank[3] for rank in everyone)
@@ -277,6 +285,7 @@ class _Server:
 
     def __init__(self, trainer: Trainer, world: World, momentum: float) -> None:
         self._trainer, self._world, self._momentum = trainer, world, momentum
+        self._sum = timeline.traced("all-reduce", world.sum, together=world)
         flat = trainer.flat
         self._trained: list[tf.Variable] = [flat.weights.value, *flat.moving_statistics]
         self._model = [np.array(variable.numpy()) for variable in self._trained]
@@ -307,7 +316,7 @@ class _Server:
         Returns:
             Bytes that each rank sent.
         """
-        weights, *statistics = (self._world.sum(total) for total in self._sums)
+        weights, *statistics = (self._sum(total) for total in self._sums)
         self._velocity = self._momentum * self._velocity + (self._model[0] - weights)
         self._model = (
             [self._model[0] - self._velocity, *statistics] if self._momentum else [weights, *statistics]

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import models, optimizers
+from mpi_train import models, optimizers, timeline
 from mpi_train.data.examples import Examples
 from mpi_train.errors import DivergedError
 from mpi_train.evaluation import Evaluator
@@ -173,6 +173,7 @@ class _Watch(keras.callbacks.Callback):
         self._session.begin_epoch(self._num_steps)
         self._steps_s = []
         self._start = self._asked_at = self._last = time.perf_counter()
+        timeline.enter("compute")
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = time.perf_counter()
@@ -180,7 +181,8 @@ class _Watch(keras.callbacks.Callback):
         self._last = now
         step = min(self._first + batch + 1, self._num_steps)
         if self._session.control.is_due(self._asked, step) or now - self._asked_at > CHUNK_S:
-            self._ask(step, logs or {})
+            with timeline.phase("host"):
+                self._ask(step, logs or {})
 
     def _ask(self, step: int, logs: dict[str, float]) -> None:
         loss, elapsed_s = float(logs["loss"]), time.perf_counter() - self._asked_at
@@ -208,6 +210,7 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         assert logs is not None
         rest = self._totals(self._num_steps, logs)
+        timeline.leave()
         steps_s = [*self._steps_s, time.perf_counter() - self._last]
         stalled = max(steps_s) > max(STALL_S, STALL_FACTOR * float(np.median(steps_s)))
         session = self._session

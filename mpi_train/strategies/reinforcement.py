@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from mpi_train import devices, environment, watch
+from mpi_train import devices, environment, timeline, watch
 from mpi_train.config import ReinforcementConfig, one_environment_a_rank
 from mpi_train.control import Control
 from mpi_train.errors import RunAgainError
@@ -38,12 +38,15 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     one_environment_a_rank(config.num_envs, world.size)
     recorder, progress = Recorder(config.out, world, FILE), Progress(speaks=world.is_root)
     recorder.open()
+    if config.trace:
+        timeline.start(world)
     with world.together():
         device = devices.own_device(world)
     recorder.begin(anew=True)
     recorder.event("submission_benchmark", "reinforcement")
     recorder.event("init_start")
     site = Site(config, world, device)
+    timeline.lap("build")
     world.barrier()
     startup_s = world.maximum(environment.process_age_s())
     recorder.event("init_stop")
@@ -58,7 +61,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     control = Control(world)
     updates = []
     every = max(1, config.updates // 10)
-    with control.listening():
+    with control.listening(), timeline.kept(config.out / timeline.FILE, progress.say):
         for update in site.updates(control):
             updates.append(update)
             recorder.event("tracked_stats", {"mean_reward": update.mean_reward}, samples=update.env_steps)
@@ -67,11 +70,12 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
             if control.stopping and update.update < config.updates:
                 recorder.event("run_stop", status="aborted")
                 raise _stopped(world, control, update, config.updates)
-    watch.note("evaluation")
-    recorder.event("eval_start")
-    start = time.perf_counter()
-    rewards = site.evaluate()
-    eval_s = world.maximum(time.perf_counter() - start)
+        watch.note("evaluation")
+        recorder.event("eval_start")
+        start = time.perf_counter()
+        with timeline.phase("evaluate"):
+            rewards = site.evaluate()
+        eval_s = world.maximum(time.perf_counter() - start)
     mean_reward = float(np.mean(rewards))
     recorder.event("eval_stop")
     recorder.event("eval_result", mean_reward, samples=updates[-1].env_steps)
