@@ -45,6 +45,8 @@ def without(spans: np.ndarray, exchanges: np.ndarray) -> np.ndarray:
         spans: Of the training thread, in order, none overlapping another.
         exchanges: Of which only phase, bytes and times are known. Those outside of training are dropped.
     """
+    if not len(spans):
+        return spans
     exchanges = exchanges[np.argsort(exchanges["start"], kind="stable")]
     # Two that TensorFlow ran at once: the later one counts from where the earlier one ended.
     ends = np.maximum.accumulate(exchanges["stop"])

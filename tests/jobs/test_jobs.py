@@ -47,17 +47,17 @@ def assert_one_message(result: subprocess.CompletedProcess[str], code: int, *tex
     ("job", "ranks", "flags"),
     [
         ("baseline", 1, []),
-        ("baseline", 1, ["--tuned"]),
+        ("baseline", 1, ["--tuned", "--trace"]),
         ("mirrored", 1, ["--devices", "2"]),
         ("custom", 1, ["--devices", "2"]),
         ("custom_dataset", 1, ["--devices", "2"]),
         ("multiworker", 3, []),
         ("tpu", 1, []),
-        ("pipeline", 4, ["--micro-batches", "3"]),
-        ("federated", 2, ["--fraction", "0.5", "--local-epochs", "2", "--proximal", "0.1"]),
+        ("pipeline", 4, ["--micro-batches", "3", "--trace"]),
+        ("federated", 2, ["--fraction", "0.5", "--local-epochs", "2", "--proximal", "0.1", "--trace"]),
         ("mpi", 1, []),
         ("mpi", 2, ["--average", "gradients"]),
-        ("mpi", 3, ["--every", "2"]),
+        ("mpi", 3, ["--every", "2", "--trace"]),
     ],
 )
 def test_each_job_trains_and_leaves_a_record(
@@ -84,6 +84,19 @@ def test_each_job_trains_and_leaves_a_record(
     keys = [json.loads(line)["key"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert keys.count("epoch_stop") == 3
     assert keys[-1] == "run_stop"
+    if "--trace" in flags:
+        _assert_traced(tmp_path / "trace.json", ranks)
+
+
+def _assert_traced(path: Path, ranks: int) -> None:
+    """Every rank has computed in each epoch, and been elsewhere too."""
+    found = json.loads(path.read_text())["otherData"]["ranks"]
+    assert len(found) == ranks
+    for rank in found:
+        assert list(rank["seconds"]) == ["epoch 1", "epoch 2", "epoch 3"]
+        for seconds in rank["seconds"].values():
+            assert {"compute", "evaluate", "checkpoint"} <= set(seconds)
+            assert ranks == 1 or "wait" in seconds
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed here")
