@@ -89,13 +89,14 @@ def test_each_job_trains_and_leaves_a_record(
 
 
 def _assert_traced(path: Path, ranks: int) -> None:
-    """Every rank has computed in each epoch, and been elsewhere too."""
+    """It says of every rank and epoch what was done; in some round no client of a rank may have its turn."""
     found = json.loads(path.read_text())["otherData"]["ranks"]
     assert len(found) == ranks
     for rank in found:
         assert list(rank["seconds"]) == ["epoch 1", "epoch 2", "epoch 3"]
+        assert any("compute" in seconds for seconds in rank["seconds"].values())
         for seconds in rank["seconds"].values():
-            assert {"compute", "evaluate", "checkpoint"} <= set(seconds)
+            assert {"evaluate", "checkpoint"} <= set(seconds)
             assert ranks == 1 or "wait" in seconds
 
 

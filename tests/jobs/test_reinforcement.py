@@ -33,7 +33,7 @@ def train(out: Path, *flags: str, ranks: int) -> dict[str, Any]:
 
 
 def test_leaves_a_record_and_a_picture(tmp_path: Path) -> None:
-    record = train(tmp_path, *SMALL, ranks=2)
+    record = train(tmp_path, *SMALL, "--trace", ranks=2)
     assert (record["strategy"], record["world_size"], record["threads_per_rank"]) == ("reinforcement", 2, 1)
     assert [update["update"] for update in record["updates"]] == [1, 2, 3, 4]
     assert [update["env_steps"] for update in record["updates"]] == [192, 384, 576, 768]
@@ -45,6 +45,9 @@ def test_leaves_a_record_and_a_picture(tmp_path: Path) -> None:
     keys = [json.loads(line)["key"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert keys.count("tracked_stats") == 4
     assert keys[-1] == "run_stop"
+    for rank in json.loads((tmp_path / "trace.json").read_text())["otherData"]["ranks"]:
+        assert list(rank["seconds"]) == ["epoch 1", "epoch 2", "epoch 3", "epoch 4"]
+        assert {"play", "compute", "all-reduce", "evaluate"} <= set(rank["seconds"]["epoch 4"])
     # It has no part in a comparison of runs on a data set.
     with pytest.raises(DataError, match=r"at least one finished run \(a run\.json\)\. Received: none"):
         collect([tmp_path])

@@ -18,7 +18,7 @@ from mpi_train.world import World
 
 
 def spans(*rows: tuple[str, int, int, float, float]) -> np.ndarray:
-    """Of epoch 1: phase, first step, number of steps, start and stop. A chunk begins with each compute span."""
+    """Of epoch 1: phase, first step, number of steps, start, stop. A chunk begins with each compute span."""
     chunks = np.cumsum([row[0] == "compute" for row in rows])
     return np.array(
         [
