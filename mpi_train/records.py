@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
+MISTAKES = "mistakes.json"
+"""Beside a run's record: the test examples that its final model is most wrong about."""
 SMALL_BYTES = 1 << 16
 """What a run needs on disk at the least: its record and its events."""
 
@@ -155,6 +158,9 @@ class RunRecord:
         bytes_per_step: What the rank that sent most sent for each global batch of examples, on average; None
             where another library does it, and does not count.
         checkpoint_s: Spent in writing checkpoints, in no epoch's time; since the run last started.
+        class_names: Name of each label, from label 0.
+        confusion: Test examples by label (row) and by what the final model took them for (column); None of
+            a run that was cut off between its last epoch and its record.
         peak_rss_mib: Of the rank with the most.
         environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``environment``).
     """
@@ -186,6 +192,8 @@ class RunRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     bytes_per_step: float | None = None
     checkpoint_s: float = 0.0
+    class_names: list[str] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
 
 
 def median_rate(epochs: list[EpochRecord]) -> float:
@@ -250,6 +258,7 @@ class Recorder:
         """Begins the event log, or goes on with it; an older run's record is removed."""
         if self.world.is_root:
             self.path.unlink(missing_ok=True)
+            (self.out / MISTAKES).unlink(missing_ok=True)
             if anew:
                 self._events.unlink(missing_ok=True)
 
@@ -275,6 +284,21 @@ class Recorder:
             if not self._lost_events:
                 print(f"warning: {self._events}: {error.strerror}; events are lost", file=sys.stderr)
             self._lost_events = True
+
+    def write_mistakes(self, image_shape: Sequence[int], worst: Sequence[dict[str, Any]]) -> None:
+        """Writes the examples that the model is most wrong about, as ``Scores.worst`` tells them.
+
+        Args:
+            image_shape: Height, width, channels.
+            worst: The worst first.
+        """
+        if self.world.is_root:
+            try:
+                files.write_json(
+                    self.out / MISTAKES, {"image_shape": list(image_shape), "worst": list(worst)}
+                )
+            except OSError as error:
+                print(f"warning: {self.out / MISTAKES}: {error.strerror}; not written", file=sys.stderr)
 
     def write(self, record: DataclassInstance) -> None:
         """Writes the run's record, then waits until it is there for all ranks."""

@@ -19,6 +19,7 @@ from mpi_train.data.shards import ShardSet
 from mpi_train.errors import DivergedError
 from mpi_train.progress import Progress
 from mpi_train.records import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
+from mpi_train.scores import Scores
 from mpi_train.world import World
 
 
@@ -57,6 +58,7 @@ class Run:
         self.num_train = self.shards.num_examples("train")
         self.epochs: list[EpochRecord] = []
         self.out = config.out or Path("results") / strategy
+        self._scores: Scores | None = None
         self._recorder = Recorder(self.out, world)
         self._recorder.open()
         self.is_finished = (self.out / "run.json").exists()
@@ -114,7 +116,7 @@ class Run:
         self,
         epoch: int,
         totals: EpochTotals,
-        evaluate: Callable[[World], tuple[float, float]],
+        evaluate: Callable[[], Scores],
         *,
         stalled: bool = False,
         expected: int | None = None,
@@ -124,7 +126,7 @@ class Run:
         Args:
             epoch: Counted from 1.
             totals: What its training came to, over all ranks together.
-            evaluate: Gives loss and accuracy on the test set.
+            evaluate: Gives how this rank's part of the test set came out.
             stalled: A single step took unusually long.
             expected: Examples that were to be visited (default: each of the training set once).
 
@@ -142,7 +144,8 @@ class Run:
         self.event("eval_start", epoch_num=epoch)
         self.world.barrier()
         start = time.perf_counter()
-        test_loss, test_accuracy = evaluate(self.world)
+        self._scores = evaluate()
+        test_loss, test_accuracy = self._scores.means(self.world)
         _require_finite(epoch, "test loss", test_loss)
         eval_s = max(self.world.gather_all(time.perf_counter() - start))
         self.event("eval_stop", epoch_num=epoch)
@@ -179,8 +182,13 @@ class Run:
         history: Sequence[dict[str, Any]] = (),
         checkpoint_s: float = 0.0,
     ) -> RunRecord:
-        """Writes ``run.json`` and returns what it holds."""
+        """Writes ``run.json``, ``mistakes.json`` and returns what the first holds."""
         self.event("run_stop", status="success")
+        confusion = None
+        # A run that was cut off between its last epoch and its record has not looked again.
+        if self._scores is not None:
+            confusion = self._scores.confusion(self.world, self.num_classes)
+            self._recorder.write_mistakes(self.input_shape, self._scores.worst(self.world))
         record = RunRecord(
             strategy=self.strategy,
             command=" ".join([os.path.basename(sys.executable), *sys.argv]),
@@ -207,6 +215,8 @@ class Run:
             details=details or {},
             history=list(history),
             bytes_per_step=self._bytes_per_step(),
+            class_names=list(self.shards.manifest.class_names),
+            confusion=confusion,
             checkpoint_s=checkpoint_s,
         )
         self._recorder.write(record)
