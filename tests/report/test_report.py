@@ -42,7 +42,8 @@ def three_repeats(make_run: MakeRun) -> dict[str, list[Any]]:
 
 
 def table_of(text: str) -> dict[str, list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    """The first table, by the name of its rows."""
+    lines = [line for line in text.partition("## What this says")[0].splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: row for row in rows}
 
@@ -92,8 +93,9 @@ def test_says_what_the_figures_mean(tmp_path: Path, three_repeats: dict[str, lis
 
 def test_calls_the_stand_in_synthetic(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline", dataset="synthetic")
-    summary = report.write([tmp_path], tmp_path)
+    (summary,) = report.write([tmp_path], tmp_path)
     assert (tmp_path / "report.md").read_text().startswith("# Training on synthetic data: cnn")
+    assert wording.caution(summary) in (tmp_path / "report.html").read_text()
     assert "synthetic" in wording.caution(summary)
 
 
@@ -132,7 +134,7 @@ def test_failures_stalls_and_missing_runs_are_told(tmp_path: Path, make_run: Mak
             for strategy, workers, unit, code in listed
         ],
     )
-    summary = report.write([tmp_path], tmp_path)
+    (summary,) = report.write([tmp_path], tmp_path)
     text = (tmp_path / "report.md").read_text()
     table = table_of(text)
     assert table["mirrored"][1:3] == ["4 devices", "failed (exit code 4)"]
@@ -171,13 +173,13 @@ def test_plots_are_pictures(tmp_path: Path, make_run: MakeRun, num_repeats: int)
         make_run(f"mpi/{seed}", seed=seed, **TWO_RANKS)
     report.write([tmp_path], tmp_path)
     text = (tmp_path / "report.md").read_text()
-    for name in ("training_time.png", "accuracy_over_time.png"):
+    for name in ("training_time.png", "learning_curves.png", "memory.png"):
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n")
         assert f"]({name})" in text
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
         assert width == 1350
-        assert height > 300
+        assert height > 200
 
 
 def test_the_table_fits_80_columns(
@@ -213,12 +215,26 @@ def test_the_script_explains_what_it_cannot_do(tmp_path: Path, make_run: MakeRun
     assert (missing.returncode, missing.stdout) == (EXIT_USAGE, "")
     assert "expected a folder with runs" in missing.stderr
     make_run("baseline")
-    make_run("mpi", **{**TWO_RANKS, "global_batch_size": 32})
-    mixed = run_script(str(tmp_path))
-    assert mixed.returncode == EXIT_DATA
-    assert "global_batch_size is 64" in mixed.stderr
-    assert "Traceback" not in mixed.stderr
+    (tmp_path / "baseline/run.json").write_text("{")
+    broken = run_script(str(tmp_path))
+    assert broken.returncode == EXIT_DATA
+    assert "expected a run record" in broken.stderr
+    assert "Traceback" not in broken.stderr
     assert not (tmp_path / "report.md").exists()
+
+
+def test_runs_that_do_other_work_are_compared_apart(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run("baseline")
+    make_run("mpi", **TWO_RANKS)
+    make_run("other", **{**TWO_RANKS, "global_batch_size": 32, "dtype": "bfloat16"})
+    report.write([tmp_path], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "they are compared in 2 groups:\n\n- global batch 64, float32\n- global batch 32, bfloat16" in text
+    assert "# Training on Fashion-MNIST: cnn under one strategy: global batch 32, bfloat16" in text
+    assert "](1_training_time.png)" in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<section id=") == 2
+    assert '<a href="#work-1">global batch 32, bfloat16</a>' in page
 
 
 def run_script(*flags: str) -> subprocess.CompletedProcess[str]:
