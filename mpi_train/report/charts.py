@@ -51,8 +51,9 @@ def _training_time(summary: Summary, look: Look) -> Chart:
     """Bars of the median training time and, beside them, dots of the accuracy; ranges over the repeats."""
     rows = [row for row in summary.rows if row.runs]
     shape = (2, 1) if look.is_narrow else (1, 2)
-    height_in = (1.1 + 0.42 * len(rows)) * (2 if look.is_narrow else 1.4)
-    figure = _figure(summary, look, "Training time", height_in)
+    names = [look.wrapped(row.name, row.size) for row in rows]
+    height_in = look.bars_in(names) + 0.9
+    figure = _figure(summary, look, "Training time", height_in * (2 if look.is_narrow else 1))
     ratios: dict[str, Any] = {} if look.is_narrow else {"width_ratios": (3, 2)}
     time, score = figure.subplots(*shape, sharey=True, **ratios)
     places = range(len(rows))
@@ -85,15 +86,19 @@ def _training_time(summary: Summary, look: Look) -> Chart:
             ha="center",
             color=look.ink,
         )
-    time.set_yticks(places, [f"{row.name}\n{row.size}" for row in rows])
+    time.set_yticks(places, names)
     score.tick_params(labelleft=look.is_narrow)
-    time.invert_yaxis()
+    # Downwards, with room for what stands above the uppermost dot.
+    time.set_ylim(len(rows) - 0.4, -0.8)
     # Room for the words behind the longest bar.
-    room = 1.75 if look.is_narrow else 1.42
+    room = 2 if look.is_narrow else 1.42
     time.set_xlim(0, room * max(row.train_s.high for row in rows if row.train_s is not None))
-    time.set_xlabel("training time [s]" + (", and speed-up over plain Keras" if summary.baseline else ""))
+    beside = (
+        "" if summary.baseline is None else ", and speed-up" + ("" if look.is_narrow else " over plain Keras")
+    )
+    time.set_xlabel(f"training time [s]{beside}")
     score.set_xlabel("test accuracy")
-    score.margins(x=0.2, y=0.1)
+    score.margins(x=0.2)
     score.set_xlim(_widened(*score.get_xlim()))
     score.locator_params(axis="x", nbins=4)
     for axes in (time, score):
@@ -175,7 +180,8 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
     speedup.annotate("ideal", (ideal[1], ideal[1]), xytext=(-6, 2), textcoords="offset points", ha="right",
                      color=look.ink)  # fmt: skip
     for number, line in enumerate(lines):
-        colour = _colour(summary, line[-1], look)
+        own = _first(summary, line)
+        colour = _colour(summary, own, look)
         xs = [row.workers for row in line]
         shares = [row.efficiency for row in line if row.efficiency is not None]
         said = [
@@ -188,16 +194,25 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
             low = [(share.median - share.low) * by for share, by in zip(shares, scale, strict=True)]
             high = [(share.high - share.median) * by for share, by in zip(shares, scale, strict=True)]
             axes.errorbar(xs, values, yerr=[low, high], fmt="none", ecolor=colour, capsize=3, linewidth=1)
-            (drawn,) = axes.plot(xs, values, "o-", color=colour, markersize=6, label=line[-1].name)
+            (drawn,) = axes.plot(xs, values, "o-", color=colour, markersize=6, label=own.name)
             _tip(tips, drawn, f"scale-{number}-{axes is speedup:d}", said)
+    sizes = sorted({1, *(row.workers for line in lines for row in line)})
+    if largest > 8:
+        speedup.set_yscale("log", base=2)
+        speedup.set_yticks(sizes, [str(size) for size in sizes])
+    else:
+        speedup.set_ylim(bottom=0)
+    efficiency.set_ylim(bottom=0)
     for axes, words in ((speedup, "speed-up over one rank"), (efficiency, "efficiency")):
         _plain(axes, look, grid="y")
         axes.set_xlabel("ranks or devices")
         axes.set_ylabel(words)
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(0.9, ideal[1] + 0.1 * ideal[1])
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    series = [(_number(summary, line[-1]), line[-1].name) for line in lines]
+        axes.set_xlim(0.9, 1.1 * ideal[1])
+        if largest > 8:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+    series = [(_number(summary, own), own.name) for own in (_first(summary, line) for line in lines)]
     if not look.on_page:
         figure.legend(
             *speedup.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
@@ -206,26 +221,33 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
 
 
 def _time_split(summary: Summary, look: Look) -> Chart | None:
-    """Where each rank's training time went, as stacked bars."""
+    """Where each rank's training time went, in shares, as stacked bars."""
     shown = [(row, who, times) for row in summary.measured for who, times in tables.shown_ranks(row)]
     if not shown:
         return None
-    figure = _figure(summary, look, "Where the training time went", 1.0 + 0.3 * len(shown))
+    names = [look.wrapped(f"{_label(row)}: rank {who}") for row, who, _ in shown]
+    figure = _figure(summary, look, "Where the training time went", 0.9 + look.bars_in(names))
     axes = figure.subplots()
     tips: dict[str, list[str]] = {}
     for place, (row, who, times) in enumerate(shown):
         left = 0.0
+        whole_s = sum(of(times) for of in _PARTS.values())
         for number, (name, of) in enumerate(_PARTS.items()):
+            share = 100 * of(times) / whole_s
             (bar,) = axes.barh(
-                place, of(times), left=left, height=0.7, color=look.part(number),
+                place, share, left=left, height=0.7, color=look.part(number),
                 label=name if place == 0 else None,
             )  # fmt: skip
-            said = f"{_label(row)}: rank {who}, {name} {wording.seconds(of(times))} s"
+            said = f"{_label(row)}: rank {who}, {name} {wording.seconds(of(times))} s of {whole_s:,.2f} s"
             _tip(tips, bar, f"part-{place}-{number}", [said])
-            left += of(times)
-    axes.set_yticks(range(len(shown)), [f"{_label(row)}: rank {who}" for row, who, _ in shown])
+            left += share
+        axes.annotate(f"{wording.seconds(whole_s)} s", (100, place), xytext=(6, 0),
+                      textcoords="offset points", va="center", color=look.ink)  # fmt: skip
+    axes.set_yticks(range(len(shown)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds of the first repeat")
+    axes.set_xlim(0, 135 if look.is_narrow else 112)
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_xlabel("% of the first repeat")
     _plain(axes, look, grid="x")
     if not look.on_page:
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -249,7 +271,8 @@ _PARTS: dict[str, Callable[[RankTimes], float]] = dict(
 def _memory(summary: Summary, look: Look) -> Chart:
     """Peak memory of the rank with the most, the median over the repeats."""
     rows = summary.measured
-    figure = _figure(summary, look, "Memory", 0.9 + 0.36 * len(rows))
+    names = [look.wrapped(_label(row)) for row in rows]
+    figure = _figure(summary, look, "Memory", 0.8 + look.bars_in(names))
     axes = figure.subplots()
     tips: dict[str, list[str]] = {}
     spreads = [Spread.of(run.record.peak_rss_mib for run in row.runs) for row in rows]
@@ -261,7 +284,7 @@ def _memory(summary: Summary, look: Look) -> Chart:
         )
         axes.annotate(f"{spread.median:,.0f}", (spread.median, place), xytext=(6, 0),
                       textcoords="offset points", va="center", color=look.ink)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(spread.median for spread in spreads if spread is not None))
     axes.set_xlabel("peak memory [MiB]")
@@ -298,6 +321,11 @@ def _number(summary: Summary, row: Row) -> int:
     return next(number for number, other in enumerate(summary.measured) if other is row)
 
 
+def _first(summary: Summary, line: list[Row]) -> Row:
+    """The row that lends a line its colour: not the reference, if there is another."""
+    return min(line, key=lambda row: _number(summary, row))
+
+
 def _colour(summary: Summary, row: Row, look: Look) -> str:
     number = _number(summary, row)
     return look.series(number, colours_of(summary.measured)[number])
@@ -316,7 +344,7 @@ def _plain(axes: Axes, look: Look, *, grid: Literal["x", "y"]) -> None:
     axes.set_facecolor(look.paper)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(look.faint)
-    axes.tick_params(colors=look.ink, length=0)
+    axes.tick_params(colors=look.ink, length=0, pad=5)
     axes.xaxis.label.set_color(look.ink)
     axes.yaxis.label.set_color(look.ink)
     axes.grid(axis=grid, color=look.faint, linewidth=0.5)

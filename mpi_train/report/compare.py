@@ -55,7 +55,7 @@ def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:
     for (key, one_value, how), (_, other_value, _) in zip(_figures(a), _figures(b), strict=True):
         pair = [wording.ABSENT if value is None else how(value) for value in (one_value, other_value)]
         ratio = other_value / one_value if one_value and other_value is not None else math.nan
-        shown.add_row(key, *pair, "" if math.isnan(ratio) else f"{ratio:.3f}")
+        shown.add_row(Text(key), *pair, "" if math.isnan(ratio) else f"{ratio:.3f}")
     return shown
 
 

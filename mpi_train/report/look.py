@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,16 @@ class Look:
     @property
     def is_narrow(self) -> bool:
         return self.width_in < 6
+
+    def wrapped(self, *lines: str) -> str:
+        """A label beside a bar, in lines that leave room for the bar."""
+        width = 22 if self.is_narrow else 36
+        return "\n".join(part for line in lines for part in textwrap.wrap(line, width))
+
+    def bars_in(self, labels: Sequence[str]) -> float:
+        """The height in inches of bars with these ``labels``."""
+        most = max(label.count("\n") + 1 for label in labels)
+        return len(labels) * max(0.3, (1.25 * most + 1.1) * self.font_pt / 72)
 
     @property
     def ink(self) -> str:

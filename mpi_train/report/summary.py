@@ -193,7 +193,9 @@ def summarise(collection: Collection) -> Summary:
         key = next((key for key in by_key if key[:3] == own), (*own, "{}"))
         lost.setdefault(key, []).append(attempt)
         by_key.setdefault(key, [])
-    keys = sorted(by_key, key=lambda key: key[0] != "baseline")
+    # The baseline, then strategies in the order in which they come, each from few workers to many.
+    order = ["baseline", *(key[0] for key in by_key)]
+    keys = sorted(by_key, key=lambda key: (order.index(key[0]), key[1]))
     seeds = {run.record.seed for run in runs}
 
     baseline_key = next((key for key in keys if key[0] == "baseline"), None)
