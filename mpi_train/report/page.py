@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from mpi_train.records import MISTAKES, RunRecord
 from mpi_train.report import charts, look, svg, tables, templates, wording
@@ -23,8 +22,8 @@ class Drawn:
     """A chart on the page, in the shapes of a wide and of a narrow screen."""
 
     chart: charts.Chart
-    wide: Markup
-    narrow: Markup
+    wide: str
+    narrow: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +73,10 @@ def render(summaries: list[Summary]) -> str:
 
 
 def _draw(summary: Summary, number: int) -> list[Drawn]:
-    def shapes(style: look.Look) -> list[tuple[charts.Chart, Markup]]:
+    def shapes(style: look.Look) -> list[tuple[charts.Chart, str]]:
         with style.drawing():
             return [
-                (chart, Markup(svg.inline(chart, f"{number} {style.width_in} {chart.name}", num_series)))
+                (chart, svg.inline(chart, f"{number} {style.width_in} {chart.name}", num_series))
                 for chart in charts.charts(summary, style)
             ]
 
