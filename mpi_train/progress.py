@@ -88,14 +88,15 @@ class Progress:
     # ---- An epoch ---------------------------------------------------------------------------------------
 
     def begin(self, epoch: int, num_epochs: int, num_steps: int) -> None:
-        """Starts the bar of an epoch, counted from 1."""
+        """Starts an epoch, counted from 1; with the first the bar appears, and stays between epochs too."""
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         self._epoch, self._num_epochs, self._step, self._num_steps = epoch, num_epochs, 0, num_steps
         self._last_line = now
         if self._on_terminal and self._live is None:
             self._live = Live(self, console=self._console, auto_refresh=False, transient=True)
-            self._live.start(refresh=True)
+            self._live.start()
+        self._draw()
         self._write("training")
 
     def advance(self, step: int, chunk: ByRank | None = None) -> None:
@@ -108,9 +109,8 @@ class Progress:
         if not self._speaks:
             return
         now = time.monotonic()
-        if self._live is not None and (now - self._last_drawn >= REFRESH_S or step == self._num_steps):
-            self._last_drawn = now
-            self._live.refresh()
+        if now - self._last_drawn >= REFRESH_S or step == self._num_steps:
+            self._draw()
         assert self._began is not None
         every_s = min(LOG_AT_MOST_EVERY_S, max(LOG_EVERY_S, (now - self._began) / 60))
         if self._live is None and now - self._last_line > every_s:
@@ -124,7 +124,7 @@ class Progress:
         self._write("evaluating", next_s=_EVALUATION_S)
 
     def end(self) -> None:
-        """Ends the bar of an epoch."""
+        """Takes the bar away."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -194,6 +194,11 @@ class Progress:
         if cells >= _BAR_CELLS[0]:
             yield ProgressBar(total=max(1, self._num_steps), completed=self._step, width=cells)
             yield Text(percent + shown, end="")
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._last_drawn = time.monotonic()
+            self._live.refresh()
 
     def _write(self, state: State, next_s: float = 0.0) -> None:
         if self._status is None or not self._speaks:

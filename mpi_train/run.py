@@ -175,7 +175,6 @@ class Run:
             by_rank=totals.by_rank,
         )
         self.epochs.append(record)
-        self.progress.end()
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
             f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "

@@ -120,6 +120,7 @@ class Session(Overseer):
         except BaseException as error:
             self.run.progress.leave("stopped" if isinstance(error, RunAgainError) else "failed")
             raise
+        self.run.progress.end()
 
     def finish(
         self,
@@ -264,7 +265,6 @@ class Session(Overseer):
         }  # fmt: skip
         self.position = replace(position, history=(*history, event))
         run.epochs = list(position.epochs)
-        run.progress.end()
         run.progress.warn(error.message)
         run.progress.say(
             f"rolled back: to {found.path.name}, learning rate now {rate:g}",
