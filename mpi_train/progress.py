@@ -28,7 +28,7 @@ LOG_EVERY_S, LOG_AT_MOST_EVERY_S = 10.0, 60.0
 second hour on."""
 REFRESH_S = 0.1
 """Between two states of the bar, at least."""
-_BAR_CELLS = 8, 40
+_BAR_CELLS = 6, 40
 """The bar itself, without the figures beside it: at least and at most."""
 _EVALUATION_S = 60.0
 """In which it is expected to end, for those who look on."""
@@ -48,7 +48,8 @@ class Progress:
         style: Style = "lines",
         status: StatusFile | None = None,
     ) -> None:
-        self._speaks, self._style, self._status = speaks, style, status
+        self._speaks, self._style = speaks, style
+        self._status = status if speaks else None
         self._console = Console(
             quiet=not speaks or style != "lines", highlight=False, soft_wrap=True, markup=False, emoji=False
         )
@@ -89,6 +90,8 @@ class Progress:
 
     def begin(self, epoch: int, num_epochs: int, num_steps: int) -> None:
         """Starts an epoch, counted from 1; with the first the bar appears, and stays between epochs too."""
+        if not self._speaks:
+            return
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         self._epoch, self._num_epochs, self._step, self._num_steps = epoch, num_epochs, 0, num_steps
@@ -101,13 +104,13 @@ class Progress:
 
     def advance(self, step: int, chunk: ByRank | None = None) -> None:
         """Shows that ``step`` steps of the epoch are done; without a ``chunk`` they were done before."""
+        if not self._speaks:
+            return
         if chunk is not None:
             self._num_done += step - self._step
             self._pace.add(chunk)
             self._chunk_s = float(chunk.elapsed_s.max())
         self._step = step
-        if not self._speaks:
-            return
         now = time.monotonic()
         if now - self._last_drawn >= REFRESH_S or step == self._num_steps:
             self._draw()
@@ -116,7 +119,7 @@ class Progress:
         if self._live is None and now - self._last_line > every_s:
             self._last_line = now
             self.say("  ".join(self._fields()), "progress", **self._facts())
-        if self._status is not None and self._status.is_due():
+        if step < self._num_steps:  # after the last step the state is another, and written then
             self._write("training")
 
     def evaluate(self) -> None:
@@ -169,24 +172,23 @@ class Progress:
         if facts["communication"] is not None:
             yield f"communication {facts['communication']:.0%}"
         if facts["ends_in_s"] is not None:
-            yield f"ends in {span(facts['ends_in_s']).strip()}"
+            yield f"run ends in {span(facts['ends_in_s']).strip()}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The bar: one line, which leaves out what does not fit, and never fills the last column."""
-        facts, known = self._facts(), bool(self._pace)
+        facts = self._facts()
         start = f"epoch {self._epoch:>{len(str(self._num_epochs))}}/{self._num_epochs} "
         percent = f" {math.floor(100 * self._step / max(1, self._num_steps)):3}%"
         # In the order of the line, with what is left out last first.
-        figures = [
-            (3, f"  {facts['images_per_s'] or 0:>7,.0f} images/s"),
-            (2, f"  loss {self._pace.loss if known else math.nan:6.4f}"),
-            (4, f"  comm {facts['communication'] or 0:4.0%}"),
-            (1, f"  ends in {span(facts['ends_in_s'])}"),
-        ]
-        if not known:
-            figures = [(rank, re.sub(r"[\d.,]|nan|%", "-", text)) for rank, text in figures]
-        if known and facts["communication"] is None:
-            del figures[2]
+        figures = []
+        if self._pace:
+            figures = [
+                (3, f"  {facts['images_per_s']:>7,.0f} images/s"),
+                (2, f"  loss {self._pace.loss:6.4f}"),
+                (1, f"  left {span(facts['ends_in_s'])}"),
+            ]
+            if facts["communication"] is not None:
+                figures.insert(2, (4, f"  comm {facts['communication']:4.0%}"))
         room = console.width - 1 - len(start) - len(percent)
         shown = fitting(figures, room - _BAR_CELLS[0])
         cells = min(_BAR_CELLS[1], room - len(shown))
@@ -201,7 +203,7 @@ class Progress:
             self._live.refresh()
 
     def _write(self, state: State, next_s: float = 0.0) -> None:
-        if self._status is None or not self._speaks:
+        if self._status is None or not self._status.is_due(state):
             return
         by_rank: dict[str, Any] = {}
         if self._pace:

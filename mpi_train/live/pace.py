@@ -17,8 +17,8 @@ WAITING = 0.10
 """Share of the time that the others must wait before a rank is called a straggler,"""
 MARGIN = 1 / 3
 """which itself waits for less than this part of what they do,"""
-IN_A_ROW = 2
-"""in so many chunks of steps in a row."""
+SPELL_S, IN_A_ROW = 0.4, 2
+"""in so many spells of at least this many seconds in a row."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,33 @@ class ByRank:
 
 
 class Pace:
-    """Takes the chunks of a run as they come, on the root; ``bool`` of it is whether there were any."""
+    """Takes the chunks of a run as they come, on the root; ``bool`` of it is whether there were any.
+
+    They are gathered into spells, as an epoch may begin with a chunk that is short, or be short itself.
+    """
 
     def __init__(self) -> None:
-        self._chunks: deque[ByRank] = deque()
+        self._spells: deque[ByRank] = deque(maxlen=round(WINDOW_S / SPELL_S))
+        self._spell: ByRank | None = None
         self._streak = np.zeros(0, int)
 
     def add(self, chunk: ByRank) -> None:
-        self._chunks.append(chunk)
-        while len(self._chunks) > 1 and sum(c.elapsed_s.max() for c in self._chunks) > WINDOW_S:
-            self._chunks.popleft()
-        self._total = sum(list(self._chunks)[1:], self._chunks[0])
-        slow = slowing(chunk.waiting)
-        self._streak = (self._streak + 1) * slow if len(self._streak) == len(slow) else slow.astype(int)
+        spell = self._spell = chunk if self._spell is None else self._spell + chunk
+        if spell.elapsed_s.max() >= SPELL_S:
+            slow = slowing(spell.waiting)
+            self._streak = (self._streak + 1) * slow if len(self._streak) else slow.astype(int)
+            self._spells.append(spell)
+            self._spell = None
+            while len(self._spells) > 1 and self._total.elapsed_s.max() > WINDOW_S:
+                self._spells.popleft()
+
+    @property
+    def _total(self) -> ByRank:
+        first, *others = [*self._spells, *([self._spell] if self._spell else [])]
+        return sum(others, first)
 
     def __bool__(self) -> bool:
-        return bool(self._chunks) and bool(self._total.count.sum())
+        return bool(self._spells or self._spell) and bool(self._total.count.sum())
 
     @property
     def images_per_s(self) -> np.ndarray:
@@ -98,7 +109,7 @@ class Pace:
 
     @property
     def stragglers(self) -> list[int]:
-        """The ranks that the others have waited for, in several chunks in a row."""
+        """The ranks that the others wait for, and have for a while."""
         return [int(rank) for rank in np.flatnonzero(self._streak >= IN_A_ROW)]
 
 

@@ -84,12 +84,14 @@ class StatusFile:
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "hosts": list(hosts),
         }
-        self._due = 0.0
-        self._every_s = EVERY_S
+        self._state: State | None = None
+        self._due, self._every_s = 0.0, EVERY_S
         self._failed = False
 
-    def is_due(self) -> bool:
-        return time.monotonic() >= self._due
+    def is_due(self, state: State) -> bool:
+        """Whether to write again: in time, sooner when the state is another, and the last word always."""
+        slack_s = 0.9 * self._every_s if state != self._state else 0.0
+        return state in ENDED or time.monotonic() >= self._due - slack_s
 
     def write(self, state: State, facts: dict[str, Any], *, next_s: float = 0.0) -> None:
         """Writes the file now; a failure is said once, and is no reason to lose the training.
@@ -109,6 +111,7 @@ class StatusFile:
                 problem = f"{self._path}: {error.strerror}; make watch does not see this run"
                 print(f"warning: {problem}", file=sys.stderr, flush=True)
             self._failed = True
+        self._state = state
         self._every_s = max(EVERY_S, (time.monotonic() - start) / SHARE)
         self._due = start + self._every_s
 
