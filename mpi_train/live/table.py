@@ -173,7 +173,8 @@ def _rank_lines(status: Status) -> Iterator[dict[str, str]]:
         yield {
             "run": f"  rank {rank} {status.hosts[rank]}",
             "state": "straggler" if rank in status.stragglers else "",
-            "images/s": f"{rates[rank]:,.0f}",
+            # All stages of a pipeline work on the same images, which count on the last.
+            "images/s": f"{rates[rank]:,.0f}" if rates[rank] else "",
             "waiting": f"{waiting[rank]:.0%}" if waiting else "",
         }
     if len(ranks) < size:
