@@ -41,13 +41,7 @@ class Progress:
     status: Where others see the state of the run, if anywhere.
     """
 
-    def __init__(
-        self,
-        *,
-        speaks: bool,
-        style: Style = "lines",
-        status: StatusFile | None = None,
-    ) -> None:
+    def __init__(self, *, speaks: bool, style: Style = "lines", status: StatusFile | None = None) -> None:
         self._speaks, self._style = speaks, style
         self._status = status if speaks else None
         self._console = Console(
@@ -231,11 +225,11 @@ def folded(line: str, width: int) -> str:
     """``line`` in lines of ``width``: broken between fields, or else between words; never within one."""
     if len(line) <= width:
         return line
-    lines = [""]
-    for field in re.split(r"  +", line):
-        joined = f"{lines[-1]}  {field}".lstrip() if len(lines) == 1 else f"{lines[-1]}  {field}"
-        if len(joined) <= width or not lines[-1]:
-            lines[-1] = joined
+    first, *others = re.split(r"  +", line)
+    lines = [first]
+    for field in others:
+        if len(lines[-1]) + 2 + len(field) <= width:
+            lines[-1] += f"  {field}"
         else:
             lines.append(f"  {field}")
     return "\n".join(

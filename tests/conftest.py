@@ -124,6 +124,7 @@ class Terminal:
         # A newline that the terminal had to translate would part a write.
         attributes = termios.tcgetattr(theirs)
         attributes[1] &= ~termios.OPOST
+        attributes[3] &= ~termios.ECHO
         termios.tcsetattr(theirs, termios.TCSANOW, attributes)
         self.resize(columns)
         environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -138,6 +139,10 @@ class Terminal:
         """As when its window is made narrower or wider."""
         fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", self.LINES, columns, 0, 0))
         self.screen.resize(self.LINES, columns)
+
+    def enter(self) -> None:
+        """Types a newline."""
+        os.write(self._own, b"\n")
 
     def screens(self) -> Iterator[list[str]]:
         """The lines on the screen after each piece that is written, until the program has ended."""
