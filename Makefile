@@ -92,6 +92,10 @@ report: setup ## Write the report of OUT (default results/bench) again
 index: setup ## A page of all runs below OUT (default results), to filter and sort
 	$(RUN) jobs/report.py --index $(or $(OUT),results)
 
+.PHONY: watch
+watch: setup ## Show the runs below OUT (default results) while they train, rank by rank; Ctrl-C leaves
+	@$(RUN) jobs/watch.py $(OUT) $(ARGS)
+
 .PHONY: baseline
 baseline: setup ## Train in one process: plain Keras fit, all cores
 	$(RUN) jobs/baseline.py $(TRAINING)

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpi_train.config import TrainConfig
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
 from mpi_train.errors import DivergedError
+from mpi_train.live.status import StatusFile
 from mpi_train.progress import Progress
 from mpi_train.records import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
 from mpi_train.scores import Scores
@@ -63,7 +65,9 @@ class Run:
         self._recorder.open()
         self.is_finished = (self.out / "run.json").exists()
         self.event = self._recorder.event
-        self.progress = Progress(speaks=world.is_root)
+        self.progress = Progress(
+            speaks=world.is_root, style=config.style, status=StatusFile(self.out, strategy, world.hosts)
+        )
 
     def divide_among(self, peers: World, *, part: int) -> None:
         """Has these ranks divide the data between them, where others work on the same examples."""
@@ -103,14 +107,24 @@ class Run:
         self.progress.say(
             f"{self.strategy}: {model_name} ({num_weights:,} weights), {self.config.dataset} "
             f"({self.num_train:,} images), global batch {self.config.batch_size}, "
-            f"{self.config.dtype}, {ranks}"
+            f"{self.config.dtype}, {ranks}",
+            "start",
+            strategy=self.strategy,
+            model=model_name,
+            num_weights=num_weights,
+            dataset=self.config.dataset,
+            num_images=self.num_train,
+            global_batch_size=self.config.batch_size,
+            dtype=self.config.dtype,
+            world_size=self.world.size,
+            threads_per_rank=self.threads,
         )
 
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
         """To be called before the first step of an epoch, counted from 1."""
         watch.note(f"epoch {epoch}, before the first step")
         self.event("epoch_start", epoch_num=epoch)
-        self.progress.begin(f"epoch {epoch}/{self.config.epochs}", num_steps)
+        self.progress.begin(epoch, self.config.epochs, num_steps)
 
     def end_epoch(
         self,
@@ -137,7 +151,7 @@ class Run:
             raise RuntimeError(
                 f"epoch {epoch} visited {totals.count} examples of {expected or self.num_train}"
             )
-        self.progress.end()
+        self.progress.evaluate()
         watch.note(f"epoch {epoch}, evaluation")
         self.event("epoch_stop", epoch_num=epoch)
         _require_finite(epoch, "training loss", totals.loss / totals.count)
@@ -165,10 +179,12 @@ class Run:
         )
         self.epochs.append(record)
         self.progress.say(
-            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
-            f"{record.images_per_s:9,.0f} images/s  loss {totals.mean_loss:.4f}  "
-            f"accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
-            + ("  (stalled: one step took most of this)" if stalled else "")
+            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
+            f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
+            f"accuracy {totals.accuracy:.4f}, test {test_accuracy:.4f}"
+            + ("  (stalled: one step took most of this)" if stalled else ""),
+            "epoch",
+            **asdict(record),
         )
         return record
 
@@ -220,9 +236,15 @@ class Run:
             checkpoint_s=checkpoint_s,
         )
         self._recorder.write(record)
+        self.progress.leave("finished")
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
-            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}"
+            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}",
+            "finish",
+            train_s=record.train_s,
+            images_per_s=record.images_per_s,
+            test_accuracy=record.test_accuracy,
+            record=str(self._recorder.path),
         )
         return record
 

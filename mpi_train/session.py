@@ -66,7 +66,7 @@ class Session(Overseer):
         self.control = Control(
             world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
         )
-        self.checkpoints = Checkpoints(run.out, world, {**_work(run), **(work or {})}, run.progress.say)
+        self.checkpoints = Checkpoints(run.out, world, {**_work(run), **(work or {})}, run.progress.warn)
 
     def begin(self) -> None:
         """Goes on where an interrupted run was, or starts anew; to be called when all is built and traced.
@@ -103,15 +103,24 @@ class Session(Overseer):
         run.epochs = list(position.epochs)
         size = "" if same_size else f", then on {found.size} ranks and now on {run.world.size}"
         run.progress.say(
-            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}"
+            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}",
+            "resumed",
+            checkpoint=str(found.path),
+            epoch=position.epoch,
+            step=position.step,
         )
         run.event("resumed", found.path.name, epoch_num=position.epoch)
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """The time in which signals stop the run at the next step boundary."""
-        with self.control.listening():
-            yield
+        try:
+            with self.control.listening():
+                yield
+        except BaseException as error:
+            self.run.progress.leave("stopped" if isinstance(error, RunAgainError) else "failed")
+            raise
+        self.run.progress.end()
 
     def finish(
         self,
@@ -151,7 +160,7 @@ class Session(Overseer):
         self._before = self.position.so_far
         self.run.begin_epoch(self.position.epoch, num_steps)
         if self._offset + first:
-            self.run.progress.advance(self._offset + first, self._before.mean_loss)
+            self.run.progress.advance(self._offset + first)
 
     def limit(self, first: int, stop: int) -> int:
         """As ``Overseer`` has it."""
@@ -168,10 +177,18 @@ class Session(Overseer):
             DivergedError: the loss or the weights are not finite on some rank; on all ranks.
         """
         first, stop = self._offset + chunk.first, self._offset + chunk.stop
-        decision = self.control.agree(first=first, stop=stop, elapsed_s=chunk.elapsed_s, finite=chunk.finite)
+        decision = self.control.agree(
+            first=first,
+            stop=stop,
+            elapsed_s=chunk.elapsed_s,
+            finite=chunk.finite,
+            loss=chunk.loss,
+            count=chunk.count,
+            exchange_s=chunk.exchange_s,
+        )
         if decision.diverged:
             raise self._diverged(first, stop, finite=chunk.finite)
-        self.run.progress.advance(stop, chunk.loss)
+        self.run.progress.advance(stop, decision.by_rank)
         return decision.slowest_s, decision.stop or decision.save
 
     def pause(self, step: int, so_far: EpochTotals) -> None:
@@ -248,9 +265,12 @@ class Session(Overseer):
         }  # fmt: skip
         self.position = replace(position, history=(*history, event))
         run.epochs = list(position.epochs)
-        run.progress.end()
+        run.progress.warn(error.message)
         run.progress.say(
-            f"warning: {error.message}\nrolled back: to {found.path.name}, learning rate now {rate:g}"
+            f"rolled back: to {found.path.name}, learning rate now {rate:g}",
+            "rolled_back",
+            checkpoint=str(found.path),
+            learning_rate=rate,
         )
 
     # ---- Saving -----------------------------------------------------------------------------------------
@@ -277,7 +297,6 @@ class Session(Overseer):
 
     def _leave(self, *, written: bool) -> None:
         run, position = self.run, self.position
-        run.progress.end()
         where = f"epoch {position.epoch}, {position.step} steps done"
         reasons = [reason for reason in run.world.gather_all(self.control.reason) if reason]
         run.event("run_stop", status="aborted")

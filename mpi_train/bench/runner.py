@@ -23,6 +23,7 @@ from mpi_train.bench.process import run_logged, tail
 from mpi_train.config import parse
 from mpi_train.data.shards import ShardSet
 from mpi_train.errors import DataError, JobError, UsageError
+from mpi_train.live.status import FILE as STATUS_FILE
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import terminal, wording
 from mpi_train.report.collect import Attempt, write_attempts
@@ -64,7 +65,7 @@ def main(jobs: Path, argv: Sequence[str] | None = None) -> None:
     num_shards = len(shards.manifest.splits["train"].files)
     # kill and scancel end a bench as Ctrl-C does: its child with it, and a report of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(quiet=config.quiet, highlight=False, markup=False, soft_wrap=True)
     config = available(config, jobs, console.print)
     Bench(config, plan(config, jobs, num_shards), console).run()
 
@@ -110,7 +111,7 @@ class Bench:
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
-                for stale in ("run.json", "events.jsonl", LOG_FILE):
+                for stale in ("run.json", "events.jsonl", STATUS_FILE, LOG_FILE):
                     (folder / stale).unlink(missing_ok=True)
             write_attempts(self.out, self.attempts)
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         RunAgainError: it was asked to stop. All of them on all ranks.
     """
     one_environment_a_rank(config.num_envs, world.size)
-    recorder, progress = Recorder(config.out, world, FILE), Progress(speaks=world.is_root)
+    recorder, progress = Recorder(config.out, world, FILE), Progress(speaks=world.is_root, style=config.style)
     recorder.open()
     with world.together():
         device = devices.own_device(world)
@@ -53,7 +54,14 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''} x {threads} threads"
     progress.say(
         f"reinforcement: {NAME}, {config.num_envs} environments, "
-        f"{config.batch_size:,} steps an update, {ranks}"
+        f"{config.batch_size:,} steps an update, {ranks}",
+        "start",
+        strategy="reinforcement",
+        environment=NAME,
+        num_envs=config.num_envs,
+        global_batch_size=config.batch_size,
+        world_size=world.size,
+        threads_per_rank=threads,
     )
     control = Control(world)
     updates = []
@@ -63,7 +71,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
             updates.append(update)
             recorder.event("tracked_stats", {"mean_reward": update.mean_reward}, samples=update.env_steps)
             if update.update % every == 0 or update.update == config.updates:
-                progress.say(_line(update, config.updates))
+                progress.say(_line(update, config.updates), "update", **asdict(update))
             if control.stopping and update.update < config.updates:
                 recorder.event("run_stop", status="aborted")
                 raise _stopped(world, control, update, config.updates)
@@ -101,7 +109,12 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         reward.draw(record, config.out / PICTURE)
     progress.say(
         f"reinforcement: {record.env_steps:,} steps in {record.train_s:.2f} s, mean reward {mean_reward:.1f} "
-        f"over {len(rewards)} episodes; {recorder.path}"
+        f"over {len(rewards)} episodes; {recorder.path}",
+        "finish",
+        env_steps=record.env_steps,
+        train_s=record.train_s,
+        mean_reward=mean_reward,
+        record=str(recorder.path),
     )
     return record
 
