@@ -109,7 +109,7 @@ class Bench:
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
-                for stale in ("run.json", "events.jsonl", LOG_FILE):
+                for stale in ("run.json", "events.jsonl", "epochs.csv", LOG_FILE):
                     (folder / stale).unlink(missing_ok=True)
             write_attempts(self.out, self.attempts)
         except OSError as error:
