@@ -60,9 +60,5 @@ class Sinks:
                 tell(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                text = (
-                    str(error)
-                    if isinstance(error, JobError | OSError)
-                    else f"{type(error).__name__}: {error}"
-                )
-                self._warn(f"warning: {sink.name} is left out from here on: {text}")
+                told = str(error) if isinstance(error, JobError) else repr(error)[:300]
+                self._warn(f"warning: {sink.name} is left out from here on: {told}")

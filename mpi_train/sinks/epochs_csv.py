@@ -1,4 +1,4 @@
-"""``epochs.csv``: a row an epoch, as it ends, for whatever reads tables; the figures are those of ``run.json``."""
+"""``epochs.csv``: a row an epoch, as it ends, with the figures of ``run.json``; for whatever reads tables."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ COLUMNS = ["run_id", "strategy", "world_size", *FIGURES, "total_train_s"]
 
 class EpochsCsv:
     """Args:
-    path: The file. Rows are appended to it, so that it can be followed; it is replaced when the run goes back.
+    path: The file. Rows are appended, so that it can be followed; it is replaced where a run goes back.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
         self._run: tuple[str, str, int] = ("", "", 0)
-        self._total_s = 0.0
+        self._train_s: list[float] = []
 
     def start(self, about: About, epochs: Sequence[EpochRecord]) -> None:
         self._run = (about.run_id, about.strategy, about.world_size)
         self.rewind(epochs)
 
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
-        self._total_s = 0.0
+        self._train_s = []
         files.write_text(self._path, _text(COLUMNS) + "".join(map(self._row, epochs)))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -44,8 +44,8 @@ class EpochsCsv:
         """All rows are there."""
 
     def _row(self, record: EpochRecord) -> str:
-        self._total_s += record.train_s
-        return _text([*self._run, *(getattr(record, name) for name in FIGURES), self._total_s])
+        self._train_s.append(record.train_s)
+        return _text([*self._run, *(getattr(record, name) for name in FIGURES), sum(self._train_s)])
 
 
 def _text(values: Sequence[object]) -> str:

@@ -18,7 +18,7 @@ from mpi_train.records import EpochRecord, RunRecord
 from mpi_train.sinks.base import About, scalars
 
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""Seconds and retries of a request, unless they are set: by MLflow's own, a server that is down takes many minutes."""
+"""Seconds and retries of a request, unless they are set; with MLflow's own, a dead server takes minutes."""
 
 
 class MLflow:

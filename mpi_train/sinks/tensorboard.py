@@ -1,4 +1,4 @@
-"""The figures of each epoch as TensorBoard reads them: an event file in ``DIR/RUN_ID``, the step being the epoch.
+"""The figures of each epoch for TensorBoard: an event file in ``DIR/RUN_ID``, in which a step is an epoch.
 
 An event file is a TFRecord file of ``Event`` messages, which TensorFlow has without the package
 tensorboard that its own ``tf.summary.scalar`` needs. Scalars are of the form that all readers know.
