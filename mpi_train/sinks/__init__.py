@@ -60,5 +60,10 @@ class Sinks:
                 tell(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                told = str(error) if isinstance(error, JobError) else repr(error)[:300]
+                told = str(error) if isinstance(error, JobError) else _first_line(error)
                 self._warn(f"warning: {sink.name} is left out from here on: {told}")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of another library says, which may be pages."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]

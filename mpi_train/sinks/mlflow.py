@@ -1,7 +1,6 @@
 """The run in MLflow, where ``MLFLOW_TRACKING_URI`` names its server and the package is installed.
 
-Server, experiment and credentials are those of MLflow's own environment variables; nothing is set here
-but how long it may keep a training waiting.
+Server, experiment and credentials are those of MLflow's own environment variables.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import atexit
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,14 @@ from mpi_train.errors import PlatformError
 from mpi_train.records import EpochRecord, RunRecord
 from mpi_train.sinks.base import About, scalars
 
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""Seconds and retries of a request, unless they are set; with MLflow's own, a dead server takes minutes."""
+DEFAULTS = {
+    # Seconds and retries of a request: with MLflow's own a server that is down takes many minutes.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # Our own lines may be read by a program.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Variables of MLflow's, unless the user has set them."""
 
 
 class MLflow:
@@ -33,7 +39,7 @@ class MLflow:
         self._mlflow: Any = None
 
     def start(self, about: About, epochs: Sequence[EpochRecord]) -> None:
-        for variable, value in PATIENCE.items():
+        for variable, value in DEFAULTS.items():
             os.environ.setdefault(variable, value)
         try:
             import mlflow
@@ -71,8 +77,9 @@ class MLflow:
         self._mlflow.log_artifact(str(self._record), run_id=run_id)
 
     def _leave(self) -> None:
-        if self._mlflow.active_run() is not None:
-            self._mlflow.end_run("KILLED")
+        with suppress(Exception):  # it has been said that the server does not answer
+            if self._mlflow.active_run() is not None:
+                self._mlflow.end_run("KILLED")
 
 
 def _tags(about: About) -> dict[str, str]:

@@ -6,6 +6,7 @@ tensorboard that its own ``tf.summary.scalar`` needs. Scalars are of the form th
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -35,20 +36,19 @@ class TensorBoard:
         folder = self._folder / about.run_id
         folder.mkdir(parents=True, exist_ok=True)
         told = _epochs_in(folder)
+        kept = list(itertools.takewhile(lambda record: record.epoch in told, epochs))
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         self._file = tf.io.TFRecordWriter(str(folder / name))
         self._put(file_version="brain.Event:2")
-        if told:
-            self.rewind(epochs)
+        self.rewind(kept)
         for tag, values in (("config", about.config), ("environment", about.environment)):
             self._put(step=len(epochs), summary=_text(tag, values))
-        for record in epochs:
-            if record.epoch not in told:
-                self.epoch(record)
+        for record in epochs[len(kept) :]:
+            self.epoch(record)
         self._file.flush()
 
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
-        # At this mark TensorBoard forgets what it has of this step and later ones.
+        # At this mark TensorBoard forgets what it has of the step and of later ones.
         mark = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._put(step=len(epochs) + 1, session_log=mark)
 
@@ -69,7 +69,8 @@ def _epochs_in(folder: Path) -> set[int]:
     found: set[int] = set()
     for path in folder.glob("events.out.tfevents.*"):
         with suppress(tf.errors.DataLossError):  # it was killed within a record
-            for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                event = Event.FromString(record)
                 if any(value.tag == "train/loss" for value in event.summary.value):
                     found.add(event.step)
     return found
