@@ -1,9 +1,10 @@
-"""Where a run is told beside its record: the same figures everywhere, also after it went back; and no harm done."""
+"""Where a run is told beside its record: the same figures, also after it went back, and no harm done."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def told(folder: Path) -> list[tuple[int, float]]:
-    """Epoch and training loss as TensorBoard would show them, which heeds the marks of a run that went back."""
+    """Epoch and training loss as TensorBoard shows them, which heeds the marks of a run that went back."""
     shown: list[tuple[int, float]] = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -139,6 +140,19 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(tmp_path: Path) -> None:
     (warning,) = warnings
     assert "--tensorboard /proc/tensorboard is left out from here on: FileNotFoundError" in warning
     assert [row["epoch"] for row in rows(tmp_path / "epochs.csv")] == ["1", "2"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed here")
+def test_without_the_package_mlflow_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
+    warnings: list[str] = []
+    sinks = Sinks(chosen(TrainConfig(), tmp_path), warnings.append)
+    sinks.start(ABOUT, [])
+    sinks.epoch(epoch(1))
+    (warning,) = warnings
+    assert warning.startswith("warning: MLflow is left out from here on: expected the package mlflow")
+    assert "pip install mlflow-skinny" in warning
+    assert len(rows(tmp_path / "epochs.csv")) == 1
 
 
 def test_pages_of_an_error_become_one_line() -> None:
