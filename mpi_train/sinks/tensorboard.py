@@ -69,7 +69,7 @@ def _epochs_in(folder: Path) -> set[int]:
     found: set[int] = set()
     for path in folder.glob("events.out.tfevents.*"):
         with suppress(tf.errors.DataLossError):  # it was killed within a record
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for record in tf.data.TFRecordDataset(str(path), buffer_size=1 << 18).as_numpy_iterator():
                 event = Event.FromString(record)
                 if any(value.tag == "train/loss" for value in event.summary.value):
                     found.add(event.step)
