@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,18 @@ class RankTimes:
     sent_bytes: int = 0
 
 
+def sum_of(parts: Iterable[Sequence[RankTimes]]) -> list[RankTimes]:
+    """The times of each rank over parts of a run; empty if they were on different numbers of ranks."""
+    everyone = list(parts)
+    if len({len(ranks) for ranks in everyone}) != 1:
+        return []
+    names = [each.name for each in dataclasses.fields(RankTimes)]
+    return [
+        RankTimes(*(sum(getattr(part, name) for part in own) for name in names))
+        for own in zip(*everyone, strict=True)
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochTotals:
     """What the training of an epoch, or of a part of one, came to, over all ranks together.
@@ -69,24 +81,12 @@ class EpochTotals:
 
     def __add__(self, other: EpochTotals) -> EpochTotals:
         """Both parts together; of parts on different numbers of ranks ``by_rank`` is not known."""
-        parts = [part for part in (self, other) if part.count]
-        same = len({len(part.by_rank) for part in parts}) == 1
         return EpochTotals(
             loss=self.loss + other.loss,
             correct=self.correct + other.correct,
             count=self.count + other.count,
             train_s=self.train_s + other.train_s,
-            by_rank=[
-                RankTimes(
-                    *(
-                        sum(getattr(rank, name.name) for rank in ranks)
-                        for name in dataclasses.fields(RankTimes)
-                    )
-                )
-                for ranks in zip(*(part.by_rank for part in parts), strict=True)
-            ]
-            if same
-            else [],
+            by_rank=sum_of(part.by_rank for part in (self, other) if part.count),
         )
 
     @property

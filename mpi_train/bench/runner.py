@@ -105,7 +105,8 @@ class Bench:
         A strategy that fails before it opens its folder would otherwise leave an older run's record.
         """
         try:
-            (self.out / "report.md").unlink(missing_ok=True)
+            for written in (report.PAGE, report.TEXT):
+                (self.out / written).unlink(missing_ok=True)
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
@@ -166,13 +167,14 @@ class Bench:
         if not any(attempt.exit_code == 0 for attempt in self.attempts):
             self.console.print("no run was finished, so there is no report")
             return
-        summary = report.write([self.out], self.out)
+        # All runs of a bench do the same work.
+        (summary,) = report.write([self.out], self.out)
         self.console.print()
         self.console.print(terminal.table(summary), soft_wrap=False)
         for line in (wording.caution(summary), *(wording.reading(row, summary) for row in summary.rows)):
             if line:
                 self.console.print(line)
-        self.console.print(f"report: {self.out / 'report.md'}")
+        self.console.print(f"report: {self.out / report.PAGE}, and {self.out / report.TEXT}")
 
 
 def _line(attempt: Attempt, record: RunRecord | None, code: int) -> str:

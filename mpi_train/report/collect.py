@@ -55,17 +55,26 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run record, the file it came from, the words that made it, and the day (UTC, ``YYYY-MM-DD``)."""
+    """A run record and where it comes from.
+
+    Attributes:
+        record: What the file holds.
+        path: Of the file.
+        command: The words that made it.
+        date: The day, UTC, as ``YYYY-MM-DD``.
+        bench: Folder of the bench that it belongs to.
+    """
 
     record: RunRecord
     path: Path
     command: str
     date: str
+    bench: Path | None = None
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The runs that count, and the attempts of the benches among them that left none."""
+    """The runs that count, and the attempts of the benches among them that left none, with full paths."""
 
     runs: list[Run]
     unfinished: list[Attempt]
@@ -115,12 +124,13 @@ def collect(folders: Sequence[Path]) -> Collection:
             for attempt in read_attempts(bench):
                 path = bench / attempt.folder / "run.json"
                 if attempt.exit_code == 0:
-                    runs.setdefault(path.resolve(), _read(path, attempt.command))
+                    runs.setdefault(path.resolve(), _read(path, attempt.command, bench))
                 else:
-                    unfinished.append(attempt)
+                    folder_of_attempt = str(bench / attempt.folder)
+                    unfinished.append(dataclasses.replace(attempt, folder=folder_of_attempt))
         for path in sorted(_below(folder, "run.json")):
             if not any(bench in path.parents for bench in benches):
-                runs.setdefault(path.resolve(), _read(path, None))
+                runs.setdefault(path.resolve(), _read(path))
     if not runs:
         raise DataError(
             f"expected at least one finished run (a run.json). Received: none below "
@@ -135,7 +145,7 @@ def _below(folder: Path, name: str) -> Iterator[Path]:
     return (path for path in folder.rglob(name) if earlier.FOLDER not in path.relative_to(folder).parts)
 
 
-def _read(path: Path, command: str | None) -> Run:
+def _read(path: Path, command: str | None = None, bench: Path | None = None) -> Run:
     record = read_run(path)
     for name in ("train_s", "images_per_s"):
         value = getattr(record, name)
@@ -144,4 +154,6 @@ def _read(path: Path, command: str | None) -> Run:
     if not record.epochs:
         raise DataError(f"{path}: expected at least one epoch. Received: none")
     written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
-    return Run(record=record, path=path, command=command or record.command, date=f"{written:%Y-%m-%d}")
+    return Run(
+        record=record, path=path, command=command or record.command, date=f"{written:%Y-%m-%d}", bench=bench
+    )
