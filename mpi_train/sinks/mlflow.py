@@ -50,6 +50,8 @@ class MLflow:
             ) from error
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each retry
         self._mlflow = mlflow
+        # Before MLflow's own, which would call a run finished that ended in any other way.
+        atexit.register(self._leave)
         known = mlflow.search_runs(
             filter_string=f"tags.run_id = '{about.run_id}'", max_results=1, output_format="list"
         )
@@ -58,8 +60,6 @@ class MLflow:
         else:
             mlflow.start_run(run_name=about.run_id, tags=_tags(about))
             mlflow.log_params(about.config)
-        # Else MLflow would call a run finished that ends in any other way.
-        atexit.register(self._leave)
         told = known[0].data.metrics.get("epoch", 0) if known else 0
         for record in epochs:
             if record.epoch > told:
