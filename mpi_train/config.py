@@ -119,6 +119,7 @@ class TrainConfig(StepConfig, ShownConfig):
     )
     checkpoint_minutes: float = option(5.0, "minutes between two checkpoints, at most", "MINUTES")
     on_nan: OnNan = option("stop", "when the loss becomes NaN: stop, or roll back and halve the rate")
+    tensorboard: Path | None = option(None, "folder for TensorBoard's logs, one below it for each run", "DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpi_train import files
+from mpi_train import earlier, files
 from mpi_train.errors import DataError, UsageError
 from mpi_train.world import World
 
@@ -143,12 +143,15 @@ class RunRecord:
     """One run of one strategy: what was asked, what came out, where.
 
     Attributes:
+        run_id: Its name (see ``mpi_train/run_id.py``), which it keeps when it was interrupted and goes on;
+            empty in older records, as ``started`` is.
+        started: When it first was; UTC, ISO 8601.
         command: The words that started it.
         train_s: Sum of the epochs' ``train_s``.
         images_per_s: Median over the epochs after the first, stalled ones left out.
         sync: How weights are kept equal: ``average``, ``every``, ``devices``, as the strategy has them.
         weights_sha256: Digest of the final weights, in layer order.
-        startup_s: From the start of the process to the first training step.
+        startup_s: From the start of the process until it is ready for the first training step.
         startup: Seconds of it by phase, each of its slowest rank: ``import`` (Python, MPI, TensorFlow),
             ``load`` (the shards), ``build`` (model, optimizer, first weights to all ranks), ``trace``
             (making the graphs and running each once).
@@ -194,6 +197,8 @@ class RunRecord:
     checkpoint_s: float = 0.0
     class_names: list[str] = field(default_factory=list)
     confusion: list[list[int]] | None = None
+    run_id: str = ""
+    started: str = ""
 
 
 def median_rate(epochs: list[EpochRecord]) -> float:
@@ -233,7 +238,7 @@ class Recorder:
         self.out, self.path = out, out / record
         self._lost_events = False
         self.world = world
-        self._events = out / "events.jsonl"
+        self._events = out / earlier.EVENTS
 
     def open(self) -> None:
         """Makes the folder.
@@ -254,13 +259,38 @@ class Recorder:
                         remedy="--out with another folder",
                     ) from error
 
-    def begin(self, *, anew: bool) -> None:
-        """Begins the event log, or goes on with it; an older run's record is removed."""
-        if self.world.is_root:
-            self.path.unlink(missing_ok=True)
-            (self.out / MISTAKES).unlink(missing_ok=True)
-            if anew:
-                self._events.unlink(missing_ok=True)
+    def begin(self, new_id: str, *, anew: bool) -> str:
+        """Begins the event log of a run, or goes on with that of the one which was interrupted here.
+
+        Args:
+            new_id: The run's, if it is a new one.
+            anew: Whether it is; what the folder holds of an earlier one is then put aside.
+
+        Returns:
+            The run's id, on all ranks.
+
+        Raises:
+            UsageError: that cannot be moved. Raised on all ranks.
+        """
+        run_id: str | None = None
+        with self.world.together():
+            if self.world.is_root:
+                run_id = None if anew else earlier.id_of(self.out)
+                if run_id is None:
+                    run_id = new_id
+                    self._put_aside()
+                    self.event("run_id", run_id)
+        return self.world.gather_all(run_id)[0] or new_id
+
+    def _put_aside(self) -> None:
+        try:
+            earlier.put_aside(self.out)
+        except OSError as error:
+            raise UsageError(
+                f"--out: what {self.out} holds of an earlier run cannot be moved into {earlier.FOLDER}: "
+                f"{error.strerror}",
+                remedy="--out with another folder",
+            ) from error
 
     def event(self, key: str, value: Any = None, **metadata: Any) -> None:
         """Appends one line to the event log, with MLPerf's key names.

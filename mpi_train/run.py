@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
-from mpi_train import environment, watch
-from mpi_train.config import TrainConfig
+from mpi_train import environment, run_id, watch
+from mpi_train.config import TrainConfig, as_dict
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
 from mpi_train.errors import DivergedError
@@ -22,6 +22,7 @@ from mpi_train.live.status import StatusFile
 from mpi_train.progress import Progress
 from mpi_train.records import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
 from mpi_train.scores import Scores
+from mpi_train.sinks import About, Sinks, chosen
 from mpi_train.world import World
 
 
@@ -42,6 +43,8 @@ class Run:
         out: Folder of the run's record.
         is_finished: Whether it held the record of a run that had come to its end, on the root.
         epochs: Records of the epochs that are done.
+        run_id: The run's name, once it has begun.
+        sinks: Who is told of the epochs, beside the record.
 
     Raises:
         DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
@@ -68,6 +71,8 @@ class Run:
         self.progress = Progress(
             speaks=world.is_root, style=config.style, status=StatusFile(self.out, strategy, world.hosts)
         )
+        self.run_id = ""
+        self.sinks = Sinks(chosen(config, self.out) if world.is_root else [], self.progress.warn)
 
     def divide_among(self, peers: World, *, part: int) -> None:
         """Has these ranks divide the data between them, where others work on the same examples."""
@@ -85,9 +90,21 @@ class Run:
         before = sum(self._startup.values())
         self._startup[phase] += environment.process_age_s() - before
 
-    def begin(self, *, anew: bool) -> None:
-        """Begins the run's event log, or goes on with that of an interrupted run."""
-        self._recorder.begin(anew=anew)
+    def begin(self, epochs: Sequence[EpochRecord] = (), *, anew: bool = True) -> None:
+        """Begins a run under a new id, or goes on with the one that was interrupted in its folder.
+
+        Args:
+            epochs: Those that are done.
+            anew: Whether it is a new run, also where it goes on from the checkpoint of another.
+        """
+        config = self.config
+        new_id = run_id.new(
+            time.time() - environment.process_age_s(),
+            (self.strategy, f"{self.world.size}x", config.model, config.dataset, f"s{config.seed}"),
+        )
+        self.run_id = self._recorder.begin(new_id, anew=anew)
+        self.epochs = list(epochs)
+        self.progress.say(f"run {self.run_id} in {self.out}")
         self.event("submission_benchmark", self.strategy)
         self.event("init_start")
 
@@ -98,6 +115,9 @@ class Run:
         everyone = self.world.gather_all(self._startup)
         self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
         self._startup_s = max(sum(rank.values()) for rank in everyone)
+        self.environment = environment.describe(self.world)
+        self.sinks.start(self._about(), self.epochs)
+        self.world.barrier()
         self.event("init_stop")
         self.event("global_batch_size", self.config.batch_size)
         self.event("train_samples", self.num_train)
@@ -178,6 +198,7 @@ class Run:
             by_rank=totals.by_rank,
         )
         self.epochs.append(record)
+        self.sinks.epoch(record)
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
             f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
@@ -187,6 +208,11 @@ class Run:
             **asdict(record),
         )
         return record
+
+    def rewind(self, epochs: Sequence[EpochRecord]) -> None:
+        """Goes back to where only these epochs were done."""
+        self.epochs = list(epochs)
+        self.sinks.rewind(epochs)
 
     def finish(
         self,
@@ -207,7 +233,9 @@ class Run:
             self._recorder.write_mistakes(self.input_shape, self._scores.worst(self.world))
         record = RunRecord(
             strategy=self.strategy,
-            command=" ".join([os.path.basename(sys.executable), *sys.argv]),
+            run_id=self.run_id,
+            started=run_id.started(self.run_id),
+            command=_command(),
             model=self.config.model,
             dataset=self.config.dataset,
             dataset_sha256=self.shards.manifest.raw_sha256,
@@ -227,7 +255,7 @@ class Run:
             startup_s=self._startup_s,
             startup=self._startup,
             peak_rss_mib=environment.peak_rss_mib(self.world),
-            environment=environment.describe(self.world),
+            environment=self.environment,
             details=details or {},
             history=list(history),
             bytes_per_step=self._bytes_per_step(),
@@ -236,6 +264,7 @@ class Run:
             checkpoint_s=checkpoint_s,
         )
         self._recorder.write(record)
+        self.sinks.finish(record)
         self.progress.leave("finished")
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
@@ -248,6 +277,16 @@ class Run:
         )
         return record
 
+    def _about(self) -> About:
+        return About(
+            run_id=self.run_id,
+            strategy=self.strategy,
+            command=_command(),
+            world_size=self.world.size,
+            environment=self.environment,
+            config=as_dict(self.config),
+        )
+
     def _bytes_per_step(self) -> float | None:
         if self.world.size == 1:
             return 0.0
@@ -257,6 +296,11 @@ class Run:
         # Of the examples that were trained on: under federated, clients left out and local epochs change it.
         counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
         return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
+
+
+def _command() -> str:
+    """The words that started this process."""
+    return " ".join([os.path.basename(sys.executable), *sys.argv])
 
 
 def _require_finite(epoch: int, name: str, loss: float) -> None:

@@ -81,7 +81,7 @@ class Session(Overseer):
             resume = "never"
         found = self.checkpoints.find(resume)
         if found is None:
-            run.begin(anew=True)
+            run.begin()
             if run.config.on_nan == "rollback":
                 self.save()
             return
@@ -94,13 +94,14 @@ class Session(Overseer):
                 remedy="--resume never, which starts anew and removes it, or --out with another folder",
             )
         self._restore(found.arrays, same_size=same_size)
-        run.begin(anew=False)
+        # One that came to its end, or was made elsewhere, stays what it is: this one is another.
+        ours = not run.is_finished and found.path.resolve().parent == self.checkpoints.folder.resolve()
+        run.begin(position.epochs, anew=not ours)
         self.checkpoints.forget_after(position)
         event = {
             "kind": "resumed", "epoch": position.epoch, "step": position.step, "world_size": run.world.size,
         }  # fmt: skip
         self.position = replace(position, history=(*position.history, event))
-        run.epochs = list(position.epochs)
         size = "" if same_size else f", then on {found.size} ranks and now on {run.world.size}"
         run.progress.say(
             f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}",
@@ -264,8 +265,8 @@ class Session(Overseer):
             "kind": "rolled back", "epoch": position.epoch, "step": position.step, "learning_rate": rate,
         }  # fmt: skip
         self.position = replace(position, history=(*history, event))
-        run.epochs = list(position.epochs)
         run.progress.warn(error.message)
+        run.rewind(position.epochs)
         run.progress.say(
             f"rolled back: to {found.path.name}, learning rate now {rate:g}",
             "rolled_back",

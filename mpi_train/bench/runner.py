@@ -22,6 +22,7 @@ from mpi_train.bench.plan import BenchConfig, Job, available, num_cores, plan
 from mpi_train.bench.process import run_logged, tail
 from mpi_train.config import parse
 from mpi_train.data.shards import ShardSet
+from mpi_train.earlier import FILES
 from mpi_train.errors import DataError, JobError, UsageError
 from mpi_train.live.status import FILE as STATUS_FILE
 from mpi_train.records import RunRecord, read_run
@@ -111,7 +112,7 @@ class Bench:
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
-                for stale in ("run.json", "events.jsonl", STATUS_FILE, LOG_FILE):
+                for stale in (*FILES, STATUS_FILE, LOG_FILE):
                     (folder / stale).unlink(missing_ok=True)
             write_attempts(self.out, self.attempts)
         except OSError as error:

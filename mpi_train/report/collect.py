@@ -2,7 +2,8 @@
 
 A bench lists the runs that it means to make in ``bench.json``. Below such a folder only listed runs
 count, so that a run which an older bench made with other settings, or which failed this time, cannot
-get into the report. Elsewhere every ``run.json`` counts.
+get into the report. Elsewhere every ``run.json`` counts, but for what a later run has put aside: beside
+that one it would be taken for a repeat.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
-from mpi_train import files
+from mpi_train import earlier, files
 from mpi_train.errors import DataError
 from mpi_train.records import RunRecord, read_run
 
@@ -118,7 +119,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     runs: dict[Path, Run] = {}
     unfinished: list[Attempt] = []
     for folder in folders:
-        benches = sorted(path.parent for path in folder.rglob(BENCH_FILE))
+        benches = sorted(path.parent for path in _below(folder, BENCH_FILE))
         for bench in benches:
             for attempt in read_attempts(bench):
                 path = bench / attempt.folder / "run.json"
@@ -127,7 +128,7 @@ def collect(folders: Sequence[Path]) -> Collection:
                 else:
                     folder_of_attempt = str(bench / attempt.folder)
                     unfinished.append(dataclasses.replace(attempt, folder=folder_of_attempt))
-        for path in sorted(folder.rglob("run.json")):
+        for path in sorted(_below(folder, "run.json")):
             if not any(bench in path.parents for bench in benches):
                 runs.setdefault(path.resolve(), _read(path))
     if not runs:
@@ -137,6 +138,11 @@ def collect(folders: Sequence[Path]) -> Collection:
             remedy="make bench, or any training job; then name the folder given as --out",
         )
     return Collection(list(runs.values()), unfinished)
+
+
+def _below(folder: Path, name: str) -> Iterator[Path]:
+    """The files of that name below ``folder``, but for those put aside there."""
+    return (path for path in folder.rglob(name) if earlier.FOLDER not in path.relative_to(folder).parts)
 
 
 def _read(path: Path, command: str | None = None, bench: Path | None = None) -> Run:

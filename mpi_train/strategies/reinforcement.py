@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mpi_train import devices, environment, watch
+from mpi_train import devices, environment, run_id, watch
 from mpi_train.config import ReinforcementConfig, one_environment_a_rank
 from mpi_train.control import Control
 from mpi_train.errors import RunAgainError
@@ -41,7 +41,9 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     recorder.open()
     with world.together():
         device = devices.own_device(world)
-    recorder.begin(anew=True)
+    began = time.time() - environment.process_age_s()
+    name = run_id.new(began, ("reinforcement", f"{world.size}x", NAME, f"s{config.seed}"))
+    name = recorder.begin(name, anew=True)
     recorder.event("submission_benchmark", "reinforcement")
     recorder.event("init_start")
     site = Site(config, world, device)
@@ -85,6 +87,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     recorder.event("eval_result", mean_reward, samples=updates[-1].env_steps)
     recorder.event("run_stop", status="success")
     record = ReinforcementRecord(
+        run_id=name,
         command=" ".join([os.path.basename(sys.executable), *sys.argv]),
         environment_name=NAME,
         world_size=world.size,
