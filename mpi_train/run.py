@@ -104,7 +104,7 @@ class Run:
         )
         self.run_id = self._recorder.begin(new_id, anew=anew)
         self.epochs = list(epochs)
-        self.progress.say(f"run {self.run_id} in {self.out}")
+        self.progress.say(f"run {self.run_id} in {self.out}", "run", run_id=self.run_id, out=str(self.out))
         self.event("submission_benchmark", self.strategy)
         self.event("init_start")
 

@@ -150,7 +150,7 @@ def test_without_the_package_mlflow_is_left_out(tmp_path: Path, monkeypatch: pyt
     sinks.start(ABOUT, [])
     sinks.epoch(epoch(1))
     (warning,) = warnings
-    assert warning.startswith("warning: MLflow is left out from here on: expected the package mlflow")
+    assert warning.startswith("MLflow is left out from here on: expected the package mlflow")
     assert "pip install mlflow-skinny" in warning
     assert len(rows(tmp_path / "epochs.csv")) == 1
 
@@ -164,4 +164,4 @@ def test_pages_of_an_error_become_one_line() -> None:
 
     warnings: list[str] = []
     Sinks([Talkative()], warnings.append).epoch(epoch(1))
-    assert warnings == ["warning: a sink is left out from here on: RuntimeError: cause"]
+    assert warnings == ["a sink is left out from here on: RuntimeError: cause"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -138,6 +139,12 @@ def collect(folders: Sequence[Path]) -> Collection:
             remedy="make bench, or any training job; then name the folder given as --out",
         )
     return Collection(list(runs.values()), unfinished)
+
+
+def records_below(folder: Path) -> list[Path]:
+    """Every ``run.json`` below ``folder``, in no order, those of runs put aside too."""
+    # os.walk, as pathlib's rglob takes several times as long over thousands of folders.
+    return [Path(root, "run.json") for root, _, names in os.walk(folder) if "run.json" in names]
 
 
 def _below(folder: Path, name: str) -> Iterator[Path]:

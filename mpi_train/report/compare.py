@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from mpi_train.errors import UsageError
+from mpi_train.errors import DataError, UsageError
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import wording
+from mpi_train.report.collect import records_below
 from mpi_train.report.summary import TARGETS, time_to, workers_of
 
 _SETTINGS = (
@@ -23,19 +25,23 @@ _Shown = Callable[[float], str]
 
 
 def find(where: Path) -> tuple[str, RunRecord]:
-    """The run at ``where``, a folder or its ``run.json``, and what to call it.
+    """The run at ``where``, a folder, its ``run.json``, or a run id below ``results``; and what to call it.
 
     Raises:
         UsageError: there is no run.
         DataError: its record cannot be read.
     """
     path = where / "run.json" if where.is_dir() else where
-    if not path.is_file():
-        raise UsageError(
-            f"--compare: expected the folder of a finished run. Received: {where}",
-            remedy="name the folder that a job was given as --out, such as results/mpi",
-        )
-    return str(where), read_run(path)
+    if path.is_file():
+        return str(where), read_run(path)
+    for other in records_below(Path("results")):
+        with suppress(DataError):
+            if (record := read_run(other)).run_id == str(where):
+                return record.run_id, record
+    raise UsageError(
+        f"--compare: expected the folder of a finished run, or its id. Received: {where}",
+        remedy="name the folder that a job was given as --out, such as results/mpi",
+    )
 
 
 def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +11,7 @@ from mpi_train import files
 from mpi_train.errors import DataError, UsageError
 from mpi_train.records import read_run
 from mpi_train.report import templates, wording
+from mpi_train.report.collect import records_below
 from mpi_train.report.summary import workers_of
 
 INDEX = "index.html"
@@ -50,7 +50,7 @@ def write(folder: Path) -> Path:
     entries: list[Entry] = []
     unreadable: list[str] = []
     reports: dict[Path, str] = {}
-    for path in _records(folder):
+    for path in records_below(folder):
         try:
             entries.append(_entry(path, folder, reports))
         except DataError as error:
@@ -75,15 +75,15 @@ def write(folder: Path) -> Path:
     return target
 
 
-def _records(folder: Path) -> list[Path]:
-    # os.walk, as pathlib's rglob takes several times as long over thousands of folders.
-    return [Path(root, "run.json") for root, _, names in os.walk(folder) if "run.json" in names]
-
-
 def _entry(path: Path, folder: Path, reports: dict[Path, str]) -> Entry:
     record = read_run(path)
     workers, unit = workers_of(record)
-    when = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    # A record of a version that did not note its start has at least been written some time.
+    when = (
+        datetime.fromisoformat(record.started.replace("Z", "+00:00"))
+        if record.started
+        else datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    )
     name = str(path.parent.relative_to(folder))
     shown: list[tuple[str, str | float]] = [
         (f"{when:%Y-%m-%d %H:%M}", when.timestamp()),
