@@ -157,7 +157,7 @@ def test_ranks_leave_json_and_their_status(tiny_shards: Path, tmp_path: Path) ->
         cwd=ROOT, env=launch.environment(), capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     events = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [event["event"] for event in events] == ["start", "epoch", "epoch", "epoch", "finish"]
+    assert [event["event"] for event in events] == ["run", "start", "epoch", "epoch", "epoch", "finish"]
     assert result.stderr == ""
     record = json.loads((tmp_path / "run.json").read_text())
     assert {**record["epochs"][-1], "event": "epoch"} == events[-2]
