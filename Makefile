@@ -88,6 +88,14 @@ bench-step: setup ## Where the time of one training step goes on NP ranks, and h
 report: setup ## Write the report of OUT (default results/bench) again
 	$(RUN) jobs/report.py $(or $(OUT),results/bench) $(ARGS)
 
+.PHONY: index
+index: setup ## A page of all runs below OUT (default results), to filter and sort
+	$(RUN) jobs/report.py --index $(or $(OUT),results)
+
+.PHONY: watch
+watch: setup ## Show the runs below OUT (default results) while they train, rank by rank; Ctrl-C leaves
+	@$(RUN) jobs/watch.py $(OUT) $(ARGS)
+
 .PHONY: baseline
 baseline: setup ## Train in one process: plain Keras fit, all cores
 	$(RUN) jobs/baseline.py $(TRAINING)

@@ -5,7 +5,7 @@
     python jobs/baseline.py --tuned
     sbatch slurm/baseline.sh
 
-Leaves run.json and events.jsonl in --out (default: results/baseline, or results/tuned).
+Leaves run.json, events.jsonl and epochs.csv in --out (default: results/baseline, or results/tuned).
 """
 
 from mpi_train.cli import run_training

@@ -4,7 +4,7 @@
     python jobs/custom.py --devices 2
     sbatch slurm/custom.sh
 
-Leaves run.json and events.jsonl in --out (default: results/custom).
+Leaves run.json, events.jsonl and epochs.csv in --out (default: results/custom).
 """
 
 from mpi_train.cli import run_training

@@ -3,7 +3,7 @@
     python jobs/custom_dataset.py
     python jobs/custom_dataset.py --devices 2
 
-Leaves run.json, events.jsonl and checkpoints in --out (default: results/custom_dataset).
+Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: results/custom_dataset).
 """
 
 from mpi_train.cli import run_training

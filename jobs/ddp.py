@@ -2,7 +2,7 @@
 
     mpiexec -n 2 .venv-peers/bin/python jobs/ddp.py --epochs 5
 
-Leaves run.json, events.jsonl and checkpoints in --out (default: results/ddp).
+Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: results/ddp).
 """
 
 from mpi_train.cli import run_training

@@ -5,9 +5,9 @@
     mpiexec -n 2 python jobs/federated.py --data data/clients --proximal 0.01
     sbatch slurm/federated.sh --epochs 10
 
-A client is a shard. Leaves in --out (default: results/federated) run.json, events.jsonl and checkpoints;
-rounds.jsonl (what each client of each round told); clients.json and clients.png (what data each client has,
-and how the final model does on it).
+A client is a shard. Leaves in --out (default: results/federated) run.json, events.jsonl, epochs.csv and
+checkpoints; rounds.jsonl (what each client of each round told); clients.json and clients.png (what data
+each client has, and how the final model does on it).
 """
 
 from mpi_train.cli import run_training

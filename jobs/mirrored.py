@@ -4,7 +4,7 @@
     python jobs/mirrored.py --devices 2
     sbatch slurm/mirrored.sh
 
-Leaves run.json and events.jsonl in --out (default: results/mirrored).
+Leaves run.json, events.jsonl and epochs.csv in --out (default: results/mirrored).
 """
 
 from mpi_train.cli import run_training

@@ -4,8 +4,8 @@
     mpiexec -n 4 python jobs/mpi.py --average gradients
     sbatch slurm/mpi_4nodes.sh --epochs 10
 
-Leaves run.json, events.jsonl and checkpoints in --out (default: results/mpi). After an interruption the same
-command goes on from the last checkpoint, on as many ranks or on others.
+Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: results/mpi). After an
+interruption the same command goes on from the last checkpoint, on as many ranks or on others.
 """
 
 from mpi_train.cli import run_training

@@ -3,7 +3,7 @@
     mpiexec -n 2 python jobs/multiworker.py
     sbatch slurm/multiworker_4nodes.sh
 
-Leaves run.json, events.jsonl and checkpoints in --out (default: results/multiworker).
+Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: results/multiworker).
 """
 
 from mpi_train.cli import run_training

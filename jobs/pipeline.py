@@ -4,7 +4,7 @@
     mpiexec -n 4 python jobs/pipeline.py --stages 2                  # two copies of a pipeline of two
     mpiexec -n 2 python jobs/pipeline.py --micro-batches 8 --cut max_pooling2d
 
-Leaves in --out (default: results/pipeline) run.json, events.jsonl and checkpoints.
+Leaves in --out (default: results/pipeline) run.json, events.jsonl, epochs.csv and checkpoints.
 """
 
 from mpi_train.cli import run_training

@@ -1,9 +1,12 @@
-"""Writes the report again, from the run.json files below one or more folders.
+"""Writes the report again, from the run.json files below one or more folders: report.html and report.md.
 
     python jobs/report.py                                  of results/bench
     python jobs/report.py results/baseline results/mpi --out results/comparison
+    python jobs/report.py --compare results/mpi results/custom
+    python jobs/report.py --index results                  results/index.html, over all runs
 
-Runs that do not do the same work (model, data, batch, epochs, seeds, ...) are refused, not mixed.
+Runs that do not do the same work (model, data, batch, epochs, ...) are compared apart, with the
+difference named.
 """
 
 from pathlib import Path
@@ -14,24 +17,44 @@ from mpi_train import report
 from mpi_train.cli import guarded
 from mpi_train.config import Parser
 from mpi_train.errors import UsageError
-from mpi_train.report import terminal
+from mpi_train.report import compare, index, terminal
 
 
 def main() -> None:
     parser = Parser(prog="python jobs/report.py", description="Write the report of runs made before.")
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="(default: results/bench)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the report (default: the first DIR)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="print two runs side by side instead"
+    )
+    instead.add_argument(
+        "--index", type=Path, metavar="DIR", help="write DIR/index.html instead, a page of all runs below DIR"
+    )
     flags = parser.parse_args()
+    console = Console(highlight=False)
+    if flags.compare:
+        console.print(compare.table(*(compare.find(path) for path in flags.compare)))
+        return
+    if flags.index:
+        _require_folder(flags.index)
+        print(f"index: {index.write(flags.index)}")
+        return
     folders = flags.folders or [Path("results/bench")]
     for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(
-                f"expected a folder with runs. Received: {folder}",
-                remedy="make bench, or name the folder given to a job as --out",
-            )
+        _require_folder(folder)
     out = flags.out or folders[0]
-    Console().print(terminal.table(report.write(folders, out)))
-    print(f"report: {out / 'report.md'}")
+    for summary in report.write(folders, out):
+        console.print(terminal.table(summary))
+    print(f"report: {out / report.PAGE}, and {out / report.TEXT}")
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(
+            f"expected a folder with runs. Received: {folder}",
+            remedy="make bench, or name the folder given to a job as --out",
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python jobs/tpu.py
     TPU_NAME=local python jobs/tpu.py
 
-Says what it runs on. Leaves run.json, events.jsonl and checkpoints in --out (default: results/tpu).
+Says what it runs on. Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default:
+results/tpu).
 """
 
 from mpi_train.cli import run_training

@@ -7,6 +7,7 @@ root mean square, which every rank takes of its own gradients under ``Weights``:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -48,6 +49,9 @@ class AllReduce(Protocol):
 
     bytes_per_call: int
 
+    @property
+    def total_s(self) -> float: ...
+
     def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
 
     def take_durations(self) -> np.ndarray: ...
@@ -79,6 +83,10 @@ class Nothing:
         """What there was since this was last called; on all ranks together."""
         return Traffic()
 
+    def exchange_s(self) -> float:
+        """Seconds in exchanges so far, waiting included: it only grows. NaN where there are none."""
+        return math.nan
+
 
 class _Averaging(Nothing):
     beside: Sequence[AllReduce] = ()
@@ -89,6 +97,9 @@ class _Averaging(Nothing):
 
     def take_traffic(self, world: World) -> Traffic:
         return sum((_traffic(each, world) for each in (self._all_reduce, *self.beside)), Traffic())
+
+    def exchange_s(self) -> float:
+        return sum(each.total_s for each in (self._all_reduce, *self.beside))
 
 
 def _traffic(all_reduce: AllReduce, world: World) -> Traffic:

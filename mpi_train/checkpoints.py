@@ -110,17 +110,17 @@ class Checkpoints:
         out: The run's folder.
         world: The ranks.
         work: What a run must have in common with this one to be gone on with; JSON.
-        say: Shows a line to the user.
+        warn: Shows a warning to the user.
 
     Attributes:
         seconds: Spent in writing so far.
     """
 
     def __init__(
-        self, out: Path, world: World, work: dict[str, Any], say: Callable[[str], None] = print
+        self, out: Path, world: World, work: dict[str, Any], warn: Callable[[str], None] = print
     ) -> None:
         self.folder = out / FOLDER
-        self._world, self._work, self._say = world, json.loads(json.dumps(work)), say
+        self._world, self._work, self._warn = world, json.loads(json.dumps(work)), warn
         self.seconds = 0.0
 
     def save(self, position: Position, arrays: Arrays) -> bool:
@@ -149,7 +149,7 @@ class Checkpoints:
                 world.send(arrays[name], to=0)
         problem = world.gather_all(problem)[0]
         if problem is not None and world.is_root:
-            self._say(f"warning: no checkpoint of epoch {position.epoch}, step {position.step}: {problem}")
+            self._warn(f"no checkpoint of epoch {position.epoch}, step {position.step}: {problem}")
         self.seconds += time.perf_counter() - begin
         return problem is None
 
@@ -251,7 +251,7 @@ class Checkpoints:
                 found = self._open(path)
             except DataError as error:
                 refused.append(error.message)
-                self._say(f"warning: passed over: {error.message}")
+                self._warn(f"passed over: {error.message}")
                 continue
             return found
         if refused:

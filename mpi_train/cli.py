@@ -13,6 +13,7 @@ from mpi_train import control, devices, preflight, watch
 from mpi_train import world as worlds
 from mpi_train.config import JobConfig, TrainConfig, WatchedConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
+from mpi_train.progress import Progress
 
 
 def run_training(
@@ -47,8 +48,8 @@ def run_job(
             watch.start(world, config.stall_timeout)
         if isinstance(config, TrainConfig):
             if preflight.is_finished(config, world):
-                if world.is_root:
-                    print(f"this job had come to its end before it was queued again: {config.out}/run.json")
+                ended = f"this job had come to its end before it was queued again: {config.out}/run.json"
+                Progress(speaks=world.is_root, style=config.style).say(ended)
                 return
             preflight.check(config, world)
         share = devices.claim_cores(world, config.threads)

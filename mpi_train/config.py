@@ -27,6 +27,7 @@ Scaling = Literal["none", "linear", "sqrt"]
 _REFERENCE_BATCH = 64
 """At which a learning rate is meant, where it is scaled with the batch."""
 OnNan = Literal["stop", "rollback"]
+Style = Literal["lines", "json", "quiet"]
 NUM_MINIBATCHES = 4
 """In which a reinforcement learner takes a batch."""
 
@@ -71,6 +72,24 @@ class WatchedConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownConfig(JobConfig):
+    """What the jobs take beyond that which show how far they are."""
+
+    quiet: bool = option(False, "print nothing but warnings and errors")
+    json: bool = option(False, "print a JSON object a line, for programs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quiet and self.json:
+            raise UsageError("--quiet, --json: expected one of them. Received: both")
+
+    @property
+    def style(self) -> Style:
+        """As ``Progress`` has it."""
+        return "quiet" if self.quiet else "json" if self.json else "lines"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepConfig(JobConfig):
     """What one step of training on a data set depends on."""
 
@@ -85,7 +104,7 @@ class StepConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(StepConfig):
+class TrainConfig(StepConfig, ShownConfig):
     """What every training job takes. Two runs are comparable when these agree."""
 
     dataset: str = option("fashion_mnist", "data set that the shards must hold")
@@ -101,6 +120,7 @@ class TrainConfig(StepConfig):
     checkpoint_minutes: float = option(5.0, "minutes between two checkpoints, at most", "MINUTES")
     trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
     on_nan: OnNan = option("stop", "when the loss becomes NaN: stop, or roll back and halve the rate")
+    tensorboard: Path | None = option(None, "folder for TensorBoard's logs, one below it for each run", "DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,7 +242,7 @@ class FederatedConfig(RanksConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforcementConfig(WatchedConfig):
+class ReinforcementConfig(WatchedConfig, ShownConfig):
     """What ``jobs/reinforcement.py`` takes."""
 
     num_envs: int = option(64, "environments, over all ranks together")

@@ -1,7 +1,8 @@
 """What the ranks agree on between two chunks of steps: how long the next is, to save, to stop, or to give up.
 
 A signal reaches ranks at different steps, and a disk or a clock is one rank's alone. So each rank says
-what it knows, one all-reduce makes it common, and all act at the same step.
+what it knows, one all-gather makes it common, and all act at the same step. What each rank says of its time
+goes the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import FrameType
 
 import numpy as np
 
+from mpi_train.live.pace import ByRank
 from mpi_train.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -45,12 +47,14 @@ class Decision:
         diverged: A loss or a weight is not finite somewhere.
         stop: Somebody asked to stop.
         save: A checkpoint is due.
+        by_rank: The chunk as each rank saw it.
     """
 
     slowest_s: float
     diverged: bool
     stop: bool
     save: bool
+    by_rank: ByRank
 
 
 class Control:
@@ -98,20 +102,34 @@ class Control:
         every = self._every_steps
         return every > 0 and first // every != stop // every
 
-    def agree(self, *, first: int, stop: int, elapsed_s: float, finite: bool) -> Decision:
+    def agree(
+        self,
+        *,
+        first: int,
+        stop: int,
+        elapsed_s: float,
+        finite: bool,
+        loss: float = 0.0,
+        count: int = 0,
+        exchange_s: float = math.nan,
+    ) -> Decision:
         """On all ranks together, after a chunk.
 
         Args:
             first, stop: Between which steps of the epoch the chunk was.
             elapsed_s: What the chunk took on this rank.
             finite: Whether its loss and this rank's weights are.
+            loss, count, exchange_s: As ``Chunk`` has them.
         """
         due = self.is_due(first, stop)
         due |= time.monotonic() - self._last_save >= self._every_s
-        mine = np.array([elapsed_s, not finite, bool(_asked), due and self._world.is_root])
-        slowest_s, diverged, stop, save = self._world.maxima(mine)
-        self.stopping = stop > 0
-        return Decision(float(slowest_s), diverged > 0, stop > 0, save > 0)
+        due &= self._world.is_root
+        mine = (not finite, bool(_asked), due, elapsed_s, exchange_s, count, loss * count)
+        columns = self._world.gather_rows(np.array(mine, np.float64)).T
+        diverged, stop, save = (bool(column.any()) for column in columns[:3])
+        self.stopping = stop
+        by_rank = ByRank(*columns[3:])
+        return Decision(float(by_rank.elapsed_s.max()), diverged, stop, save, by_rank)
 
     def saved(self) -> None:
         """To be called after a checkpoint was written."""

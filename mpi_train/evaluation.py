@@ -1,16 +1,15 @@
-"""Loss and accuracy over the whole test set, each rank taking its part of it."""
+"""The model's outputs on the whole test set, each rank taking its part of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
 from mpi_train.memory import as_tensor
-from mpi_train.trainer import as_input, losses_of, num_correct
-from mpi_train.world import World
+from mpi_train.scores import Scores, nothing_of
+from mpi_train.trainer import as_input, losses_of
 
 BATCH = 128
 """Examples at a time: enough to keep the cores busy, few enough to take little memory."""
@@ -34,37 +33,47 @@ class Evaluator:
     ) -> None:
         self._predict = predict
         self._from_logits, self._counts = from_logits, counts
+        self._examples = examples
         self._images = as_tensor(examples.images)
         self._labels = as_tensor(examples.labels)
 
     def trace(self) -> None:
         """Builds the graph, so that the first evaluation's time holds evaluation alone."""
-        self._sums.get_concrete_function(self._images, self._labels)
+        self._look.get_concrete_function(self._images, self._labels)
 
-    def evaluate(self, world: World) -> tuple[float, float]:
-        """Mean loss and accuracy over the test sets of all ranks together."""
-        loss, correct = self._sums(self._images, self._labels)
-        mine = np.array([float(loss), float(correct), len(self._labels)], np.float64)
-        loss_sum, correct_sum, count = world.sum(mine if self._counts else np.zeros(3))
-        return float(loss_sum / count), float(correct_sum / count)
+    def evaluate(self) -> Scores:
+        """How the current weights do on this rank's part; on all ranks together."""
+        losses, predicted = self._look(self._images, self._labels)
+        if not self._counts:
+            return nothing_of(self._examples)
+        return Scores(self._examples, losses.numpy(), predicted.numpy())
 
     def accuracy_on(self, examples: Examples) -> float:
         """Accuracy on other examples, of this rank alone."""
-        _, correct = self._sums(as_tensor(examples.images), as_tensor(examples.labels))
-        return float(correct) / len(examples)
+        losses, predicted = self._look(as_tensor(examples.images), as_tensor(examples.labels))
+        return Scores(examples, losses.numpy(), predicted.numpy()).num_correct / len(examples)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def _sums(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _look(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The loss of each example, float32 (n,), and its class by the model, int32 (n,)."""
         count = tf.shape(labels)[0]
+        size = (count + BATCH - 1) // BATCH
 
-        def body(start: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            stop = tf.minimum(start + BATCH, count)
-            outputs = self._predict(as_input(images[start:stop]))
-            y = tf.cast(labels[start:stop], tf.int32)
-            batch_loss = tf.reduce_sum(losses_of(outputs, y, from_logits=self._from_logits))
-            return stop, loss + batch_loss, correct + num_correct(outputs, y)
+        def body(
+            batch: tf.Tensor, losses: tf.TensorArray, predicted: tf.TensorArray
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
+            some = slice(batch * BATCH, tf.minimum((batch + 1) * BATCH, count))
+            outputs = self._predict(as_input(images[some]))
+            y = tf.cast(labels[some], tf.int32)
+            loss = tf.cast(losses_of(outputs, y, from_logits=self._from_logits), tf.float32)
+            winner = tf.argmax(outputs, 1, output_type=tf.int32)
+            return batch + 1, losses.write(batch, loss), predicted.write(batch, winner)
 
-        _, loss, correct = tf.while_loop(
-            lambda start, *_: start < count, body, (0, 0.0, 0.0), parallel_iterations=1
+        empty = (
+            tf.TensorArray(dtype, size, element_shape=[None], infer_shape=False)
+            for dtype in (tf.float32, tf.int32)
         )
-        return loss, correct
+        _, losses, predicted = tf.while_loop(
+            lambda batch, *_: batch < size, body, (0, *empty), parallel_iterations=1
+        )
+        return losses.concat(), predicted.concat()

@@ -39,11 +39,15 @@ class HostCall:
     Args:
         function: From arrays to an array.
         dtype: Of what it returns.
+
+    Attributes:
+        total_s: Seconds of all calls so far.
     """
 
     def __init__(self, function: Callable[..., np.ndarray], dtype: tf.DType = tf.float32) -> None:
         self._function, self._dtype = function, dtype
         self._durations: list[float] = []
+        self.total_s = 0.0
 
     def __call__(
         self, inputs: Sequence[tf.Tensor], shape: Sequence[int | None] | tf.TensorShape
@@ -65,7 +69,9 @@ class HostCall:
             # Under MPI this ends all ranks. TensorFlow would bury it in tracebacks of its own.
             sys.excepthook(type(error), error, error.__traceback__)
             raise
-        self._durations.append(time.perf_counter() - start)
+        duration = time.perf_counter() - start
+        self._durations.append(duration)
+        self.total_s += duration
         return result
 
     def take_durations(self) -> np.ndarray:

@@ -90,6 +90,11 @@ class Link:
         self._sent_bytes += array.nbytes
         return np.zeros((), np.int32)
 
+    @property
+    def total_s(self) -> float:
+        """Seconds in sending and receiving so far, waiting included."""
+        return self._receive.total_s + self._send.total_s
+
     def take_traffic(self) -> Traffic:
         """What there was since this was last called, of this rank alone."""
         total_s = float(self._receive.take_durations().sum() + self._send.take_durations().sum())

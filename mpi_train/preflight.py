@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,8 @@ def check(config: TrainConfig, world: World) -> None:
     Recorder(config.out or Path("results"), world).open()
     skew_s = clock_skew_s(world)
     if skew_s > SKEW_S and world.is_root:
-        print(f"warning: the nodes' clocks differ by {skew_s:.0f} s: beware when you compare their logs")
+        warning = f"warning: the nodes' clocks differ by {skew_s:.0f} s: beware when you compare their logs"
+        print(warning, file=sys.stderr, flush=True)
 
 
 def is_finished(config: TrainConfig, world: World) -> bool:

@@ -12,11 +12,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpi_train import files
+from mpi_train import earlier, files
 from mpi_train.errors import DataError, UsageError
 from mpi_train.world import World
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
+MISTAKES = "mistakes.json"
+"""Beside a run's record: the test examples that its final model is most wrong about."""
 SMALL_BYTES = 1 << 16
 """What a run needs on disk at the least: its record and its events."""
 
@@ -48,6 +51,18 @@ class RankTimes:
     sent_bytes: int = 0
 
 
+def sum_of(parts: Iterable[Sequence[RankTimes]]) -> list[RankTimes]:
+    """The times of each rank over parts of a run; empty if they were on different numbers of ranks."""
+    everyone = list(parts)
+    if len({len(ranks) for ranks in everyone}) != 1:
+        return []
+    names = [each.name for each in dataclasses.fields(RankTimes)]
+    return [
+        RankTimes(*(sum(getattr(part, name) for part in own) for name in names))
+        for own in zip(*everyone, strict=True)
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochTotals:
     """What the training of an epoch, or of a part of one, came to, over all ranks together.
@@ -66,24 +81,12 @@ class EpochTotals:
 
     def __add__(self, other: EpochTotals) -> EpochTotals:
         """Both parts together; of parts on different numbers of ranks ``by_rank`` is not known."""
-        parts = [part for part in (self, other) if part.count]
-        same = len({len(part.by_rank) for part in parts}) == 1
         return EpochTotals(
             loss=self.loss + other.loss,
             correct=self.correct + other.correct,
             count=self.count + other.count,
             train_s=self.train_s + other.train_s,
-            by_rank=[
-                RankTimes(
-                    *(
-                        sum(getattr(rank, name.name) for rank in ranks)
-                        for name in dataclasses.fields(RankTimes)
-                    )
-                )
-                for ranks in zip(*(part.by_rank for part in parts), strict=True)
-            ]
-            if same
-            else [],
+            by_rank=sum_of(part.by_rank for part in (self, other) if part.count),
         )
 
     @property
@@ -140,12 +143,15 @@ class RunRecord:
     """One run of one strategy: what was asked, what came out, where.
 
     Attributes:
+        run_id: Its name (see ``mpi_train/run_id.py``), which it keeps when it was interrupted and goes on;
+            empty in older records, as ``started`` is.
+        started: When it first was; UTC, ISO 8601.
         command: The words that started it.
         train_s: Sum of the epochs' ``train_s``.
         images_per_s: Median over the epochs after the first, stalled ones left out.
         sync: How weights are kept equal: ``average``, ``every``, ``devices``, as the strategy has them.
         weights_sha256: Digest of the final weights, in layer order.
-        startup_s: From the start of the process to the first training step.
+        startup_s: From the start of the process until it is ready for the first training step.
         startup: Seconds of it by phase, each of its slowest rank: ``import`` (Python, MPI, TensorFlow),
             ``load`` (the shards), ``build`` (model, optimizer, first weights to all ranks), ``trace``
             (making the graphs and running each once).
@@ -155,6 +161,9 @@ class RunRecord:
         bytes_per_step: What the rank that sent most sent for each global batch of examples, on average; None
             where another library does it, and does not count.
         checkpoint_s: Spent in writing checkpoints, in no epoch's time; since the run last started.
+        class_names: Name of each label, from label 0.
+        confusion: Test examples by label (row) and by what the final model took them for (column); None of
+            a run that was cut off between its last epoch and its record.
         peak_rss_mib: Of the rank with the most.
         environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``environment``).
     """
@@ -186,6 +195,10 @@ class RunRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     bytes_per_step: float | None = None
     checkpoint_s: float = 0.0
+    class_names: list[str] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    run_id: str = ""
+    started: str = ""
 
 
 def median_rate(epochs: list[EpochRecord]) -> float:
@@ -225,7 +238,7 @@ class Recorder:
         self.out, self.path = out, out / record
         self._lost_events = False
         self.world = world
-        self._events = out / "events.jsonl"
+        self._events = out / earlier.EVENTS
 
     def open(self) -> None:
         """Makes the folder.
@@ -246,12 +259,38 @@ class Recorder:
                         remedy="--out with another folder",
                     ) from error
 
-    def begin(self, *, anew: bool) -> None:
-        """Begins the event log, or goes on with it; an older run's record is removed."""
-        if self.world.is_root:
-            self.path.unlink(missing_ok=True)
-            if anew:
-                self._events.unlink(missing_ok=True)
+    def begin(self, new_id: str, *, anew: bool) -> str:
+        """Begins the event log of a run, or goes on with that of the one which was interrupted here.
+
+        Args:
+            new_id: The run's, if it is a new one.
+            anew: Whether it is; what the folder holds of an earlier one is then put aside.
+
+        Returns:
+            The run's id, on all ranks.
+
+        Raises:
+            UsageError: that cannot be moved. Raised on all ranks.
+        """
+        run_id: str | None = None
+        with self.world.together():
+            if self.world.is_root:
+                run_id = None if anew else earlier.id_of(self.out)
+                if run_id is None:
+                    run_id = new_id
+                    self._put_aside()
+                    self.event("run_id", run_id)
+        return self.world.gather_all(run_id)[0] or new_id
+
+    def _put_aside(self) -> None:
+        try:
+            earlier.put_aside(self.out)
+        except OSError as error:
+            raise UsageError(
+                f"--out: what {self.out} holds of an earlier run cannot be moved into {earlier.FOLDER}: "
+                f"{error.strerror}",
+                remedy="--out with another folder",
+            ) from error
 
     def event(self, key: str, value: Any = None, **metadata: Any) -> None:
         """Appends one line to the event log, with MLPerf's key names.
@@ -275,6 +314,21 @@ class Recorder:
             if not self._lost_events:
                 print(f"warning: {self._events}: {error.strerror}; events are lost", file=sys.stderr)
             self._lost_events = True
+
+    def write_mistakes(self, image_shape: Sequence[int], worst: Sequence[dict[str, Any]]) -> None:
+        """Writes the examples that the model is most wrong about, as ``Scores.worst`` tells them.
+
+        Args:
+            image_shape: Height, width, channels.
+            worst: The worst first.
+        """
+        if self.world.is_root:
+            try:
+                files.write_json(
+                    self.out / MISTAKES, {"image_shape": list(image_shape), "worst": list(worst)}
+                )
+            except OSError as error:
+                print(f"warning: {self.out / MISTAKES}: {error.strerror}; not written", file=sys.stderr)
 
     def write(self, record: DataclassInstance) -> None:
         """Writes the run's record, then waits until it is there for all ranks."""

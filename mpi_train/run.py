@@ -7,18 +7,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from mpi_train import environment, timeline, watch
-from mpi_train.config import TrainConfig
+from mpi_train import environment, run_id, timeline, watch
+from mpi_train.config import TrainConfig, as_dict
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
 from mpi_train.errors import DivergedError
+from mpi_train.live.status import StatusFile
 from mpi_train.progress import Progress
 from mpi_train.records import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
+from mpi_train.scores import Scores
+from mpi_train.sinks import About, Sinks, chosen
 from mpi_train.world import World
 
 
@@ -39,6 +43,8 @@ class Run:
         out: Folder of the run's record.
         is_finished: Whether it held the record of a run that had come to its end, on the root.
         epochs: Records of the epochs that are done.
+        run_id: The run's name, once it has begun.
+        sinks: Who is told of the epochs, beside the record.
 
     Raises:
         DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
@@ -59,11 +65,16 @@ class Run:
         self.num_train = self.shards.num_examples("train")
         self.epochs: list[EpochRecord] = []
         self.out = config.out or Path("results") / strategy
+        self._scores: Scores | None = None
         self._recorder = Recorder(self.out, world)
         self._recorder.open()
         self.is_finished = (self.out / "run.json").exists()
         self.event = self._recorder.event
-        self.progress = Progress(speaks=world.is_root)
+        self.progress = Progress(
+            speaks=world.is_root, style=config.style, status=StatusFile(self.out, strategy, world.hosts)
+        )
+        self.run_id = ""
+        self.sinks = Sinks(chosen(config, self.out) if world.is_root else [], self.progress.warn)
 
     def divide_among(self, peers: World, *, part: int) -> None:
         """Has these ranks divide the data between them, where others work on the same examples."""
@@ -82,9 +93,21 @@ class Run:
         before = sum(self._startup.values())
         self._startup[phase] += environment.process_age_s() - before
 
-    def begin(self, *, anew: bool) -> None:
-        """Begins the run's event log, or goes on with that of an interrupted run."""
-        self._recorder.begin(anew=anew)
+    def begin(self, epochs: Sequence[EpochRecord] = (), *, anew: bool = True) -> None:
+        """Begins a run under a new id, or goes on with the one that was interrupted in its folder.
+
+        Args:
+            epochs: Those that are done.
+            anew: Whether it is a new run, also where it goes on from the checkpoint of another.
+        """
+        config = self.config
+        new_id = run_id.new(
+            time.time() - environment.process_age_s(),
+            (self.strategy, f"{self.world.size}x", config.model, config.dataset, f"s{config.seed}"),
+        )
+        self.run_id = self._recorder.begin(new_id, anew=anew)
+        self.epochs = list(epochs)
+        self.progress.say(f"run {self.run_id} in {self.out}", "run", run_id=self.run_id, out=str(self.out))
         self.event("submission_benchmark", self.strategy)
         self.event("init_start")
 
@@ -95,6 +118,9 @@ class Run:
         everyone = self.world.gather_all(self._startup)
         self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
         self._startup_s = max(sum(rank.values()) for rank in everyone)
+        self.environment = environment.describe(self.world)
+        self.sinks.start(self._about(), self.epochs)
+        self.world.barrier()
         self.event("init_stop")
         self.event("global_batch_size", self.config.batch_size)
         self.event("train_samples", self.num_train)
@@ -104,7 +130,17 @@ class Run:
         self.progress.say(
             f"{self.strategy}: {model_name} ({num_weights:,} weights), {self.config.dataset} "
             f"({self.num_train:,} images), global batch {self.config.batch_size}, "
-            f"{self.config.dtype}, {ranks}"
+            f"{self.config.dtype}, {ranks}",
+            "start",
+            strategy=self.strategy,
+            model=model_name,
+            num_weights=num_weights,
+            dataset=self.config.dataset,
+            num_images=self.num_train,
+            global_batch_size=self.config.batch_size,
+            dtype=self.config.dtype,
+            world_size=self.world.size,
+            threads_per_rank=self.threads,
         )
 
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
@@ -112,13 +148,13 @@ class Run:
         watch.note(f"epoch {epoch}, before the first step")
         timeline.begin_epoch(epoch)
         self.event("epoch_start", epoch_num=epoch)
-        self.progress.begin(f"epoch {epoch}/{self.config.epochs}", num_steps)
+        self.progress.begin(epoch, self.config.epochs, num_steps)
 
     def end_epoch(
         self,
         epoch: int,
         totals: EpochTotals,
-        evaluate: Callable[[World], tuple[float, float]],
+        evaluate: Callable[[], Scores],
         *,
         stalled: bool = False,
         expected: int | None = None,
@@ -128,7 +164,7 @@ class Run:
         Args:
             epoch: Counted from 1.
             totals: What its training came to, over all ranks together.
-            evaluate: Gives loss and accuracy on the test set.
+            evaluate: Gives how this rank's part of the test set came out.
             stalled: A single step took unusually long.
             expected: Examples that were to be visited (default: each of the training set once).
 
@@ -139,7 +175,7 @@ class Run:
             raise RuntimeError(
                 f"epoch {epoch} visited {totals.count} examples of {expected or self.num_train}"
             )
-        self.progress.end()
+        self.progress.evaluate()
         watch.note(f"epoch {epoch}, evaluation")
         self.event("epoch_stop", epoch_num=epoch)
         _require_finite(epoch, "training loss", totals.loss / totals.count)
@@ -147,7 +183,8 @@ class Run:
         self.world.barrier()
         start = time.perf_counter()
         with timeline.phase("evaluate"):
-            test_loss, test_accuracy = evaluate(self.world)
+            self._scores = evaluate()
+            test_loss, test_accuracy = self._scores.means(self.world)
         _require_finite(epoch, "test loss", test_loss)
         eval_s = max(self.world.gather_all(time.perf_counter() - start))
         self.event("eval_stop", epoch_num=epoch)
@@ -167,13 +204,21 @@ class Run:
         )
         self.epochs.append(record)
         timeline.end_epoch()
+        self.sinks.epoch(record)
         self.progress.say(
-            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:7.2f} s  "
-            f"{record.images_per_s:9,.0f} images/s  loss {totals.mean_loss:.4f}  "
-            f"accuracy {totals.accuracy:.4f}  test accuracy {test_accuracy:.4f}"
-            + ("  (stalled: one step took most of this)" if stalled else "")
+            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
+            f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
+            f"accuracy {totals.accuracy:.4f}, test {test_accuracy:.4f}"
+            + ("  (stalled: one step took most of this)" if stalled else ""),
+            "epoch",
+            **asdict(record),
         )
         return record
+
+    def rewind(self, epochs: Sequence[EpochRecord]) -> None:
+        """Goes back to where only these epochs were done."""
+        self.epochs = list(epochs)
+        self.sinks.rewind(epochs)
 
     def finish(
         self,
@@ -185,11 +230,18 @@ class Run:
         history: Sequence[dict[str, Any]] = (),
         checkpoint_s: float = 0.0,
     ) -> RunRecord:
-        """Writes ``run.json`` and returns what it holds."""
+        """Writes ``run.json``, ``mistakes.json`` and returns what the first holds."""
         self.event("run_stop", status="success")
+        confusion = None
+        # A run that was cut off between its last epoch and its record has not looked again.
+        if self._scores is not None:
+            confusion = self._scores.confusion(self.world, self.num_classes)
+            self._recorder.write_mistakes(self.input_shape, self._scores.worst(self.world))
         record = RunRecord(
             strategy=self.strategy,
-            command=" ".join([os.path.basename(sys.executable), *sys.argv]),
+            run_id=self.run_id,
+            started=run_id.started(self.run_id),
+            command=_command(),
             model=self.config.model,
             dataset=self.config.dataset,
             dataset_sha256=self.shards.manifest.raw_sha256,
@@ -209,18 +261,37 @@ class Run:
             startup_s=self._startup_s,
             startup=self._startup,
             peak_rss_mib=environment.peak_rss_mib(self.world),
-            environment=environment.describe(self.world),
+            environment=self.environment,
             details=details or {},
             history=list(history),
             bytes_per_step=self._bytes_per_step(),
+            class_names=list(self.shards.manifest.class_names),
+            confusion=confusion,
             checkpoint_s=checkpoint_s,
         )
         self._recorder.write(record)
+        self.sinks.finish(record)
+        self.progress.leave("finished")
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
-            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}"
+            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}",
+            "finish",
+            train_s=record.train_s,
+            images_per_s=record.images_per_s,
+            test_accuracy=record.test_accuracy,
+            record=str(self._recorder.path),
         )
         return record
+
+    def _about(self) -> About:
+        return About(
+            run_id=self.run_id,
+            strategy=self.strategy,
+            command=_command(),
+            world_size=self.world.size,
+            environment=self.environment,
+            config=as_dict(self.config),
+        )
 
     def _bytes_per_step(self) -> float | None:
         if self.world.size == 1:
@@ -231,6 +302,11 @@ class Run:
         # Of the examples that were trained on: under federated, clients left out and local epochs change it.
         counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
         return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
+
+
+def _command() -> str:
+    """The words that started this process."""
+    return " ".join([os.path.basename(sys.executable), *sys.argv])
 
 
 def _require_finite(epoch: int, name: str, loss: float) -> None:

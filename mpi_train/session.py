@@ -66,7 +66,7 @@ class Session(Overseer):
         self.control = Control(
             world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
         )
-        self.checkpoints = Checkpoints(run.out, world, {**_work(run), **(work or {})}, run.progress.say)
+        self.checkpoints = Checkpoints(run.out, world, {**_work(run), **(work or {})}, run.progress.warn)
 
     def begin(self) -> None:
         """Goes on where an interrupted run was, or starts anew; to be called when all is built and traced.
@@ -81,7 +81,7 @@ class Session(Overseer):
             resume = "never"
         found = self.checkpoints.find(resume)
         if found is None:
-            run.begin(anew=True)
+            run.begin()
             if run.config.on_nan == "rollback":
                 self.save()
             return
@@ -94,16 +94,21 @@ class Session(Overseer):
                 remedy="--resume never, which starts anew and removes it, or --out with another folder",
             )
         self._restore(found.arrays, same_size=same_size)
-        run.begin(anew=False)
+        # One that came to its end, or was made elsewhere, stays what it is: this one is another.
+        ours = not run.is_finished and found.path.resolve().parent == self.checkpoints.folder.resolve()
+        run.begin(position.epochs, anew=not ours)
         self.checkpoints.forget_after(position)
         event = {
             "kind": "resumed", "epoch": position.epoch, "step": position.step, "world_size": run.world.size,
         }  # fmt: skip
         self.position = replace(position, history=(*position.history, event))
-        run.epochs = list(position.epochs)
         size = "" if same_size else f", then on {found.size} ranks and now on {run.world.size}"
         run.progress.say(
-            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}"
+            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}",
+            "resumed",
+            checkpoint=str(found.path),
+            epoch=position.epoch,
+            step=position.step,
         )
         run.event("resumed", found.path.name, epoch_num=position.epoch)
 
@@ -111,8 +116,13 @@ class Session(Overseer):
     def training(self) -> Iterator[None]:
         """The time in which signals stop the run at the next step boundary; then its timeline is written."""
         run = self.run
-        with self.control.listening(), timeline.kept(run.out / timeline.FILE, run.progress.say):
-            yield
+        try:
+            with self.control.listening(), timeline.kept(run.out / timeline.FILE, run.progress.say):
+                yield
+        except BaseException as error:
+            run.progress.leave("stopped" if isinstance(error, RunAgainError) else "failed")
+            raise
+        run.progress.end()
 
     def finish(
         self,
@@ -152,7 +162,7 @@ class Session(Overseer):
         self._before = self.position.so_far
         self.run.begin_epoch(self.position.epoch, num_steps)
         if self._offset + first:
-            self.run.progress.advance(self._offset + first, self._before.mean_loss)
+            self.run.progress.advance(self._offset + first)
 
     def limit(self, first: int, stop: int) -> int:
         """As ``Overseer`` has it."""
@@ -169,10 +179,18 @@ class Session(Overseer):
             DivergedError: the loss or the weights are not finite on some rank; on all ranks.
         """
         first, stop = self._offset + chunk.first, self._offset + chunk.stop
-        decision = self.control.agree(first=first, stop=stop, elapsed_s=chunk.elapsed_s, finite=chunk.finite)
+        decision = self.control.agree(
+            first=first,
+            stop=stop,
+            elapsed_s=chunk.elapsed_s,
+            finite=chunk.finite,
+            loss=chunk.loss,
+            count=chunk.count,
+            exchange_s=chunk.exchange_s,
+        )
         if decision.diverged:
             raise self._diverged(first, stop, finite=chunk.finite)
-        self.run.progress.advance(stop, chunk.loss)
+        self.run.progress.advance(stop, decision.by_rank)
         return decision.slowest_s, decision.stop or decision.save
 
     def pause(self, step: int, so_far: EpochTotals) -> None:
@@ -248,10 +266,13 @@ class Session(Overseer):
             "kind": "rolled back", "epoch": position.epoch, "step": position.step, "learning_rate": rate,
         }  # fmt: skip
         self.position = replace(position, history=(*history, event))
-        run.epochs = list(position.epochs)
-        run.progress.end()
+        run.progress.warn(error.message)
+        run.rewind(position.epochs)
         run.progress.say(
-            f"warning: {error.message}\nrolled back: to {found.path.name}, learning rate now {rate:g}"
+            f"rolled back: to {found.path.name}, learning rate now {rate:g}",
+            "rolled_back",
+            checkpoint=str(found.path),
+            learning_rate=rate,
         )
 
     # ---- Saving -----------------------------------------------------------------------------------------
@@ -279,7 +300,6 @@ class Session(Overseer):
 
     def _leave(self, *, written: bool) -> None:
         run, position = self.run, self.position
-        run.progress.end()
         where = f"epoch {position.epoch}, {position.step} steps done"
         reasons = [reason for reason in run.world.gather_all(self.control.reason) if reason]
         run.event("run_stop", status="aborted")

@@ -6,6 +6,7 @@ chunks; within a step it is visited only to exchange with other ranks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Chunk:
         elapsed_s: What they took.
         loss: Mean over their examples.
         finite: Whether the loss and the weights are.
+        count: Examples, where they count.
+        exchange_s: Of ``elapsed_s``, in exchanges with other ranks, waiting included; NaN if not known.
     """
 
     first: int
@@ -62,6 +65,8 @@ class Chunk:
     elapsed_s: float
     loss: float
     finite: bool
+    count: int = 0
+    exchange_s: float = math.nan
 
 
 class Overseer:
@@ -321,19 +326,24 @@ def run_chunks(
         counts: Whether this rank's examples count in the sums over all ranks.
     """
     meter = _Meter(world, averaging)
+    exchange_s = averaging.exchange_s if averaging is not None else Nothing().exchange_s
     length = 8
     with timeline.phase("host"):
         while first < len(steps):
             stop = overseer.limit(first, min(first + length, len(steps)))
+            exchanged_s = exchange_s()
             start = time.perf_counter()
             with timeline.phase("compute", first, stop):
                 loss, correct = run_steps(first, stop)
             elapsed = time.perf_counter() - start
+            exchanged_s = exchange_s() - exchanged_s
             count = steps[first:stop].num_examples
             meter.add(elapsed, *((loss, correct, count) if counts else ()))
             finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
-            chunk = Chunk(first, stop, elapsed, loss / max(1, count), finite)
-            slowest_s, pause = overseer.after(chunk, world)
+            mean_loss, counted = loss / max(1, count), count if counts else 0
+            slowest_s, pause = overseer.after(
+                Chunk(first, stop, elapsed, mean_loss, finite, counted, exchanged_s), world
+            )
             if pause and stop < len(steps):
                 with timeline.phase("checkpoint"):
                     overseer.pause(stop, meter.totals())

@@ -87,6 +87,15 @@ class World:
         """Every rank's ``value``, in rank order. For small things outside the hot path: it pickles."""
         return [value] if self.comm is None else self.comm.allgather(value)
 
+    def gather_rows(self, row: np.ndarray) -> np.ndarray:
+        """Every rank's ``row``, float64 (n,), as one array (ranks, n): small, often, and without pickling."""
+        rows = np.empty((self.size, len(row)))
+        if self.comm is None:
+            rows[0] = row
+        else:
+            self.comm.Allgather(row, rows)
+        return rows
+
     def broadcast(self, array: np.ndarray) -> None:
         """Overwrites ``array`` on every rank with the root's."""
         if self.comm is not None:

@@ -5,11 +5,17 @@ Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every t
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import io
+import os
+import pty
 import shutil
+import struct
+import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +95,86 @@ def tiny_shards(world: World) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny(tiny_shards: Path) -> ShardSet:
     return ShardSet.open(tiny_shards, "synthetic")
+
+
+class Terminal:
+    """A program under a pseudo-terminal, and what a terminal emulator makes of what it writes.
+
+    Args:
+        words: The program; it is started in the repository's root.
+        columns: Width.
+
+    Attributes:
+        process: The program.
+        written: Each piece that came from it. The terminal passes a write on whole.
+        screen: As it is now.
+        unbounded: The same on a screen on which nothing can wrap.
+    """
+
+    LINES = 24
+
+    def __init__(self, words: list[str], columns: int) -> None:
+        import pyte
+
+        self.screen, self.unbounded = pyte.Screen(columns, self.LINES), pyte.Screen(1000, self.LINES)
+        self._streams = [pyte.ByteStream(screen) for screen in (self.screen, self.unbounded)]
+        for screen in (self.screen, self.unbounded):
+            screen.set_mode(pyte.modes.LNM)
+        self._own, theirs = pty.openpty()
+        # A newline that the terminal had to translate would part a write.
+        attributes = termios.tcgetattr(theirs)
+        attributes[1] &= ~termios.OPOST
+        attributes[3] &= ~termios.ECHO
+        termios.tcsetattr(theirs, termios.TCSANOW, attributes)
+        self.resize(columns)
+        environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+        environ |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+        self.process = subprocess.Popen(
+            words, cwd=Path(__file__).parents[1], env=environ, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        self.written: list[bytes] = []
+
+    def resize(self, columns: int) -> None:
+        """As when its window is made narrower or wider."""
+        fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", self.LINES, columns, 0, 0))
+        self.screen.resize(self.LINES, columns)
+
+    def enter(self) -> None:
+        """Types a newline."""
+        os.write(self._own, b"\n")
+
+    def screens(self) -> Iterator[list[str]]:
+        """The lines on the screen after each piece that is written, until the program has ended."""
+        while True:
+            try:
+                piece = os.read(self._own, 1 << 16)
+            except OSError:  # Linux has it so when the other end is closed
+                break
+            self.written.append(piece)
+            for stream in self._streams:
+                stream.feed(piece)
+            yield self.lines
+        os.close(self._own)
+        self.process.wait()
+
+    @property
+    def lines(self) -> list[str]:
+        """On the screen, but for those that are empty."""
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+
+@pytest.fixture
+def terminal() -> Iterator[type[Terminal]]:
+    """Starts a program under a pseudo-terminal."""
+    started: list[Terminal] = []
+
+    class Started(Terminal):
+        def __init__(self, words: list[str], columns: int) -> None:
+            super().__init__(words, columns)
+            started.append(self)
+
+    yield Started
+    for each in started:
+        each.process.kill()
+        each.process.wait()

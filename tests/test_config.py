@@ -41,6 +41,7 @@ def test_flags_round_trip() -> None:
         (["--threads", "0"], "--threads: expected at least 1"),
         (["--checkpoint-every", "-1"], "--checkpoint-every: expected at least 0"),
         (["--checkpoint-minutes", "0"], "--checkpoint-minutes: expected more than 0"),
+        (["--quiet", "--json"], "--quiet, --json: expected one of them. Received: both"),
         (["--on-nan", "ignore"], "invalid choice: 'ignore'"),
         (["stray"], "unknown argument. Received: stray"),
     ],

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from mpi_train.control import Control
@@ -38,8 +39,12 @@ def test_what_one_rank_knows_all_ranks_do(world: World) -> None:
     last = world.rank == world.size - 1
     control = Control(world)
     with control.listening():
-        calm = control.agree(first=0, stop=1, elapsed_s=world.rank, finite=True)
+        count = 10 + world.rank
+        calm = control.agree(first=0, stop=1, elapsed_s=world.rank, finite=True, loss=2.0, count=count)
         assert (calm.slowest_s, calm.stop, calm.diverged) == (world.size - 1, False, False)
+        assert calm.by_rank.elapsed_s.tolist() == list(range(world.size))
+        assert calm.by_rank.loss.tolist() == [2.0 * (10 + rank) for rank in range(world.size)]
+        assert np.isnan(calm.by_rank.exchange_s).all()
         if last:
             os.kill(os.getpid(), signal.SIGTERM)
         asked = control.agree(first=1, stop=2, elapsed_s=1, finite=not last)

@@ -1,5 +1,7 @@
 """The model in a flat buffer, the optimizers on it, what else ranks have in common."""
 
+import base64
+
 import keras
 import numpy as np
 import pytest
@@ -247,12 +249,25 @@ def test_evaluation_is_that_of_one_process_on_the_whole_test_set(world: World, t
     evaluator = Evaluator(
         FlatModel(model).predict, tiny.read("test", world.rank, world.size), from_logits=True
     )
-    loss, accuracy = evaluator.evaluate(world)
+    scores = evaluator.evaluate()
+    loss, accuracy = scores.means(world)
     everything = tiny.read("test")
     outputs = model(everything.images[..., None].astype(np.float32) / 255)
     expected = keras.losses.sparse_categorical_crossentropy(everything.labels, outputs, from_logits=True)
     assert loss == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-5)
-    assert accuracy == pytest.approx(float(np.mean(np.argmax(outputs, 1) == everything.labels)))
+    winners = np.argmax(outputs, 1)
+    assert accuracy == pytest.approx(float(np.mean(winners == everything.labels)))
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (everything.labels, winners), 1)
+    assert scores.confusion(world, 10) == confusion.tolist()
+    wrong = np.flatnonzero(winners != everything.labels)
+    worst = scores.worst(world, 5)
+    losses = np.sort(np.asarray(expected)[wrong])[::-1]
+    assert [mistake["loss"] for mistake in worst] == pytest.approx(losses[:5].tolist(), rel=1e-5)
+    images = {image.tobytes(): number for number, image in enumerate(everything.images)}
+    for mistake in worst:
+        number = images[base64.b64decode(mistake["pixels"])]
+        assert (mistake["label"], mistake["predicted"]) == (everything.labels[number], winners[number])
 
 
 @pytest.mark.parametrize("offset", [0, 1, 16])

@@ -66,6 +66,11 @@ class BenchConfig(TrainConfig):
                 "--trace: a bench times runs as they are without it",
                 remedy="one job alone, such as make mpi ARGS=--trace",
             )
+        if self.json:
+            raise UsageError(
+                "--json: a bench shows its runs itself. Received: --json",
+                remedy="leave it out: the figures are in the run.json of each run",
+            )
         if not self.names:
             raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: none")
         for name in self.names:
@@ -162,8 +167,9 @@ def plan(config: BenchConfig, jobs: Path, num_shards: int = sys.maxsize) -> list
 def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: int, folder: str) -> Job:
     place = f"{folder}/{repeat}"
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    # How the bench prints is not how its runs do, whose logs are read when one fails.
     seed = config.seed + repeat - 1
-    flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place}))
+    flags = as_flags(TrainConfig(**{**shared, "seed": seed, "out": config.out_dir / place, "quiet": False}))
     flags += STRATEGIES[name].flags
     script, unit = os.path.relpath(jobs / STRATEGIES[name].script), STRATEGIES[name].unit
     python = os.path.relpath(peers_python(jobs)) if STRATEGIES[name].peer else sys.executable

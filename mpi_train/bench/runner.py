@@ -22,7 +22,9 @@ from mpi_train.bench.plan import BenchConfig, Job, available, num_cores, plan
 from mpi_train.bench.process import run_logged, tail
 from mpi_train.config import parse
 from mpi_train.data.shards import ShardSet
+from mpi_train.earlier import FILES
 from mpi_train.errors import DataError, JobError, UsageError
+from mpi_train.live.status import FILE as STATUS_FILE
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import terminal, wording
 from mpi_train.report.collect import Attempt, write_attempts
@@ -64,7 +66,7 @@ def main(jobs: Path, argv: Sequence[str] | None = None) -> None:
     num_shards = len(shards.manifest.splits["train"].files)
     # kill and scancel end a bench as Ctrl-C does: its child with it, and a report of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(quiet=config.quiet, highlight=False, markup=False, soft_wrap=True)
     config = available(config, jobs, console.print)
     Bench(config, plan(config, jobs, num_shards), console).run()
 
@@ -105,11 +107,12 @@ class Bench:
         A strategy that fails before it opens its folder would otherwise leave an older run's record.
         """
         try:
-            (self.out / "report.md").unlink(missing_ok=True)
+            for written in (report.PAGE, report.TEXT):
+                (self.out / written).unlink(missing_ok=True)
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
-                for stale in ("run.json", "events.jsonl", LOG_FILE):
+                for stale in (*FILES, STATUS_FILE, LOG_FILE):
                     (folder / stale).unlink(missing_ok=True)
             write_attempts(self.out, self.attempts)
         except OSError as error:
@@ -166,13 +169,14 @@ class Bench:
         if not any(attempt.exit_code == 0 for attempt in self.attempts):
             self.console.print("no run was finished, so there is no report")
             return
-        summary = report.write([self.out], self.out)
+        # All runs of a bench do the same work.
+        (summary,) = report.write([self.out], self.out)
         self.console.print()
         self.console.print(terminal.table(summary), soft_wrap=False)
         for line in (wording.caution(summary), *(wording.reading(row, summary) for row in summary.rows)):
             if line:
                 self.console.print(line)
-        self.console.print(f"report: {self.out / 'report.md'}")
+        self.console.print(f"report: {self.out / report.PAGE}, and {self.out / report.TEXT}")
 
 
 def _line(attempt: Attempt, record: RunRecord | None, code: int) -> str:

@@ -38,6 +38,11 @@ class MeanAllReduce(ABC):
     def mean(self, vector: np.ndarray) -> np.ndarray:
         """The mean of ``vector`` over the ranks, the same bits on each: float32 (length,), aligned."""
 
+    @property
+    def total_s(self) -> float:
+        """As ``HostCall``."""
+        return self._call.total_s
+
     def take_durations(self) -> np.ndarray:
         """As ``HostCall``."""
         return self._call.take_durations()

@@ -36,6 +36,7 @@ class ReinforcementRecord:
     """One run: what was asked, what came out, where.
 
     Attributes:
+        run_id: Its name (see ``mpi_train/run_id.py``).
         command: The words that started it.
         environment_name: As Gymnasium has it.
         num_envs: Over all ranks together.
@@ -54,6 +55,7 @@ class ReinforcementRecord:
 
     schema_version: int = SCHEMA_VERSION
     strategy: str = "reinforcement"
+    run_id: str = ""
     command: str
     environment_name: str
     world_size: int

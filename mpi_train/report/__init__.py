@@ -1,7 +1,8 @@
-"""The comparison of runs, from their ``run.json`` files to tables and plots.
+"""The comparison of runs, from their ``run.json`` files to tables, charts and a page.
 
-One direction: ``collect`` finds the runs, ``summary`` does the statistics, ``wording`` puts them into
-words, ``markdown`` and ``plots`` write files. No figure is computed after ``summary``.
+One direction: ``collect`` finds the runs, ``summary`` does the statistics, ``wording`` and ``tables`` put
+them into words, ``charts`` draws them, ``markdown``, ``pictures`` and ``page`` write files. No figure is
+computed after ``summary``.
 """
 
 from __future__ import annotations
@@ -12,27 +13,36 @@ from pathlib import Path
 from mpi_train import files
 from mpi_train.errors import UsageError
 from mpi_train.report.collect import collect
-from mpi_train.report.summary import Summary, summarise
+from mpi_train.report.summary import Summary, groups, summarise
+
+PAGE, TEXT = "report.html", "report.md"
 
 
-def write(folders: Sequence[Path], out: Path) -> Summary:
-    """Writes ``report.md`` and its plots into ``out``, from the runs below ``folders``.
+def write(folders: Sequence[Path], out: Path) -> list[Summary]:
+    """Writes ``report.html``, ``report.md`` and its pictures into ``out``, from the runs below ``folders``.
+
+    Returns:
+        The comparisons, one for each group of runs that do the same work.
 
     Raises:
-        DataError: no run, a record that cannot be read, or runs that do not do the same work.
+        DataError: no run, or a record that cannot be read.
         UsageError: ``out`` cannot be written.
     """
     # Imported late: matplotlib takes half a second, which --help need not wait for.
-    from mpi_train.report import markdown, plots
+    from mpi_train.report import markdown, page, pictures
 
-    summary = summarise(collect(folders))
+    summaries = [summarise(group) for group in groups(collect(folders))]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        drawn = plots.draw(summary, out)
-        files.write_text(out / "report.md", markdown.render(summary, drawn))
+        drawn = [
+            pictures.draw(summary, out, prefix=f"{number}_" if number else "")
+            for number, summary in enumerate(summaries)
+        ]
+        files.write_text(out / TEXT, markdown.render(summaries, drawn))
+        files.write_text(out / PAGE, page.render(summaries))
     except OSError as error:
         raise UsageError(
             f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
             remedy="--out with another folder",
         ) from error
-    return summary
+    return summaries

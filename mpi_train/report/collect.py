@@ -2,7 +2,8 @@
 
 A bench lists the runs that it means to make in ``bench.json``. Below such a folder only listed runs
 count, so that a run which an older bench made with other settings, or which failed this time, cannot
-get into the report. Elsewhere every ``run.json`` counts.
+get into the report. Elsewhere every ``run.json`` counts, but for what a later run has put aside: beside
+that one it would be taken for a repeat.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
-from mpi_train import files
+from mpi_train import earlier, files
 from mpi_train.errors import DataError
 from mpi_train.records import RunRecord, read_run
 
@@ -54,17 +56,26 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run record, the file it came from, the words that made it, and the day (UTC, ``YYYY-MM-DD``)."""
+    """A run record and where it comes from.
+
+    Attributes:
+        record: What the file holds.
+        path: Of the file.
+        command: The words that made it.
+        date: The day, UTC, as ``YYYY-MM-DD``.
+        bench: Folder of the bench that it belongs to.
+    """
 
     record: RunRecord
     path: Path
     command: str
     date: str
+    bench: Path | None = None
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The runs that count, and the attempts of the benches among them that left none."""
+    """The runs that count, and the attempts of the benches among them that left none, with full paths."""
 
     runs: list[Run]
     unfinished: list[Attempt]
@@ -109,17 +120,18 @@ def collect(folders: Sequence[Path]) -> Collection:
     runs: dict[Path, Run] = {}
     unfinished: list[Attempt] = []
     for folder in folders:
-        benches = sorted(path.parent for path in folder.rglob(BENCH_FILE))
+        benches = sorted(path.parent for path in _below(folder, BENCH_FILE))
         for bench in benches:
             for attempt in read_attempts(bench):
                 path = bench / attempt.folder / "run.json"
                 if attempt.exit_code == 0:
-                    runs.setdefault(path.resolve(), _read(path, attempt.command))
+                    runs.setdefault(path.resolve(), _read(path, attempt.command, bench))
                 else:
-                    unfinished.append(attempt)
-        for path in sorted(folder.rglob("run.json")):
+                    folder_of_attempt = str(bench / attempt.folder)
+                    unfinished.append(dataclasses.replace(attempt, folder=folder_of_attempt))
+        for path in sorted(_below(folder, "run.json")):
             if not any(bench in path.parents for bench in benches):
-                runs.setdefault(path.resolve(), _read(path, None))
+                runs.setdefault(path.resolve(), _read(path))
     if not runs:
         raise DataError(
             f"expected at least one finished run (a run.json). Received: none below "
@@ -129,7 +141,18 @@ def collect(folders: Sequence[Path]) -> Collection:
     return Collection(list(runs.values()), unfinished)
 
 
-def _read(path: Path, command: str | None) -> Run:
+def records_below(folder: Path) -> list[Path]:
+    """Every ``run.json`` below ``folder``, in no order, those of runs put aside too."""
+    # os.walk, as pathlib's rglob takes several times as long over thousands of folders.
+    return [Path(root, "run.json") for root, _, names in os.walk(folder) if "run.json" in names]
+
+
+def _below(folder: Path, name: str) -> Iterator[Path]:
+    """The files of that name below ``folder``, but for those put aside there."""
+    return (path for path in folder.rglob(name) if earlier.FOLDER not in path.relative_to(folder).parts)
+
+
+def _read(path: Path, command: str | None = None, bench: Path | None = None) -> Run:
     record = read_run(path)
     for name in ("train_s", "images_per_s"):
         value = getattr(record, name)
@@ -138,4 +161,6 @@ def _read(path: Path, command: str | None) -> Run:
     if not record.epochs:
         raise DataError(f"{path}: expected at least one epoch. Received: none")
     written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
-    return Run(record=record, path=path, command=command or record.command, date=f"{written:%Y-%m-%d}")
+    return Run(
+        record=record, path=path, command=command or record.command, date=f"{written:%Y-%m-%d}", bench=bench
+    )

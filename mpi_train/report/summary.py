@@ -1,24 +1,29 @@
 """The statistics of a comparison: runs in, one row a strategy out. All figures of a report are made here.
 
-Runs of the same seed are one repeat and are compared with each other only, so that a machine which
-drifts from one repeat to the next moves both sides of a ratio.
+Runs that do not do the same work are grouped apart. Within a group, runs of the same seed are one repeat
+and are compared with each other only, so that a machine which drifts from one repeat to the next moves
+both sides of a ratio.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from mpi_train.errors import DataError
-from mpi_train.records import RunRecord
+from mpi_train.records import RankTimes, RunRecord, sum_of
 from mpi_train.report.collect import Attempt, Collection, Run
 
+_T = TypeVar("_T")
 SAME_WORK = (
     "model", "dataset", "dataset_sha256", "global_batch_size", "optimizer", "learning_rate", "dtype",
 )  # fmt: skip
+TARGETS = (0.85, 0.88, 0.90)
+"""Test accuracies that a row is timed to."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,19 @@ class Spread:
         if not known:
             return None
         return cls(statistics.median(known), min(known), max(known), len(known))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When the runs of a row reached an accuracy.
+
+    Attributes:
+        train_s: Training time at the end of the first epoch that had it, over the runs that did.
+        num_runs: How many did.
+    """
+
+    train_s: Spread | None
+    num_runs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +77,8 @@ class Row:
         efficiency: Images/s divided by workers times those of the reference in the same repeat; None
             for one process, and without a reference.
         num_stalled: Epochs, over all runs, in which the data pipeline stalled.
+        reached: By each of ``TARGETS``.
+        missing_seeds: Those that other rows have.
     """
 
     strategy: str
@@ -74,6 +94,8 @@ class Row:
     accuracy_gain: Spread | None
     efficiency: Spread | None
     num_stalled: int
+    reached: dict[float, Reached]
+    missing_seeds: list[int]
 
     @property
     def size(self) -> str:
@@ -88,6 +110,11 @@ class Row:
     @property
     def is_baseline(self) -> bool:
         return self.strategy == "baseline"
+
+    @property
+    def rank_times(self) -> list[RankTimes]:
+        """Where the training time of its first run went, by rank; empty where that cannot be told."""
+        return sum_of(epoch.by_rank for epoch in self.runs[0].record.epochs) if self.runs else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +140,50 @@ class Summary:
     def baseline(self) -> Row | None:
         return next((row for row in self.rows if row.is_baseline and row.runs), None)
 
+    @property
+    def measured(self) -> list[Row]:
+        """All rows that have runs, the reference last."""
+        everyone = unique([*self.rows, self.reference] if self.reference else self.rows)
+        return [row for row in everyone if row.runs]
+
 
 # What makes two runs repeats of the same row: strategy, workers, unit, everything else as JSON text.
 _Key = tuple[str, int, str, str]
 
 
-def summarise(collection: Collection) -> Summary:
-    """Compares the runs.
+def groups(collection: Collection) -> list[Collection]:
+    """The runs, apart by the work they do, in the order in which each work first comes.
 
-    Raises:
-        DataError: two runs do not do the same work, or a row lacks a seed that another has.
+    Attempts that left no run are with the runs of the same bench.
     """
+    by_work: dict[str, Collection] = {}
+    for run in collection.runs:
+        group = by_work.setdefault(json.dumps(_work(run.record)), Collection([], []))
+        group.runs.append(run)
+    found = list(by_work.values())
+    for attempt in collection.unfinished:
+        parents = Path(attempt.folder).parents
+        own = (group for group in found if any(run.bench in parents for run in group.runs))
+        next(own, found[0]).unfinished.append(attempt)
+    return found
+
+
+def differences(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """For each of them the fields of its work in which it differs from another."""
+    return [
+        {
+            name: value
+            for name, value in own.work.items()
+            if any(other.work[name] != value for other in summaries)
+        }
+        for own in summaries
+    ]
+
+
+def summarise(collection: Collection) -> Summary:
+    """Compares runs that do the same work, such as one of the ``groups``."""
     runs = collection.runs
-    work = _common_work(runs)
+    work = _work(runs[0].record)
     by_key: dict[_Key, list[Run]] = {}
     for run in runs:
         by_key.setdefault(_key(run.record), []).append(run)
@@ -135,15 +193,17 @@ def summarise(collection: Collection) -> Summary:
         key = next((key for key in by_key if key[:3] == own), (*own, "{}"))
         lost.setdefault(key, []).append(attempt)
         by_key.setdefault(key, [])
-    keys = sorted(by_key, key=lambda key: key[0] != "baseline")
-    _require_same_seeds(by_key, lost)
+    # The baseline, then strategies in the order in which they come, each from few workers to many.
+    order = ["baseline", *(key[0] for key in by_key)]
+    keys = sorted(by_key, key=lambda key: (order.index(key[0]), key[1]))
+    seeds = {run.record.seed for run in runs}
 
     baseline_key = next((key for key in keys if key[0] == "baseline"), None)
     reference_key = _reference(keys)
     baseline = _by_repeat(by_key[baseline_key]) if baseline_key else {}
     reference = _by_repeat(by_key[reference_key]) if reference_key else {}
     rows = {
-        key: _row(key, _variant(key, keys), by_key[key], lost.get(key, []), baseline, reference)
+        key: _row(key, _variant(key, keys), by_key[key], lost.get(key, []), baseline, reference, seeds)
         for key in keys
     }
     # Alone, one rank is a strategy like any other; beside more workers it is what they are measured by.
@@ -189,33 +249,6 @@ def _work(record: RunRecord) -> dict[str, Any]:
     return {**{name: getattr(record, name) for name in SAME_WORK}, "num_epochs": len(record.epochs)}
 
 
-def _common_work(runs: Sequence[Run]) -> dict[str, Any]:
-    first, expected = runs[0], _work(runs[0].record)
-    for run in runs[1:]:
-        for name, value in _work(run.record).items():
-            if value != expected[name]:
-                raise DataError(
-                    f"the runs do not do the same work: {name} is {expected[name]} in {first.path}, "
-                    f"but {value} in {run.path}",
-                    remedy="name only folders of runs that agree, or run one of the two again",
-                )
-    return expected
-
-
-def _require_same_seeds(by_key: dict[_Key, list[Run]], lost: dict[_Key, list[Attempt]]) -> None:
-    everyone = {run.record.seed: run for runs in by_key.values() for run in runs}
-    for key, runs in by_key.items():
-        excused = {attempt.seed for attempt in lost.get(key, [])}
-        missing = everyone.keys() - {run.record.seed for run in runs} - excused
-        if runs and missing:
-            seed = min(missing)
-            raise DataError(
-                f"the runs do not do the same work: seed is {seed} in {everyone[seed].path}, but no run of "
-                f"{key[0]} ({runs[0].path}, ...) has it",
-                remedy="run each strategy with the same seeds (python jobs/bench.py does)",
-            )
-
-
 def _by_repeat(runs: Sequence[Run]) -> dict[tuple[int, int], RunRecord]:
     """Runs by seed, and by their number among those of the same seed."""
     repeats: dict[tuple[int, int], RunRecord] = {}
@@ -232,6 +265,7 @@ def _row(
     unfinished: list[Attempt],
     baseline: dict[tuple[int, int], RunRecord],
     reference: dict[tuple[int, int], RunRecord],
+    seeds: set[int],
 ) -> Row:
     strategy, workers, unit, _ = key
     records = [run.record for run in runs]
@@ -258,7 +292,21 @@ def _row(
         ),
         efficiency=None if unit == "process" else Spread.of(efficiencies),
         num_stalled=sum(epoch.stalled for record in records for epoch in record.epochs),
+        reached={target: _reached(records, target) for target in TARGETS},
+        missing_seeds=sorted(seeds - {r.seed for r in records} - {lost.seed for lost in unfinished}),
     )
+
+
+def _reached(records: Sequence[RunRecord], target: float) -> Reached:
+    times_s = [time_s for record in records if (time_s := time_to(record, target)) is not None]
+    return Reached(Spread.of(times_s), len(times_s))
+
+
+def time_to(record: RunRecord, target: float) -> float | None:
+    """Training time in seconds at the end of the first epoch with this test accuracy; None without one."""
+    elapsed_s = itertools.accumulate(epoch.train_s for epoch in record.epochs)
+    pairs = zip(record.epochs, elapsed_s, strict=True)
+    return next((time_s for epoch, time_s in pairs if epoch.test_accuracy >= target), None)
 
 
 def _speedup(record: RunRecord, baseline: RunRecord) -> float | None:
@@ -270,3 +318,22 @@ def _speedup(record: RunRecord, baseline: RunRecord) -> float | None:
     ]
     own_s = sum(mine for mine, _ in pairs)
     return sum(other for _, other in pairs) / own_s if own_s > 0 else None
+
+
+def workers_with_efficiency(summary: Summary) -> list[list[Row]]:
+    """The rows whose efficiency is known, a list for each way of training, from few workers to many."""
+    lines: dict[str, list[Row]] = {}
+    for row in summary.measured:
+        if row.efficiency is not None:
+            settings = {k: v for k, v in row.runs[0].record.sync.items() if k not in ("devices", "stages")}
+            lines.setdefault(json.dumps([row.strategy, settings], sort_keys=True), []).append(row)
+    return [sorted(line, key=lambda row: row.workers) for line in lines.values()]
+
+
+def unique(values: Iterable[_T]) -> list[_T]:
+    """The different ``values``, in the order in which they first came."""
+    different: list[_T] = []
+    for value in values:
+        if value not in different:
+            different.append(value)
+    return different

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from mpi_train.records import RunRecord
 from mpi_train.report.collect import Attempt
-from mpi_train.report.summary import Row, Spread, Summary
+from mpi_train.report.summary import Row, Spread, Summary, unique
 
 COLUMNS = ("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/s", "Test accuracy")
 ABSENT = "-"
@@ -21,6 +21,15 @@ _DATASETS = {
     "synthetic_mnist": "synthetic digits",
     "synthetic_cifar10": "synthetic colour images",
 }
+
+
+_FIELDS = {
+    "dataset_sha256": "data with SHA-256",
+    "global_batch_size": "global batch",
+    "learning_rate": "learning rate",
+    "num_epochs": "epochs",
+}
+_SELF_EXPLAINING = ("model", "dataset", "optimizer", "dtype")
 
 
 def seconds(value: float) -> str:
@@ -41,6 +50,15 @@ def rate(value: float) -> str:
 
 def accuracy(value: float) -> str:
     return f"{value:.4f}"
+
+
+def size(num_bytes: float) -> str:
+    """Such as ``407 kB``, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 999.5 or unit == "GB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.0f} {unit}" if num_bytes >= 100 else f"{num_bytes:.3g} {unit}"
 
 
 def data_name(summary: Summary) -> str:
@@ -85,6 +103,15 @@ def cells(row: Row) -> list[tuple[str, str]]:
     ]
 
 
+def difference(fields: dict[str, Any]) -> str:
+    """What tells a group of runs from the others, such as ``global batch 128, bfloat16``."""
+    return ", ".join(
+        str(value) if name in _SELF_EXPLAINING else f"{_FIELDS[name]} {value}"
+        for name, value in fields.items()
+        if not (name == "dataset_sha256" and "dataset" in fields)
+    )
+
+
 def cell(spread: Spread | None, shown: Callable[[float], str], unit: str = "") -> tuple[str, str]:
     """A figure and its range, such as ``("9.52 s", "9.13 to 9.75")``."""
     if spread is None:
@@ -125,7 +152,7 @@ def reading(row: Row, summary: Summary) -> str:
 
 def _sent(row: Row) -> str:
     sent = row.runs[0].record.bytes_per_step
-    return f"; each rank sent at most {sent / 1e6:.3g} MB a batch" if sent else ""
+    return f"; each rank sent at most {size(sent)} a batch" if sent else ""
 
 
 def _speed(speedup: Spread) -> str:
@@ -149,6 +176,18 @@ def _gain(gain: Spread, baseline: Row | None) -> str:
     if own is not None and own.num_repeats > 1 and abs(gain.median) <= own.high - own.low:
         text += f", which is within the {100 * (own.high - own.low):.1f} points between the baseline's seeds"
     return text
+
+
+def commands(summary: Summary) -> list[tuple[str, list[str]]]:
+    """For each row, the reference among them, its name and what to type to make its runs again."""
+    rows = unique([*summary.rows, summary.reference] if summary.reference else summary.rows)
+    return [
+        (
+            f"{row.name} on {row.size}",
+            [run.command for run in row.runs] + [attempt.command for attempt in row.unfinished],
+        )
+        for row in rows
+    ]
 
 
 def notes(summary: Summary) -> list[str]:
@@ -181,6 +220,7 @@ def notes(summary: Summary) -> list[str]:
     lines += [line for row in unique(measured) if row.runs for line in _particulars(row)]
     lines += [line for row in unique(measured) for run in row.runs for line in _history(row, run.record)]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
+    lines += [_seeds_note(row) for row in measured if row.runs and row.missing_seeds]
     waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
     if waiting:
         lines.append(f"The bench was interrupted: {len(waiting)} of its runs are missing.")
@@ -227,6 +267,14 @@ def _repeats_note(num_repeats: int) -> str:
     return (
         f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with a seed of its "
         f"own; ratios are taken within a repeat."
+    )
+
+
+def _seeds_note(row: Row) -> str:
+    seeds = ", ".join(map(str, row.missing_seeds))
+    return (
+        f"Beware: {row.name} on {row.size} has no run of seed {seeds}, which other rows have. Its ratios are "
+        f"taken over the seeds that both sides have, its medians over its own."
     )
 
 
@@ -310,15 +358,6 @@ _MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "PyT
 def _values(summary: Summary, name: str) -> list[str]:
     facts = (environment_facts(record) for record in summary.records)
     return unique(fact[name] for fact in facts if name in fact)
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    """The different ``values``, in the order in which they first came."""
-    different: list[Any] = []
-    for value in values:
-        if value not in different:
-            different.append(value)
-    return different
 
 
 def header(summary: Summary) -> list[tuple[str, str]]:

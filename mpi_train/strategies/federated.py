@@ -135,7 +135,7 @@ def _train_round(
     with timeline.phase("host"):
         for turn in range(num_turns):
             start = time.perf_counter()
-            loss, finite = 0.0, True
+            loss, finite, count = 0.0, True, 0
             if turn < len(mine):
                 client = mine[turn]
                 watch.note(f"round {number}, training of client {client.number}")
@@ -144,7 +144,7 @@ def _train_round(
                     with timeline.phase("compute"):
                         totals, finite = site.train(client, number)
                         server.take(client.num_examples / num_examples)
-                    loss = totals.mean_loss
+                    loss, count = totals.mean_loss, totals.count
                     told.append(
                         Told(
                             client.number,
@@ -157,8 +157,9 @@ def _train_round(
                     )
             trained = time.perf_counter()
             compute_s += trained - start
+            # No exchange is within: ranks meet when their clients have trained, and wait for the last.
             with timeline.phase("wait"):
-                session.after(Chunk(turn, turn + 1, trained - start, loss, finite), world)
+                session.after(Chunk(turn, turn + 1, trained - start, loss, finite, count, 0.0), world)
                 missing = min(turn + 1, len(mine)) - len(told)
                 if session.control.stopping and (turn + 1 < num_turns or world.maximum(missing)):
                     session.abandon()

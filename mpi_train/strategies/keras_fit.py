@@ -186,7 +186,8 @@ class _Watch(keras.callbacks.Callback):
 
     def _ask(self, step: int, logs: dict[str, float]) -> None:
         loss, elapsed_s = float(logs["loss"]), time.perf_counter() - self._asked_at
-        chunk = Chunk(self._asked, step, elapsed_s, loss, bool(np.isfinite(loss)))
+        count = self._count(step) - self._count(self._asked)
+        chunk = Chunk(self._asked, step, elapsed_s, loss, bool(np.isfinite(loss)), count)
         _, pause = self._session.after(chunk, self._session.run.world)
         if pause and step < self._num_steps:
             so_far = self._totals(step, logs)
@@ -196,10 +197,13 @@ class _Watch(keras.callbacks.Callback):
             self._last = time.perf_counter()
         self._asked, self._asked_at = step, time.perf_counter()
 
+    def _count(self, step: int) -> int:
+        """Examples of an epoch's first steps."""
+        return min(step * self._session.run.config.batch_size, self._num_examples)
+
     def _totals(self, step: int, logs: dict[str, float]) -> EpochTotals:
         """What the steps from the first of this ``fit`` on came to."""
-        batch_size = self._session.run.config.batch_size
-        count = min(step * batch_size, self._num_examples) - self._first * batch_size
+        count = self._count(step) - self._count(self._first)
         return EpochTotals(
             loss=float(logs["loss"]) * count,
             correct=float(logs["accuracy"]) * count,

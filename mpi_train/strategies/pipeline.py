@@ -219,7 +219,7 @@ class _StageTrainer(Trainer):
         start = time.perf_counter()
         with timeline.phase("wait"):
             self._pipe.barrier()
-        self._exchange.idle_s += time.perf_counter() - start
+        self._exchange.idle(time.perf_counter() - start)
         total = self._pipe.sum(np.array([loss, correct]))
         return float(total[0]), float(total[1])
 
@@ -272,23 +272,28 @@ class _StageTrainer(Trainer):
 
 
 class _Exchange(Nothing):
-    """Averages the gradients of a stage over its copies, and counts what went over the links.
-
-    Attributes:
-        idle_s: What the rank waited for others between two chunks of steps.
-    """
+    """Averages the gradients of a stage over its copies, and counts what went over the links."""
 
     def __init__(self, over_peers: Nothing, peers: World, links: _Links) -> None:
         self._over_peers, self._peers, self._links = over_peers, peers, links
-        self.idle_s = 0.0
+        self._idle_s = self._all_idle_s = 0.0
+
+    def idle(self, seconds: float) -> None:
+        """Counts what the rank waited for others between two chunks of steps."""
+        self._idle_s += seconds
+        self._all_idle_s += seconds
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         return self._over_peers.gradient(gradient)
 
     def take_traffic(self, world: World) -> Traffic:
-        idle_s, self.idle_s = self.idle_s, 0.0
+        idle_s, self._idle_s = self._idle_s, 0.0
         own = (link.take_traffic() for link in self._links)
         return sum(own, self._over_peers.take_traffic(self._peers)) + Traffic(waiting_s=idle_s)
+
+    def exchange_s(self) -> float:
+        over_peers_s = self._over_peers.exchange_s() if self._peers.size > 1 else 0.0
+        return sum(link.total_s for link in self._links) + over_peers_s + self._all_idle_s
 
 
 def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 
-from mpi_train import devices, environment, timeline, watch
+from mpi_train import devices, environment, run_id, timeline, watch
 from mpi_train.config import ReinforcementConfig, one_environment_a_rank
 from mpi_train.control import Control
 from mpi_train.errors import RunAgainError
@@ -36,13 +37,15 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         RunAgainError: it was asked to stop. All of them on all ranks.
     """
     one_environment_a_rank(config.num_envs, world.size)
-    recorder, progress = Recorder(config.out, world, FILE), Progress(speaks=world.is_root)
+    recorder, progress = Recorder(config.out, world, FILE), Progress(speaks=world.is_root, style=config.style)
     recorder.open()
     if config.trace:
         timeline.start(world)
     with world.together():
         device = devices.own_device(world)
-    recorder.begin(anew=True)
+    began = time.time() - environment.process_age_s()
+    name = run_id.new(began, ("reinforcement", f"{world.size}x", NAME, f"s{config.seed}"))
+    name = recorder.begin(name, anew=True)
     recorder.event("submission_benchmark", "reinforcement")
     recorder.event("init_start")
     site = Site(config, world, device)
@@ -56,7 +59,14 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''} x {threads} threads"
     progress.say(
         f"reinforcement: {NAME}, {config.num_envs} environments, "
-        f"{config.batch_size:,} steps an update, {ranks}"
+        f"{config.batch_size:,} steps an update, {ranks}",
+        "start",
+        strategy="reinforcement",
+        environment=NAME,
+        num_envs=config.num_envs,
+        global_batch_size=config.batch_size,
+        world_size=world.size,
+        threads_per_rank=threads,
     )
     control = Control(world)
     updates = []
@@ -66,7 +76,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
             updates.append(update)
             recorder.event("tracked_stats", {"mean_reward": update.mean_reward}, samples=update.env_steps)
             if update.update % every == 0 or update.update == config.updates:
-                progress.say(_line(update, config.updates))
+                progress.say(_line(update, config.updates), "update", **asdict(update))
             if control.stopping and update.update < config.updates:
                 recorder.event("run_stop", status="aborted")
                 raise _stopped(world, control, update, config.updates)
@@ -81,6 +91,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     recorder.event("eval_result", mean_reward, samples=updates[-1].env_steps)
     recorder.event("run_stop", status="success")
     record = ReinforcementRecord(
+        run_id=name,
         command=" ".join([os.path.basename(sys.executable), *sys.argv]),
         environment_name=NAME,
         world_size=world.size,
@@ -105,7 +116,12 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         reward.draw(record, config.out / PICTURE)
     progress.say(
         f"reinforcement: {record.env_steps:,} steps in {record.train_s:.2f} s, mean reward {mean_reward:.1f} "
-        f"over {len(rewards)} episodes; {recorder.path}"
+        f"over {len(rewards)} episodes; {recorder.path}",
+        "finish",
+        env_steps=record.env_steps,
+        train_s=record.train_s,
+        mean_reward=mean_reward,
+        record=str(recorder.path),
     )
     return record
 

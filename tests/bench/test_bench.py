@@ -286,6 +286,13 @@ def test_no_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
         BenchConfig(resume="auto")
 
 
+def test_a_quiet_bench_keeps_the_logs_of_its_runs(tmp_path: Path) -> None:
+    for job in plan(BenchConfig(out=tmp_path, quiet=True), Path("jobs")):
+        assert "--quiet" not in job.words
+    with pytest.raises(UsageError, match="--json: a bench shows its runs itself"):
+        BenchConfig(json=True)
+
+
 def test_alone_there_is_no_reference(tmp_path: Path) -> None:
     for config in (BenchConfig(np=1), BenchConfig(strategies="baseline")):
         assert not any(job.attempt.folder.startswith("reference") for job in plan(config, Path("jobs")))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,12 @@ class Job:
     def events(self) -> list[str]:
         path = self.out / "events.jsonl"
         return [json.loads(line)["key"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def run_id(self) -> str:
+        """As it was printed."""
+        (name,) = re.findall(r"^run (\S+) in ", self.printed, re.MULTILINE)
+        return str(name)
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         ends = time.monotonic() + TIMEOUT_S

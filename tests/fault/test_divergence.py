@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mpi_train.checkpoint_file import CheckpointFile
+from mpi_train.live.status import read_status
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(300)]
 
@@ -63,6 +64,9 @@ def test_a_learning_rate_that_is_far_too_large(start: Start) -> None:
         assert job.ended(within_s=60) == 5, job.printed
         assert "epoch 1, between step 1 and" in job.printed
         assert "a smaller --learning-rate" in job.printed
+        status = read_status(job.out / "status.json")
+        assert status is not None
+        assert status.state == "failed"
 
 
 @pytest.mark.parametrize("chunks", [{12}, {1}], ids=["later", "at_once"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import signal
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.order import Leg, dealt, epoch_order, plan_steps
+from mpi_train.report.collect import collect
+from mpi_train.sinks.base import scalars
 
 Start = Callable[..., Any]
 
@@ -59,11 +63,12 @@ WAYS = [
 
 @pytest.mark.parametrize(("job", "ranks", "flags"), WAYS)
 def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(
-    job: str, ranks: int, flags: list[str], start: Start
+    job: str, ranks: int, flags: list[str], start: Start, tmp_path: Path
 ) -> None:
     whole = start(job, *flags, "--checkpoint-every", "0", ranks=ranks, out="whole")
     assert whole.ended(within_s=120) == 0, whole.printed
     rng = random.Random(len(flags) + ranks)
+    flags = [*flags, "--tensorboard", str(tmp_path / "board")]
     for number in (signal.SIGTERM, signal.SIGUSR2):
         stopped = start(job, *flags, ranks=ranks)
         stopped.wait_for_training(rng)
@@ -73,6 +78,7 @@ def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(
         assert f"stopped by {number.name} in epoch" in stopped.printed
         assert stopped.printed.count("error: ") == 1
         assert not (stopped.out / "run.json").exists()
+        run_id = stopped.run_id
     resumed = start(job, *flags, ranks=ranks)
     assert resumed.ended(within_s=120) == 0, resumed.printed
     assert "resumed: " in resumed.printed
@@ -84,6 +90,28 @@ def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(
         assert mine.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
         assert mine.train_accuracy == pytest.approx(theirs.train_accuracy, abs=1e-6)
         assert mine.test_accuracy == theirs.test_accuracy
+    assert record.run_id == resumed.run_id == run_id != whole.run_id
+    assert record.started[:10].replace("-", "") == run_id[:8]
+    assert_told(resumed, tmp_path / "board")
+
+
+def assert_told(job: Any, board: Path) -> None:
+    """The table of epochs and TensorBoard's log, written by several processes, are what the record says."""
+    record = job.record()
+    with open(job.out / "epochs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, epoch in zip(rows, record.epochs, strict=True):
+        assert row["run_id"] == record.run_id
+        for name in ("epoch", "train_s", "images_per_s", "sync_s", "train_loss", "test_accuracy"):
+            assert float(row[name]) == getattr(epoch, name)
+    assert float(rows[-1]["total_train_s"]) == record.train_s
+    assert [path.name for path in board.iterdir()] == [record.run_id]
+    told: dict[int, dict[str, float]] = {}
+    for path in sorted((board / record.run_id).iterdir()):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            figures = {v.tag: v.simple_value for v in event.summary.value if v.HasField("simple_value")}
+            told.update({event.step: figures} if figures else {})
+    assert told == {epoch.epoch: pytest.approx(scalars(epoch)) for epoch in record.epochs}
 
 
 @pytest.mark.parametrize(
@@ -144,9 +172,11 @@ def test_chosen_examples_are_those_of_the_whole_set(tiny: ShardSet) -> None:
 def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_with(start: Start) -> None:
     first = start("mpi", "--epochs", "2")
     assert first.ended(within_s=60) == 0, first.printed
+    once = first.record()
     again = start("mpi", "--epochs", "2")
     assert again.ended(within_s=60) == 0, again.printed
     assert "resumed" not in again.printed
+    assert_put_aside(first.out, once.run_id, again.record().run_id)
     (first.out / "run.json").unlink()  # as if it had been interrupted
     other = start("mpi", "--epochs", "2", "--seed", "2")
     assert other.ended(within_s=60) == 2
@@ -154,6 +184,15 @@ def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_wit
     assert "--resume never" in other.printed
     anew = start("mpi", "--epochs", "2", "--seed", "2", "--resume", "never")
     assert anew.ended(within_s=60) == 0, anew.printed
+
+
+def assert_put_aside(out: Path, earlier: str, latest: str) -> None:
+    """The record of the earlier run is kept, and is not taken for a repeat of the latest."""
+    assert earlier < latest
+    kept = {path.name for path in (out / "earlier" / earlier).iterdir()}
+    assert kept == {"run.json", "events.jsonl", "epochs.csv", "mistakes.json"}
+    assert [run.record.run_id for run in collect([out]).runs] == [latest]
+    assert [run.record.run_id for run in collect([out / "earlier"]).runs] == [earlier]
 
 
 def test_more_epochs_after_the_end(start: Start) -> None:
@@ -165,6 +204,9 @@ def test_more_epochs_after_the_end(start: Start) -> None:
     more = start("mpi", "--epochs", "6", "--resume", str(last), ranks=2)
     assert more.ended(within_s=60) == 0, more.printed
     assert more.record().weights_sha256 == whole.record().weights_sha256
+    # What had come to its end stays what it was: this is another run.
+    assert_put_aside(first.out, first.run_id, more.run_id)
+    assert len(more.record().epochs) == 6
 
 
 def test_fewer_epochs_than_are_done_and_other_shards_are_refused(start: Start, tmp_path: Path) -> None:

@@ -36,6 +36,20 @@ def test_takes_all_runs_below_the_folders(tmp_path: Path, make_run: Callable[...
     assert collection.unfinished == []
 
 
+def test_leaves_out_what_a_later_run_has_put_aside_unless_it_is_named(
+    tmp_path: Path, make_run: Callable[..., object]
+) -> None:
+    for folder in ("mpi", "mpi/earlier/one", "mpi/earlier/two"):
+        make_run(folder)
+
+    def names(folder: str) -> list[str]:
+        return [run.path.parent.name for run in collect([tmp_path / folder]).runs]
+
+    assert names(".") == names("mpi") == ["mpi"]
+    assert names("mpi/earlier") == ["one", "two"]
+    assert names("mpi/earlier/one") == ["one"]
+
+
 def test_takes_a_run_once_from_folders_that_overlap(tmp_path: Path, make_run: Callable[..., object]) -> None:
     make_run("a/one")
     assert len(collect([tmp_path, tmp_path / "a"]).runs) == 1

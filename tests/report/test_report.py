@@ -14,9 +14,9 @@ from rich.console import Console
 
 from mpi_train import report
 from mpi_train.errors import EXIT_DATA, EXIT_USAGE, UsageError
-from mpi_train.report import terminal, wording
+from mpi_train.report import markdown, terminal, wording
 from mpi_train.report.collect import Attempt, collect, write_attempts
-from mpi_train.report.summary import summarise
+from mpi_train.report.summary import groups, summarise
 
 MakeRun = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,8 @@ def three_repeats(make_run: MakeRun) -> dict[str, list[Any]]:
 
 
 def table_of(text: str) -> dict[str, list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    """The first table, by the name of its rows."""
+    lines = [line for line in text.partition("## What this says")[0].splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: row for row in rows}
 
@@ -50,8 +51,7 @@ def table_of(text: str) -> dict[str, list[str]]:
 def test_figures_of_the_table_are_those_of_run_json(
     tmp_path: Path, three_repeats: dict[str, list[Any]]
 ) -> None:
-    report.write([tmp_path], tmp_path / "out")
-    table = table_of((tmp_path / "out/report.md").read_text())
+    table = table_of(text_of(tmp_path))
     assert list(table) == ["Strategy", "baseline", "mirrored", "mpi"]
     for name, size in (("baseline", "1 process"), ("mirrored", "2 devices"), ("mpi", "2 ranks")):
         records = three_repeats[name]
@@ -68,9 +68,14 @@ def test_figures_of_the_table_are_those_of_run_json(
     assert table["mirrored"][3:5] == ["0.59x (0.59x to 0.59x)", "34% (34% to 34%)"]
 
 
+def text_of(folder: Path) -> str:
+    """``report.md`` of the runs below a folder, without its pictures."""
+    summaries = [summarise(group) for group in groups(collect([folder]))]
+    return markdown.render(summaries, [[] for _ in summaries])
+
+
 def test_says_what_the_figures_mean(tmp_path: Path, three_repeats: dict[str, list[Any]]) -> None:
-    report.write([tmp_path], tmp_path)
-    text = (tmp_path / "report.md").read_text()
+    text = text_of(tmp_path)
     assert text.startswith("# Training on Fashion-MNIST: cnn under 3 strategies\n")
     assert (
         "- mpi on 2 ranks trained 1.55x as fast as plain Keras (1.55x to 1.55x), at 0.2 points less accuracy"
@@ -92,8 +97,9 @@ def test_says_what_the_figures_mean(tmp_path: Path, three_repeats: dict[str, lis
 
 def test_calls_the_stand_in_synthetic(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline", dataset="synthetic")
-    summary = report.write([tmp_path], tmp_path)
+    (summary,) = report.write([tmp_path], tmp_path)
     assert (tmp_path / "report.md").read_text().startswith("# Training on synthetic data: cnn")
+    assert wording.caution(summary) in (tmp_path / "report.html").read_text()
     assert "synthetic" in wording.caution(summary)
 
 
@@ -132,8 +138,7 @@ def test_failures_stalls_and_missing_runs_are_told(tmp_path: Path, make_run: Mak
             for strategy, workers, unit, code in listed
         ],
     )
-    summary = report.write([tmp_path], tmp_path)
-    text = (tmp_path / "report.md").read_text()
+    text = text_of(tmp_path)
     table = table_of(text)
     assert table["mirrored"][1:3] == ["4 devices", "failed (exit code 4)"]
     assert table["custom"][1:3] == ["4 devices", "was not finished"]
@@ -142,7 +147,7 @@ def test_failures_stalls_and_missing_runs_are_told(tmp_path: Path, make_run: Mak
     assert "interrupted: 1 of its runs are missing" in text
     assert "mpi on 4 ranks had more workers than cores (2 a host)" in text
     assert "python jobs/mirrored.py" in text
-    assert [row.name for row in summary.rows] == ["baseline", "mpi", "mirrored", "custom"]
+    assert list(table) == ["Strategy", "baseline", "mpi", "mirrored", "custom"]
 
 
 def test_what_happened_to_a_run_on_its_way_is_told(tmp_path: Path, make_run: MakeRun) -> None:
@@ -150,8 +155,7 @@ def test_what_happened_to_a_run_on_its_way_is_told(tmp_path: Path, make_run: Mak
     rolled = {"kind": "rolled back", "epoch": 3, "step": 0, "learning_rate": 0.0005}
     make_run("baseline")
     make_run("mpi", history=[resumed, rolled], **TWO_RANKS)
-    report.write([tmp_path], tmp_path)
-    text = (tmp_path / "report.md").read_text()
+    text = text_of(tmp_path)
     assert "mpi (seed 1) was resumed in epoch 2, after 40 of its steps, on 2 ranks." in text
     assert "mpi (seed 1) was rolled back in epoch 3, after 0 of its steps, after NaN" in text
     assert "its learning rate has been 0.0005 since" in text
@@ -160,24 +164,22 @@ def test_what_happened_to_a_run_on_its_way_is_told(tmp_path: Path, make_run: Mak
 def test_unequal_machines_are_told(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline")
     make_run("mpi", environment={"keras": "3.10.0"}, **TWO_RANKS)
-    report.write([tmp_path], tmp_path)
-    assert "not made under equal conditions. Keras: 3.15.1 / 3.10.0." in (tmp_path / "report.md").read_text()
+    assert "not made under equal conditions. Keras: 3.15.1 / 3.10.0." in text_of(tmp_path)
 
 
-@pytest.mark.parametrize("num_repeats", [1, 3])
-def test_plots_are_pictures(tmp_path: Path, make_run: MakeRun, num_repeats: int) -> None:
-    for seed in range(num_repeats):
+def test_charts_are_pictures(tmp_path: Path, make_run: MakeRun) -> None:
+    for seed in range(3):
         make_run(f"baseline/{seed}", seed=seed)
         make_run(f"mpi/{seed}", seed=seed, **TWO_RANKS)
     report.write([tmp_path], tmp_path)
     text = (tmp_path / "report.md").read_text()
-    for name in ("training_time.png", "accuracy_over_time.png"):
+    for name in ("training_time.png", "learning_curves.png", "memory.png"):
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n")
         assert f"]({name})" in text
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
         assert width == 1350
-        assert height > 300
+        assert height > 200
 
 
 def test_the_table_fits_80_columns(
@@ -213,12 +215,26 @@ def test_the_script_explains_what_it_cannot_do(tmp_path: Path, make_run: MakeRun
     assert (missing.returncode, missing.stdout) == (EXIT_USAGE, "")
     assert "expected a folder with runs" in missing.stderr
     make_run("baseline")
-    make_run("mpi", **{**TWO_RANKS, "global_batch_size": 32})
-    mixed = run_script(str(tmp_path))
-    assert mixed.returncode == EXIT_DATA
-    assert "global_batch_size is 64" in mixed.stderr
-    assert "Traceback" not in mixed.stderr
+    (tmp_path / "baseline/run.json").write_text("{")
+    broken = run_script(str(tmp_path))
+    assert broken.returncode == EXIT_DATA
+    assert "expected a run record" in broken.stderr
+    assert "Traceback" not in broken.stderr
     assert not (tmp_path / "report.md").exists()
+
+
+def test_runs_that_do_other_work_are_compared_apart(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run("baseline")
+    make_run("mpi", **TWO_RANKS)
+    make_run("other", **{**TWO_RANKS, "global_batch_size": 32, "dtype": "bfloat16"})
+    report.write([tmp_path], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "they are compared in 2 groups:\n\n- global batch 64, float32\n- global batch 32, bfloat16" in text
+    assert "# Training on Fashion-MNIST: cnn under one strategy: global batch 32, bfloat16" in text
+    assert "](1_training_time.png)" in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<section id=") == 2
+    assert '<a href="#work-1">global batch 32, bfloat16</a>' in page
 
 
 def run_script(*flags: str) -> subprocess.CompletedProcess[str]:

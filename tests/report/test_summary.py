@@ -1,16 +1,17 @@
-"""The statistics: what is compared with what, and what is refused."""
+"""The statistics: what is compared with what, and what is apart."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpi_train.errors import DataError
-from mpi_train.report.collect import Attempt, Collection, collect
-from mpi_train.report.summary import Row, Spread, Summary, summarise
+from mpi_train.report import wording
+from mpi_train.report.collect import Attempt, Collection, collect, write_attempts
+from mpi_train.report.summary import Reached, Row, Spread, Summary, differences, groups, summarise
 
 MakeRun = Callable[..., Any]
 TWO_RANKS = {"strategy": "mpi", "world_size": 2, "sync": {"average": "weights", "every": 1}}
@@ -126,31 +127,63 @@ def test_sizes_and_settings_are_rows_of_their_own(
         ("dtype", "bfloat16"),
     ],
 )
-def test_refuses_to_mix_different_work(
-    make_run: MakeRun, summary_of: Callable[[], Summary], field: str, value: object
+def test_different_work_is_compared_apart(
+    tmp_path: Path, make_run: MakeRun, field: str, value: object
 ) -> None:
-    make_run("baseline")
-    make_run("mpi", **{**TWO_RANKS, field: value})
-    with pytest.raises(
-        DataError, match=rf"{field} is .* in .*baseline/run\.json, but {value} in .*mpi/run\.json"
-    ):
-        summary_of()
+    base = make_run("baseline")
+    make_run("mpi", **TWO_RANKS)
+    make_run("other", **{**TWO_RANKS, field: value})
+    summaries = [summarise(group) for group in groups(collect([tmp_path]))]
+    assert [[row.strategy for row in one.rows] for one in summaries] == [["baseline", "mpi"], ["mpi"]]
+    assert row_of(summaries[0], "mpi").speedup == Spread(1.0, 1.0, 1.0, 1)
+    assert row_of(summaries[1], "mpi").speedup is None
+    assert differences(summaries) == [{field: getattr(base, field)}, {field: value}]
 
 
-def test_refuses_other_numbers_of_epochs(make_run: MakeRun, summary_of: Callable[[], Summary]) -> None:
+def test_other_numbers_of_epochs_are_compared_apart(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline")
     make_run("mpi", epoch_s=(5.0,), scores=(0.9,), **TWO_RANKS)
-    with pytest.raises(DataError, match=r"num_epochs is 3 in .*, but 1 in"):
-        summary_of()
+    summaries = [summarise(group) for group in groups(collect([tmp_path]))]
+    assert differences(summaries) == [{"num_epochs": 3}, {"num_epochs": 1}]
 
 
-def test_refuses_a_row_without_a_seed_that_others_have(
+def test_attempts_are_with_the_runs_of_their_bench(tmp_path: Path, make_run: MakeRun) -> None:
+    for bench, model in (("a", "cnn"), ("b", "mlp")):
+        make_run(f"{bench}/baseline", model=model)
+        done = Attempt(
+            strategy="baseline", workers=1, unit="process", repeat=1, seed=1, folder="baseline", command="",
+            exit_code=0,
+        )  # fmt: skip
+        lost = dataclasses.replace(done, strategy="mpi", unit="rank", folder="mpi", exit_code=6)
+        write_attempts(tmp_path / bench, [done, lost] if bench == "b" else [done])
+    found = groups(collect([tmp_path]))
+    assert [[Path(attempt.folder).parts[-2:] for attempt in group.unfinished] for group in found] == [
+        [],
+        [("b", "mpi")],
+    ]
+
+
+def test_a_seed_that_only_others_have_is_told(make_run: MakeRun, summary_of: Callable[[], Summary]) -> None:
+    make_run("baseline", seed=1)
+    make_run("mpi/1", seed=1, **TWO_RANKS)
+    make_run("mpi/2", seed=2, epoch_s=(1.0, 1.0, 1.0), **TWO_RANKS)
+    summary = summary_of()
+    assert row_of(summary, "baseline").missing_seeds == [2]
+    # The ratio is taken where both sides have the seed.
+    assert row_of(summary, "mpi").speedup == Spread(1.0, 1.0, 1.0, 1)
+    assert "Beware: baseline on 1 process has no run of seed 2" in "".join(wording.notes(summary))
+
+
+def test_time_to_an_accuracy_counts_whole_epochs(
     make_run: MakeRun, summary_of: Callable[[], Summary]
 ) -> None:
-    make_run("baseline", seed=1)
-    make_run("mpi", seed=2, **TWO_RANKS)
-    with pytest.raises(DataError, match=r"seed is 2 in .*mpi/run\.json, but no run of baseline"):
-        summary_of()
+    make_run("baseline/1", seed=1, epoch_s=(8.0, 6.0, 5.0), scores=(0.84, 0.88, 0.87))
+    make_run("baseline/2", seed=2, epoch_s=(7.0, 6.0, 5.0), scores=(0.86, 0.87, 0.89))
+    assert row_of(summary_of(), "baseline").reached == {
+        0.85: Reached(Spread(10.5, 7.0, 14.0, 2), 2),
+        0.88: Reached(Spread(16.0, 14.0, 18.0, 2), 2),
+        0.90: Reached(None, 0),
+    }
 
 
 def test_a_failed_run_is_missing_without_a_complaint(tmp_path: Path, make_run: MakeRun) -> None:
