@@ -6,15 +6,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mpi_train.records import EpochRecord, RankTimes
 from mpi_train.report import tables, wording
-from mpi_train.report.look import PARTS, Look, colours_of
-from mpi_train.report.summary import Row, Spread, Summary, workers_with_efficiency
+from mpi_train.report.drawing import (
+    colour_of,
+    draw_range,
+    figure_of,
+    first_of,
+    label_of,
+    number_of,
+    plain,
+    tip,
+    widened,
+    words_of,
+)
+from mpi_train.report.look import PARTS, Look
+from mpi_train.report.summary import Spread, Summary, workers_with_efficiency
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -53,19 +64,19 @@ def _training_time(summary: Summary, look: Look) -> Chart:
     shape = (2, 1) if look.is_narrow else (1, 2)
     names = [look.wrapped(row.name, row.size) for row in rows]
     height_in = look.bars_in(names) + 0.9
-    figure = _figure(summary, look, "Training time", height_in * (2 if look.is_narrow else 1))
+    figure = figure_of(summary, look, "Training time", height_in * (2 if look.is_narrow else 1))
     ratios: dict[str, Any] = {} if look.is_narrow else {"width_ratios": (3, 2)}
     time, score = figure.subplots(*shape, sharey=True, **ratios)
     places = range(len(rows))
     tips: dict[str, list[str]] = {}
     for place, row in zip(places, rows, strict=True):
-        colour = _colour(summary, row, look)
+        colour = colour_of(summary, row, look)
         assert row.train_s is not None
         assert row.test_accuracy is not None
         cells = wording.cells(row)
         (bar,) = time.barh(place, row.train_s.median, height=0.55, color=colour)
-        _tip(tips, bar, f"time-{place}", [f"{_label(row)}: {_words(cells[2])}"])
-        _range(time, row.train_s, place, look)
+        tip(tips, bar, f"time-{place}", [f"{label_of(row)}: {words_of(cells[2])}"])
+        draw_range(time, row.train_s, place, look)
         speedup = "" if row.speedup is None or row.is_baseline else f"  ({wording.times(row.speedup.median)})"
         time.annotate(
             f"{cells[2][0]}{speedup}",
@@ -75,9 +86,9 @@ def _training_time(summary: Summary, look: Look) -> Chart:
             va="center",
             color=look.ink,
         )
-        _range(score, row.test_accuracy, place, look)
+        draw_range(score, row.test_accuracy, place, look)
         (dot,) = score.plot(row.test_accuracy.median, place, "o", markersize=8, color=colour)
-        _tip(tips, dot, f"score-{place}", [f"{_label(row)}: test accuracy {_words(cells[6])}"])
+        tip(tips, dot, f"score-{place}", [f"{label_of(row)}: test accuracy {words_of(cells[6])}"])
         score.annotate(
             wording.accuracy(row.test_accuracy.median),
             (row.test_accuracy.median, place),
@@ -99,17 +110,17 @@ def _training_time(summary: Summary, look: Look) -> Chart:
     time.set_xlabel(f"training time [s]{beside}")
     score.set_xlabel("test accuracy")
     score.margins(x=0.2)
-    score.set_xlim(_widened(*score.get_xlim()))
+    score.set_xlim(widened(*score.get_xlim()))
     score.locator_params(axis="x", nbins=4)
     for axes in (time, score):
-        _plain(axes, look, grid="x")
+        plain(axes, look, grid="x")
     return Chart("training_time", "Training time and test accuracy", figure, tips)
 
 
 def _learning_curves(summary: Summary, look: Look) -> Chart:
     """Test accuracy and training loss at the end of each epoch, over epochs and over time; a line a run."""
     rows = [row for row in summary.rows if row.runs]
-    figure = _figure(summary, look, "Learning curves", 11.5 if look.is_narrow else 7.2)
+    figure = figure_of(summary, look, "Learning curves", 11.5 if look.is_narrow else 7.2)
     grid = figure.subplots(4, 1) if look.is_narrow else figure.subplots(2, 2, sharex="col", sharey="row").T
     over_epochs, over_time = (grid[:2], grid[2:]) if look.is_narrow else grid
     tips: dict[str, list[str]] = {}
@@ -118,7 +129,7 @@ def _learning_curves(summary: Summary, look: Look) -> Chart:
             epochs = run.record.epochs
             elapsed_s = list(itertools.accumulate(epoch.train_s for epoch in epochs))
             said = [
-                f"{_label(row)}, seed {run.record.seed}, epoch {epoch.epoch}: test accuracy "
+                f"{label_of(row)}, seed {run.record.seed}, epoch {epoch.epoch}: test accuracy "
                 f"{wording.accuracy(epoch.test_accuracy)}, training loss {epoch.train_loss:.4f}, after "
                 f"{wording.seconds(after_s)} s"
                 for epoch, after_s in zip(epochs, elapsed_s, strict=True)
@@ -130,19 +141,19 @@ def _learning_curves(summary: Summary, look: Look) -> Chart:
                         xs,
                         [value(epoch) for epoch in epochs],
                         "o-",
-                        color=_colour(summary, row, look),
+                        color=colour_of(summary, row, look),
                         markersize=4,
                         linewidth=1.5,
-                        label=_label(row) if number == 0 else None,
+                        label=label_of(row) if number == 0 else None,
                     )
-                    _tip(tips, line, f"series-{_number(summary, row)}-{len(tips)}", said)
+                    tip(tips, line, f"series-{number_of(summary, row)}-{len(tips)}", said)
     for column, name in ((over_epochs, "epoch"), (over_time, "training time [s]")):
         for axes, words in zip(column, _CURVES, strict=True):
-            _plain(axes, look, grid="y")
+            plain(axes, look, grid="y")
             axes.set_xlim(left=0)
             axes.set_ylabel(words)
             axes.set_xlabel(name)
-        column[0].set_ylim(_widened(*column[0].get_ylim()))
+        column[0].set_ylim(widened(*column[0].get_ylim()))
         if not look.is_narrow:
             column[0].set_xlabel("")
     for axes in over_epochs:
@@ -150,7 +161,7 @@ def _learning_curves(summary: Summary, look: Look) -> Chart:
     if not look.is_narrow:
         for axes in over_time:
             axes.set_ylabel("")
-    series = [(_number(summary, row), _label(row)) for row in rows]
+    series = [(number_of(summary, row), label_of(row)) for row in rows]
     if not look.on_page:
         figure.legend(*over_epochs[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
                       frameon=False)  # fmt: skip
@@ -170,7 +181,7 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
     lines = workers_with_efficiency(summary)
     if not lines:
         return None
-    figure = _figure(summary, look, "Speed-up and efficiency", 6.4 if look.is_narrow else 3.6)
+    figure = figure_of(summary, look, "Speed-up and efficiency", 6.4 if look.is_narrow else 3.6)
     speedup, efficiency = figure.subplots(*((2, 1) if look.is_narrow else (1, 2)))
     tips: dict[str, list[str]] = {}
     largest = max(row.workers for line in lines for row in line)
@@ -180,13 +191,13 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
     speedup.annotate("ideal", (ideal[1], ideal[1]), xytext=(-6, 2), textcoords="offset points", ha="right",
                      color=look.ink)  # fmt: skip
     for number, line in enumerate(lines):
-        own = _first(summary, line)
-        colour = _colour(summary, own, look)
+        own = first_of(summary, line)
+        colour = colour_of(summary, own, look)
         xs = [row.workers for row in line]
         shares = [row.efficiency for row in line if row.efficiency is not None]
         said = [
-            f"{_label(row)}: speed-up {wording.times(share.median * row.workers)} over one rank, efficiency "
-            f"{wording.percent(share.median)}"
+            f"{label_of(row)}: speed-up {wording.times(share.median * row.workers)} over one rank, "
+            f"efficiency {wording.percent(share.median)}"
             for row, share in zip(line, shares, strict=True)
         ]
         for axes, scale in ((speedup, xs), (efficiency, [1] * len(xs))):
@@ -195,7 +206,7 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
             high = [(share.high - share.median) * by for share, by in zip(shares, scale, strict=True)]
             axes.errorbar(xs, values, yerr=[low, high], fmt="none", ecolor=colour, capsize=3, linewidth=1)
             (drawn,) = axes.plot(xs, values, "o-", color=colour, markersize=6, label=own.name)
-            _tip(tips, drawn, f"scale-{number}-{axes is speedup:d}", said)
+            tip(tips, drawn, f"scale-{number}-{axes is speedup:d}", said)
     sizes = sorted({1, *(row.workers for line in lines for row in line)})
     if largest > 8:
         speedup.set_yscale("log", base=2)
@@ -204,7 +215,7 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
         speedup.set_ylim(bottom=0)
     efficiency.set_ylim(bottom=0)
     for axes, words in ((speedup, "speed-up over one rank"), (efficiency, "efficiency")):
-        _plain(axes, look, grid="y")
+        plain(axes, look, grid="y")
         axes.set_xlabel("ranks or devices")
         axes.set_ylabel(words)
         axes.set_xlim(0.9, 1.1 * ideal[1])
@@ -212,7 +223,7 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
             axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-    series = [(_number(summary, own), own.name) for own in (_first(summary, line) for line in lines)]
+    series = [(number_of(summary, own), own.name) for own in (first_of(summary, line) for line in lines)]
     if not look.on_page:
         figure.legend(
             *speedup.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
@@ -225,8 +236,8 @@ def _time_split(summary: Summary, look: Look) -> Chart | None:
     shown = [(row, who, times) for row in summary.measured for who, times in tables.shown_ranks(row)]
     if not shown:
         return None
-    names = [look.wrapped(f"{_label(row)}: rank {who}") for row, who, _ in shown]
-    figure = _figure(summary, look, "Where the training time went", 0.9 + look.bars_in(names))
+    names = [look.wrapped(f"{label_of(row)}: rank {who}") for row, who, _ in shown]
+    figure = figure_of(summary, look, "Where the training time went", 0.9 + look.bars_in(names))
     axes = figure.subplots()
     tips: dict[str, list[str]] = {}
     for place, (row, who, times) in enumerate(shown):
@@ -238,8 +249,8 @@ def _time_split(summary: Summary, look: Look) -> Chart | None:
                 place, share, left=left, height=0.7, color=look.part(number),
                 label=name if place == 0 else None,
             )  # fmt: skip
-            said = f"{_label(row)}: rank {who}, {name} {wording.seconds(of(times))} s of {whole_s:,.2f} s"
-            _tip(tips, bar, f"part-{place}-{number}", [said])
+            said = f"{label_of(row)}: rank {who}, {name} {wording.seconds(of(times))} s of {whole_s:,.2f} s"
+            tip(tips, bar, f"part-{place}-{number}", [said])
             left += share
         axes.annotate(f"{wording.seconds(whole_s)} s", (100, place), xytext=(6, 0),
                       textcoords="offset points", va="center", color=look.ink)  # fmt: skip
@@ -248,7 +259,7 @@ def _time_split(summary: Summary, look: Look) -> Chart | None:
     axes.set_xlim(0, 135 if look.is_narrow else 112)
     axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel("% of the first repeat")
-    _plain(axes, look, grid="x")
+    plain(axes, look, grid="x")
     if not look.on_page:
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return Chart("time_split", "Where the training time went, by rank", figure, tips, parts=True)
@@ -271,16 +282,19 @@ _PARTS: dict[str, Callable[[RankTimes], float]] = dict(
 def _memory(summary: Summary, look: Look) -> Chart:
     """Peak memory of the rank with the most, the median over the repeats."""
     rows = summary.measured
-    names = [look.wrapped(_label(row)) for row in rows]
-    figure = _figure(summary, look, "Memory", 0.8 + look.bars_in(names))
+    names = [look.wrapped(label_of(row)) for row in rows]
+    figure = figure_of(summary, look, "Memory", 0.8 + look.bars_in(names))
     axes = figure.subplots()
     tips: dict[str, list[str]] = {}
     spreads = [Spread.of(run.record.peak_rss_mib for run in row.runs) for row in rows]
     for place, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
         assert spread is not None
-        (bar,) = axes.barh(place, spread.median, height=0.55, color=_colour(summary, row, look))
-        _tip(
-            tips, bar, f"memory-{place}", [f"{_label(row)}: {spread.median:,.0f} MiB, the rank with the most"]
+        (bar,) = axes.barh(place, spread.median, height=0.55, color=colour_of(summary, row, look))
+        tip(
+            tips,
+            bar,
+            f"memory-{place}",
+            [f"{label_of(row)}: {spread.median:,.0f} MiB"],
         )
         axes.annotate(f"{spread.median:,.0f}", (spread.median, place), xytext=(6, 0),
                       textcoords="offset points", va="center", color=look.ink)  # fmt: skip
@@ -288,82 +302,5 @@ def _memory(summary: Summary, look: Look) -> Chart:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(spread.median for spread in spreads if spread is not None))
     axes.set_xlabel("peak memory [MiB]")
-    _plain(axes, look, grid="x")
+    plain(axes, look, grid="x")
     return Chart("memory", "Memory", figure, tips)
-
-
-# ---- Parts that charts share -----------------------------------------------------------------------------
-
-
-def _figure(summary: Summary, look: Look, claim: str, height_in: float) -> Figure:
-    # Without pyplot, so that no display is looked for and no figure stays open.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(look.width_in, height_in), layout="constrained", facecolor=look.paper)
-    if not look.on_page:
-        work = summary.work
-        figure.suptitle(
-            f"{claim}: {work['model']} on {wording.data_name(summary)}, global batch "
-            f"{work['global_batch_size']}, epochs {work['num_epochs']}, {work['dtype']}",
-            fontsize=11,
-            color=look.ink,
-        )
-    return figure
-
-
-def _tip(tips: dict[str, list[str]], artist: Any, gid: str, said: list[str]) -> None:
-    artist.set_gid(gid)
-    tips[gid] = said
-
-
-def _number(summary: Summary, row: Row) -> int:
-    """The number of a row's colour."""
-    return next(number for number, other in enumerate(summary.measured) if other is row)
-
-
-def _first(summary: Summary, line: list[Row]) -> Row:
-    """The row that lends a line its colour: not the reference, if there is another."""
-    return min(line, key=lambda row: _number(summary, row))
-
-
-def _colour(summary: Summary, row: Row, look: Look) -> str:
-    number = _number(summary, row)
-    return look.series(number, colours_of(summary.measured)[number])
-
-
-def _label(row: Row) -> str:
-    return f"{row.name}, {row.size}"
-
-
-def _words(figure: tuple[str, str]) -> str:
-    median, span = figure
-    return f"{median} ({span})" if span else median
-
-
-def _plain(axes: Axes, look: Look, *, grid: Literal["x", "y"]) -> None:
-    axes.set_facecolor(look.paper)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(look.faint)
-    axes.tick_params(colors=look.ink, length=0, pad=5)
-    axes.xaxis.label.set_color(look.ink)
-    axes.yaxis.label.set_color(look.ink)
-    axes.grid(axis=grid, color=look.faint, linewidth=0.5)
-    axes.set_axisbelow(True)
-
-
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """Limits of an axis of accuracies: no less than 2 points, or noise would look like a difference."""
-    half = max(0.01, (high - low) / 2)
-    return (low + high) / 2 - half, (low + high) / 2 + half
-
-
-def _range(axes: Axes, spread: Spread, place: float, look: Look) -> None:
-    if spread.num_repeats > 1:
-        axes.errorbar(
-            spread.median,
-            place,
-            xerr=[[spread.median - spread.low], [spread.high - spread.median]],
-            color=look.ink,
-            capsize=4,
-            linewidth=1.2,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpi_train.report import tables, templates, wording
+from mpi_train.report import notes, tables, templates, wording
 from mpi_train.report.pictures import Picture
 from mpi_train.report.summary import Summary, differences
 
@@ -22,7 +22,7 @@ def render(summaries: Sequence[Summary], pictures: Sequence[Sequence[Picture]]) 
             "details": tables.details(summary),
             "readings": [wording.reading(row, summary) for row in summary.rows],
             "pictures": drawn,
-            "notes": wording.notes(summary),
+            "notes": notes.notes(summary),
             "commands": wording.commands(summary),
         }
         for summary, difference, drawn in zip(summaries, apart, pictures, strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpi_train.records import MISTAKES, RunRecord
-from mpi_train.report import charts, look, svg, tables, templates, wording
+from mpi_train.report import charts, look, notes, svg, tables, templates, wording
 from mpi_train.report.collect import Run
 from mpi_train.report.summary import Row, Summary, differences
 
@@ -59,7 +59,7 @@ def render(summaries: list[Summary]) -> str:
             "details": tables.details(summary),
             "charts": _draw(summary, number),
             "looked": [looked for row in summary.measured if (looked := _look_at(row)) is not None],
-            "notes": wording.notes(summary),
+            "notes": notes.notes(summary),
             "commands": wording.commands(summary),
         }
         for number, (summary, difference) in enumerate(zip(summaries, apart, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpi_train.report import wording
+from mpi_train.report import notes
 from mpi_train.report.collect import Attempt, Collection, collect, write_attempts
 from mpi_train.report.summary import Reached, Row, Spread, Summary, differences, groups, summarise
 
@@ -171,7 +171,7 @@ def test_a_seed_that_only_others_have_is_told(make_run: MakeRun, summary_of: Cal
     assert row_of(summary, "baseline").missing_seeds == [2]
     # The ratio is taken where both sides have the seed.
     assert row_of(summary, "mpi").speedup == Spread(1.0, 1.0, 1.0, 1)
-    assert "Beware: baseline on 1 process has no run of seed 2" in "".join(wording.notes(summary))
+    assert "Beware: baseline on 1 process has no run of seed 2" in "".join(notes.notes(summary))
 
 
 def test_time_to_an_accuracy_counts_whole_epochs(
