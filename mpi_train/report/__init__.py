@@ -1,7 +1,7 @@
 """The comparison of runs, from their ``run.json`` files to tables, charts and a page.
 
-One direction: ``collect`` finds the runs, ``summary`` does the statistics, ``wording``, ``notes`` and ``tables``
-put them into words, ``charts`` draws them, ``markdown``, ``pictures`` and ``page`` write files. No figure is
+One direction: ``collect`` finds the runs, ``summary`` does the statistics, ``wording``, ``notes`` and
+``tables`` put them into words, ``charts`` draws them, ``markdown``, ``pictures`` and ``page`` write files. No figure is
 computed after ``summary``.
 """
 

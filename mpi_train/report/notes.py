@@ -78,8 +78,8 @@ def _particulars(row: Row) -> list[str]:
     if "bubble" in (details := row.runs[0].record.details):
         lines.append(
             f"{row.name} on {row.size}: its ranks waited {wording.percent(details['bubble'])} of the time; "
-            f"stages of equal speed would wait {wording.percent(details['bubble_in_theory'])}. It was cut after "
-            f"{', '.join(details['cut']) or 'nothing'}."
+            f"stages of equal speed would wait {wording.percent(details['bubble_in_theory'])}. It was cut "
+            f"after {', '.join(details['cut']) or 'nothing'}."
         )
     if int(sync.get("every", 1)) > 1 and row.workers > 1:
         lines.append(f"{row.name} averages after every {sync['every']} updates only (local SGD).")
