@@ -1,8 +1,8 @@
 """The comparison of runs, from their ``run.json`` files to tables, charts and a page.
 
 One direction: ``collect`` finds the runs, ``summary`` does the statistics, ``wording``, ``notes`` and
-``tables`` put them into words, ``charts`` draws them, ``markdown``, ``pictures`` and ``page`` write files. No figure is
-computed after ``summary``.
+``tables`` put them into words, ``charts`` draws them, ``markdown``, ``pictures`` and ``page`` write files.
+No figure is computed after ``summary``.
 """
 
 from __future__ import annotations
