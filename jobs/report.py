@@ -32,6 +32,8 @@ def main() -> None:
         "--index", type=Path, metavar="DIR", help="write DIR/index.html instead, a page of all runs below DIR"
     )
     flags = parser.parse_args()
+    if (flags.compare or flags.index) and (flags.folders or flags.out):
+        raise UsageError("--compare and --index stand alone. Received: folders or --out beside them")
     console = Console(highlight=False)
     if flags.compare:
         console.print(compare.table(*(compare.find(path) for path in flags.compare)))

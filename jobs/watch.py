@@ -50,8 +50,9 @@ def main() -> None:
     if flags.once or not console.is_terminal:
         console.print(view())
         return
-    # kill leaves as Ctrl-C does, with the terminal as it was.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # kill leaves as Ctrl-C does, with the terminal as it was; a script's background jobs ignore the latter.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with Live(view(), console=console, screen=True, auto_refresh=False) as live:
             while True:

@@ -31,11 +31,12 @@ FILES = (
 
 
 def id_of(out: Path) -> str | None:
-    """The id of the run that has its events in ``out``: what the first of them says."""
+    """The id of the run that has its events in ``out``: what the first of them says that names one."""
     with suppress(OSError, ValueError, TypeError, KeyError), open(out / EVENTS, encoding="utf-8") as file:
-        event = json.loads(file.readline())
-        if event["key"] == "run_id" and run_id.is_one(event["value"]):
-            return str(event["value"])
+        for line in file:
+            event = json.loads(line)
+            if event["key"] == "run_id" and run_id.is_one(event["value"]):
+                return str(event["value"])
     return None
 
 

@@ -21,6 +21,7 @@ class Evaluator:
     examples: This rank's part of the test set.
     from_logits: Whether the outputs are logits, or probabilities.
     counts: Whether these examples count; where several ranks work on the same ones, those of one do.
+    shown: The same examples to tell of, where these are not whole.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class Evaluator:
         *,
         from_logits: bool,
         counts: bool = True,
+        shown: Examples | None = None,
     ) -> None:
         self._predict = predict
         self._from_logits, self._counts = from_logits, counts
-        self._examples = examples
+        self._examples = shown or examples
         self._images = as_tensor(examples.images)
         self._labels = as_tensor(examples.labels)
 

@@ -30,8 +30,8 @@ REFRESH_S = 0.1
 """Between two states of the bar, at least."""
 _BAR_CELLS = 6, 40
 """The bar itself, without the figures beside it: at least and at most."""
-_EVALUATION_S = 60.0
-"""In which it is expected to end, for those who look on."""
+_PATIENCE_S = 300.0
+"""In which a start, a first chunk of steps or an evaluation is expected to end, for those who look on."""
 
 
 class Progress:
@@ -54,7 +54,7 @@ class Progress:
         self._epoch = self._num_epochs = self._step = self._num_steps = self._num_done = 0
         self._began: float | None = None
         self._last_line = self._last_drawn = self._chunk_s = 0.0
-        self._write("starting", next_s=_EVALUATION_S)
+        self._write("starting", next_s=_PATIENCE_S)
 
     # ---- Lines ------------------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class Progress:
 
     def evaluate(self) -> None:
         """Says that the steps of the epoch are done, and what it learned is being tried."""
-        self._write("evaluating", next_s=_EVALUATION_S)
+        self._write("evaluating", next_s=_PATIENCE_S)
 
     def end(self) -> None:
         """Takes the bar away."""
@@ -207,7 +207,8 @@ class Progress:
                 "rank_waiting": waiting.round(3).tolist() if waiting is not None else [],
                 "stragglers": self._pace.stragglers,
             }
-        self._status.write(state, {**self._facts(), **by_rank}, next_s=max(next_s, 2 * self._chunk_s))
+        next_s = next_s or 2 * self._chunk_s or _PATIENCE_S
+        self._status.write(state, {**self._facts(), **by_rank}, next_s=next_s)
 
 
 def fitting(figures: Sequence[tuple[int, str]], room: int) -> str:

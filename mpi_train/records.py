@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,9 +222,28 @@ def read_run(path: Path) -> RunRecord:
         if version != SCHEMA_VERSION:
             raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}. Received: {version}")
         raw["epochs"] = [EpochRecord.from_json(epoch) for epoch in raw["epochs"]]
-        return RunRecord(**raw)
+        record = RunRecord(**raw)
+        _require_sound(record)
+        return record
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: expected a run record. Received: {error}") from error
+
+
+def _require_sound(record: RunRecord) -> None:
+    """Raises ``ValueError`` where a report could not be made of it."""
+    for name in ("train_s", "images_per_s"):
+        value = getattr(record, name)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} {value}, not a number above 0")
+    if not isinstance(record.test_accuracy, int | float):
+        raise ValueError(f"test_accuracy {record.test_accuracy}, not a number")
+    if not record.epochs:
+        raise ValueError("no epoch")
+    if record.started:
+        datetime.fromisoformat(record.started.replace("Z", "+00:00"))
+    size = len(record.class_names)
+    if record.confusion is not None and [len(row) for row in record.confusion] != [size] * size:
+        raise ValueError(f"a confusion matrix that does not fit {size} classes")
 
 
 class Recorder:
@@ -275,10 +296,12 @@ class Recorder:
         run_id: str | None = None
         with self.world.together():
             if self.world.is_root:
-                run_id = None if anew else earlier.id_of(self.out)
-                if run_id is None:
-                    run_id = new_id
+                if anew:
                     self._put_aside()
+                else:
+                    run_id = earlier.id_of(self.out)
+                if run_id is None:  # or it went on from a version that gave none
+                    run_id = new_id
                     self.event("run_id", run_id)
         return self.world.gather_all(run_id)[0] or new_id
 

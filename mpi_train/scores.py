@@ -53,6 +53,9 @@ class Scores:
         """
         wrong = np.flatnonzero(self.predicted != self.examples.labels)
         mine = wrong[np.argsort(-self.losses[wrong], kind="stable")[:number]]
+        # Losses first, as the images of many ranks would be a lot to send.
+        losses = np.sort(np.concatenate(world.gather_all(self.losses[mine])))[::-1]
+        mine = mine[self.losses[mine] >= losses[:number].min(initial=np.inf)]
         found: list[dict[str, Any]] = [
             {
                 "label": int(self.examples.labels[i]),

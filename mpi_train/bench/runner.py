@@ -169,13 +169,13 @@ class Bench:
         if not any(attempt.exit_code == 0 for attempt in self.attempts):
             self.console.print("no run was finished, so there is no report")
             return
-        # All runs of a bench do the same work.
-        (summary,) = report.write([self.out], self.out)
-        self.console.print()
-        self.console.print(terminal.table(summary), soft_wrap=False)
-        for line in (wording.caution(summary), *(wording.reading(row, summary) for row in summary.rows)):
-            if line:
-                self.console.print(line)
+        # All runs of a bench do the same work, unless one was rolled back and has another learning rate.
+        for summary in report.write([self.out], self.out):
+            self.console.print()
+            self.console.print(terminal.table(summary), soft_wrap=False)
+            for line in (wording.caution(summary), *(wording.reading(row, summary) for row in summary.rows)):
+                if line:
+                    self.console.print(line)
         self.console.print(f"report: {self.out / report.PAGE}, and {self.out / report.TEXT}")
 
 

@@ -20,8 +20,8 @@ from mpi_train import files
 
 FILE = "status.json"
 EVERY_S = 1.0
-SHARE = 0.01
-"""Of the root's time, what writing may take."""
+SHARE, AT_MOST_EVERY_S = 0.01, 30.0
+"""Of the root's time, what writing may take; and how rare that may make it."""
 
 State = Literal["starting", "training", "evaluating", "finished", "stopped", "failed"]
 """``stopped`` has saved and goes on when it is started again."""
@@ -112,8 +112,9 @@ class StatusFile:
                 print(f"warning: {problem}", file=sys.stderr, flush=True)
             self._failed = True
         self._state = state
-        self._every_s = max(EVERY_S, (time.monotonic() - start) / SHARE)
+        # What the file has promised holds for the next time; from then on it is rarer, if this took long.
         self._due = start + self._every_s
+        self._every_s = min(max(EVERY_S, (time.monotonic() - start) / SHARE), AT_MOST_EVERY_S)
 
 
 def read_status(path: Path) -> Status | None:

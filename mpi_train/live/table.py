@@ -21,6 +21,8 @@ SILENT_SHOWN_S = 600.0
 """and one of which nothing is heard."""
 PATIENCE_S = 10.0
 """Beyond the time by which a run was to write again, until it is called silent."""
+GONE_S = 5.0
+"""How long nothing is heard of a run whose process cannot be found, until it is called dead."""
 MAX_RANKS = 8
 """Lines for the ranks of one run."""
 _WIDE, _MIDDLE = 72, 56
@@ -56,7 +58,14 @@ class Look:
     def gone(self) -> bool:
         if self.status.state in ENDED or self.status.host != socket.gethostname():
             return False
-        return not Path(f"/proc/{self.status.pid}").exists()
+        try:
+            os.kill(self.status.pid, 0)
+        except ProcessLookupError:
+            # One in a container of its own cannot be seen either, but it writes.
+            return self.age_s > GONE_S
+        except OSError:
+            pass
+        return False
 
 
 class Watcher:
@@ -83,10 +92,14 @@ class Watcher:
             except OSError:
                 continue
             seen = self._seen.get(path)
-            if seen is None or seen[0] != changed:
+            if seen is not None and seen[2].state in ENDED and seen[0] == changed:
+                status: Status | None = seen[2]
+            else:
+                # Read, not only looked at: what a network file system says of a file may be old.
                 status = read_status(path)
-                if status is None:
-                    continue
+            if status is None:
+                continue
+            if seen is None or seen[2] != status:
                 age_s = max(0.0, time.time() - status.written) if seen is None else 0.0
                 seen = self._seen[path] = (changed, now - age_s, status)
             name = str(path.parent.relative_to(self._folder))

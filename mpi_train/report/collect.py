@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -154,12 +153,6 @@ def _below(folder: Path, name: str) -> Iterator[Path]:
 
 def _read(path: Path, command: str | None = None, bench: Path | None = None) -> Run:
     record = read_run(path)
-    for name in ("train_s", "images_per_s"):
-        value = getattr(record, name)
-        if not isinstance(value, int | float) or not (0 < value < math.inf):
-            raise DataError(f"{path}: expected {name} to be a number above 0. Received: {value}")
-    if not record.epochs:
-        raise DataError(f"{path}: expected at least one epoch. Received: none")
     written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
     return Run(
         record=record, path=path, command=command or record.command, date=f"{written:%Y-%m-%d}", bench=bench

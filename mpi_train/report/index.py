@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
-from mpi_train import files
+from mpi_train import earlier, files
 from mpi_train.errors import DataError, UsageError
 from mpi_train.records import read_run
 from mpi_train.report import templates, wording
@@ -115,7 +115,9 @@ def _report_near(place: Path, folder: Path, known: dict[Path, str]) -> str:
         if (place / _REPORT).is_file():
             known[place] = quote(str((place / _REPORT).relative_to(folder)))
         else:
-            known[place] = "" if place == folder else _report_near(place.parent, folder, known)
+            # That of a folder leaves out what was put aside in it.
+            ends = place == folder or place.name == earlier.FOLDER
+            known[place] = "" if ends else _report_near(place.parent, folder, known)
     return known[place]
 
 

@@ -326,7 +326,11 @@ def workers_with_efficiency(summary: Summary) -> list[list[Row]]:
     for row in summary.measured:
         if row.efficiency is not None:
             settings = {k: v for k, v in row.runs[0].record.sync.items() if k not in ("devices", "stages")}
-            lines.setdefault(json.dumps([row.strategy, settings], sort_keys=True), []).append(row)
+            key = json.dumps([row.strategy, settings], sort_keys=True)
+            # Rows of one size, as with other numbers of threads, would be one above the other.
+            while any(other.workers == row.workers for other in lines.get(key, [])):
+                key += "'"
+            lines.setdefault(key, []).append(row)
     return [sorted(line, key=lambda row: row.workers) for line in lines.values()]
 
 

@@ -368,14 +368,17 @@ class _Log:
 
     def forget_from(self, number: int) -> None:
         """Drops a round and all after it."""
-        self._lines = self._lines[: number - 1]
+        self._lines = [line for line in self._lines if json.loads(line)["round"] < number]
 
     def add(self, number: int, told: list[Told], test_loss: float, test_accuracy: float) -> None:
         if not self._run.world.is_root:
             return
         line = {"round": number, "test_loss": test_loss, "test_accuracy": test_accuracy}
         self._lines.append(json.dumps({**line, "clients": [asdict(one) for one in told]}))
-        files.write_text(self._path, "\n".join(self._lines) + "\n")
+        try:
+            files.write_text(self._path, "\n".join(self._lines) + "\n")
+        except OSError as error:
+            self._run.progress.warn(f"{self._path}: {error.strerror}; not written")
 
 
 def _describe(run: Run, site: _Site, evaluator: Evaluator) -> None:
@@ -388,6 +391,9 @@ def _describe(run: Run, site: _Site, evaluator: Evaluator) -> None:
         mine.append({"client": client.number, "rank": client.rank, "classes": classes, "accuracy": accuracy})
     described = [one for rank in run.world.gather_all(mine) for one in rank]
     if run.world.is_root:
-        files.write_json(run.out / CLIENTS, described)
         class_names, test_accuracy = run.shards.manifest.class_names, run.epochs[-1].test_accuracy
-        partition.draw(described, class_names, test_accuracy, run.out / PICTURE)
+        try:
+            files.write_json(run.out / CLIENTS, described)
+            partition.draw(described, class_names, test_accuracy, run.out / PICTURE)
+        except OSError as error:
+            run.progress.warn(f"{run.out / CLIENTS} and {PICTURE}: {error.strerror}; not written")

@@ -65,6 +65,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     pipe, peers = world.split(copy), world.split(number)
     run.divide_among(peers, part=number)
     examples, test_examples = run.read("train"), run.read("test")
+    shown = test_examples
     if number > 0:
         examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
     with world.together(), tf.device("/CPU:0"):
@@ -90,6 +91,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         test_examples,
         from_logits=from_logits,
         counts=links.after is None,
+        shown=shown,
     )
     start_equal(peers, trainer.variables)
     part_seeds(world, flat.states)

@@ -41,6 +41,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     recorder.open()
     if config.trace:
         timeline.start(world)
+        timeline.lap("import")
     with world.together():
         device = devices.own_device(world)
     began = time.time() - environment.process_age_s()
@@ -113,7 +114,10 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     )
     recorder.write(record)
     if world.is_root:
-        reward.draw(record, config.out / PICTURE)
+        try:
+            reward.draw(record, config.out / PICTURE)
+        except OSError as error:
+            progress.warn(f"{config.out / PICTURE}: {error.strerror}; not drawn")
     progress.say(
         f"reinforcement: {record.env_steps:,} steps in {record.train_s:.2f} s, mean reward {mean_reward:.1f} "
         f"over {len(rewards)} episodes; {recorder.path}",

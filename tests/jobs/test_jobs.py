@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
@@ -84,6 +85,13 @@ def test_each_job_trains_and_leaves_a_record(
     keys = [json.loads(line)["key"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert keys.count("epoch_stop") == 3
     assert keys[-1] == "run_stop"
+    assert record.confusion is not None
+    assert sum(map(sum, record.confusion)) == 131
+    hits = sum(record.confusion[label][label] for label in range(10))
+    assert hits / 131 == pytest.approx(record.test_accuracy)
+    mistakes = json.loads((tmp_path / "mistakes.json").read_text())["worst"]
+    assert len(mistakes) == min(24, 131 - hits)
+    assert {len(base64.b64decode(mistake["pixels"])) for mistake in mistakes} == {28 * 28}
     if "--trace" in flags:
         _assert_traced(tmp_path / "trace.json", ranks)
 
