@@ -282,6 +282,14 @@ def test_a_browser_shows_all_of_it(made: Made, tmp_path: Path) -> None:
                 assert told["faults"][:9] == [], (width, dark)
                 grounds.add(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert len(grounds) == 2
+        told = browser.evaluate(
+            "(() => { const bar = [...document.querySelectorAll('[data-tip]')].find(e => "
+            "e.dataset.tip.startsWith('mpi, 2 ranks:') && e.getBoundingClientRect().width); "
+            "bar.scrollIntoView({block: 'center'}); const box = bar.getBoundingClientRect(); "
+            "bar.dispatchEvent(new PointerEvent('pointermove', {bubbles: true, clientX: box.x + 1, "
+            "clientY: box.y + 1})); return [tip.hidden, tip.textContent]; })()"
+        )
+        assert told == [False, f"mpi, 2 ranks: {made.table('')['mpi, 2 ranks'][0].replace(' s ', ' s (')})"]
         browser.evaluate("document.querySelector('button.key').click()")
         assert browser.evaluate("document.querySelectorAll('.off').length") == 2 * 2 * 2 * 2
         assert browser.complaints == []
