@@ -14,18 +14,19 @@ from pathlib import Path
 from mpi_train import run_id
 
 FOLDER = "earlier"
-EVENTS = "events.jsonl"
+EVENTS, EPOCHS, MISTAKES, TRACE = "events.jsonl", "epochs.csv", "mistakes.json", "trace.json"
+"""What any run may leave beside its record."""
 RECORDS = ("run.json", "reinforcement.json")
 FILES = (
     *RECORDS,
     EVENTS,
-    "epochs.csv",
-    "mistakes.json",
+    EPOCHS,
+    MISTAKES,
+    TRACE,
     "rounds.jsonl",
     "clients.json",
     "clients.png",
     "reward.png",
-    "trace.json",
 )
 """What belongs to one run. A list, as ``--out`` may name a folder that holds other things too."""
 

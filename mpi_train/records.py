@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
-MISTAKES = "mistakes.json"
-"""Beside a run's record: the test examples that its final model is most wrong about."""
 SMALL_BYTES = 1 << 16
 """What a run needs on disk at the least: its record and its events."""
 
@@ -346,12 +344,11 @@ class Recorder:
             worst: The worst first.
         """
         if self.world.is_root:
+            path = self.out / earlier.MISTAKES
             try:
-                files.write_json(
-                    self.out / MISTAKES, {"image_shape": list(image_shape), "worst": list(worst)}
-                )
+                files.write_json(path, {"image_shape": list(image_shape), "worst": list(worst)})
             except OSError as error:
-                print(f"warning: {self.out / MISTAKES}: {error.strerror}; not written", file=sys.stderr)
+                print(f"warning: {path}: {error.strerror}; not written", file=sys.stderr)
 
     def write(self, record: DataclassInstance) -> None:
         """Writes the run's record, then waits until it is there for all ranks."""

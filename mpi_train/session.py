@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mpi_train import timeline, watch
+from mpi_train import earlier, timeline, watch
 from mpi_train.checkpoints import Arrays, Checkpoints, Position
 from mpi_train.config import TrainConfig
 from mpi_train.control import Control
@@ -117,7 +117,7 @@ class Session(Overseer):
         """The time in which signals stop the run at the next step boundary; then its timeline is written."""
         run = self.run
         try:
-            with self.control.listening(), timeline.kept(run.out / timeline.FILE, run.progress.say):
+            with self.control.listening(), timeline.kept(run.out / earlier.TRACE, run.progress.say):
                 yield
         except BaseException as error:
             run.progress.leave("stopped" if isinstance(error, RunAgainError) else "failed")

@@ -24,8 +24,6 @@ from mpi_train.errors import JobError
 from mpi_train.spans import PHASES, SPAN, Bounded, without
 from mpi_train.world import World
 
-FILE = "trace.json"
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _current: Timeline | None = None

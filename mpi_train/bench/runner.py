@@ -28,6 +28,7 @@ from mpi_train.live.status import FILE as STATUS_FILE
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import terminal, wording
 from mpi_train.report.collect import Attempt, write_attempts
+from mpi_train.report.summary import sized
 
 LOG_FILE = "job.log"
 _TAIL_LINES = 15
@@ -181,7 +182,7 @@ class Bench:
 
 def _line(attempt: Attempt, record: RunRecord | None, code: int) -> str:
     """One finished run in one line."""
-    size = f"{attempt.workers} {attempt.unit}{'s' if attempt.workers > 1 else ''}"
+    size = sized(attempt.workers, attempt.unit)
     who = f"{attempt.strategy:<10} {size:<10} seed {attempt.seed}"
     if record is None:
         return f"{who}  FAILED with exit code {code}"

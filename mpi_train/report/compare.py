@@ -15,7 +15,7 @@ from mpi_train.errors import DataError, UsageError
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import wording
 from mpi_train.report.collect import records_below
-from mpi_train.report.summary import TARGETS, time_to, workers_of
+from mpi_train.report.summary import TARGETS, sized, time_to, workers_of
 
 _SETTINGS = (
     "strategy", "model", "dataset", "dataset_sha256", "world_size", "threads_per_rank", "global_batch_size",
@@ -67,11 +67,10 @@ def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:
 
 def _settings(a: RunRecord, b: RunRecord) -> list[tuple[str, str, str]]:
     def told(record: RunRecord) -> dict[str, Any]:
-        workers, unit = workers_of(record)
         return {
             **{name: getattr(record, name) for name in _SETTINGS},
             "epochs": len(record.epochs),
-            "workers": f"{workers} {unit}{'s' if workers > 1 else ''}",
+            "workers": sized(*workers_of(record)),
             **record.sync,
             "hosts": ", ".join(dict.fromkeys(record.environment.get("hosts", ()))),
             **wording.environment_facts(record),

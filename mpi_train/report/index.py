@@ -12,7 +12,7 @@ from mpi_train.errors import DataError, UsageError
 from mpi_train.records import read_run
 from mpi_train.report import templates, wording
 from mpi_train.report.collect import records_below
-from mpi_train.report.summary import workers_of
+from mpi_train.report.summary import sized, workers_of
 
 INDEX = "index.html"
 _REPORT = "report.html"
@@ -89,7 +89,7 @@ def _entry(path: Path, folder: Path, reports: dict[Path, str]) -> Entry:
         (f"{when:%Y-%m-%d %H:%M}", when.timestamp()),
         (name, name),
         (record.strategy, record.strategy),
-        (f"{workers} {unit}{'s' if workers > 1 else ''}", workers),
+        (sized(workers, unit), workers),
         (record.model, record.model),
         (record.dataset, record.dataset),
         (str(record.global_batch_size), record.global_batch_size),

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mpi_train.records import MISTAKES, RunRecord
+from mpi_train.earlier import MISTAKES
+from mpi_train.records import RunRecord
 from mpi_train.report import charts, look, notes, svg, tables, templates, wording
 from mpi_train.report.collect import Run
 from mpi_train.report.summary import Row, Summary, differences

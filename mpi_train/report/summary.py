@@ -100,7 +100,7 @@ class Row:
     @property
     def size(self) -> str:
         """Such as ``2 ranks``."""
-        return f"{self.workers} {self.unit}" + ("" if self.workers == 1 else "s")
+        return sized(self.workers, self.unit)
 
     @property
     def name(self) -> str:
@@ -231,6 +231,11 @@ def workers_of(record: RunRecord) -> tuple[int, str]:
     if "devices" in record.sync:
         return record.world_size * int(record.sync["devices"]), "device"
     return record.world_size, "rank"
+
+
+def sized(workers: int, unit: str) -> str:
+    """Such as ``2 ranks``."""
+    return f"{workers} {unit}{'' if workers == 1 else 's'}"
 
 
 def _reference(keys: Sequence[_Key]) -> _Key | None:

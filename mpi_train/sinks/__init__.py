@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mpi_train import earlier
 from mpi_train.config import TrainConfig
 from mpi_train.errors import JobError
 from mpi_train.records import EpochRecord, RunRecord
@@ -23,7 +24,7 @@ __all__ = ["About", "Sink", "Sinks", "chosen"]
 
 def chosen(config: TrainConfig, out: Path) -> list[Sink]:
     """The sinks of a run whose folder is ``out``."""
-    sinks: list[Sink] = [EpochsCsv(out / "epochs.csv")]
+    sinks: list[Sink] = [EpochsCsv(out / earlier.EPOCHS)]
     if config.tensorboard is not None:
         sinks.append(TensorBoard(config.tensorboard))
     if os.environ.get("MLFLOW_TRACKING_URI"):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mpi_train import devices, environment, run_id, timeline, watch
+from mpi_train import devices, earlier, environment, run_id, timeline, watch
 from mpi_train.config import ReinforcementConfig, one_environment_a_rank
 from mpi_train.control import Control
 from mpi_train.errors import RunAgainError
@@ -72,7 +72,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     control = Control(world)
     updates = []
     every = max(1, config.updates // 10)
-    with control.listening(), timeline.kept(config.out / timeline.FILE, progress.say):
+    with control.listening(), timeline.kept(config.out / earlier.TRACE, progress.say):
         for update in site.updates(control):
             updates.append(update)
             recorder.event("tracked_stats", {"mean_reward": update.mean_reward}, samples=update.env_steps)

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from mpi_train import report
-from mpi_train.records import MISTAKES, RankTimes, RunRecord
+from mpi_train.earlier import MISTAKES
+from mpi_train.records import RankTimes, RunRecord
 from mpi_train.report import wording
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import write_run
