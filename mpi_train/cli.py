@@ -54,7 +54,7 @@ def run_job(
             preflight.check(config, world)
         share = devices.claim_cores(world, config.threads)
         # Imported last: it imports TensorFlow, which reads the number of threads then.
-        with devices.quiet_start(), world.together():
+        with devices.quiet_start(), devices.lean_imports(), world.together():
             run = pkgutil.resolve_name(function)
         run(config, world, share.threads)
 
