@@ -105,7 +105,8 @@ def _assert_traced(path: Path, ranks: int) -> None:
         assert any("compute" in seconds for seconds in rank["seconds"].values())
         for seconds in rank["seconds"].values():
             assert {"evaluate", "checkpoint"} <= set(seconds)
-            assert ranks == 1 or "wait" in seconds
+    # The rank that comes last waits for nobody; which that is, chance decides.
+    assert ranks == 1 or any("wait" in seconds for rank in found for seconds in rank["seconds"].values())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed here")
