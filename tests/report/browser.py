@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,7 +26,8 @@ class Browser:
 
     def __init__(self) -> None:
         assert CHROMIUM is not None
-        self._profile = tempfile.TemporaryDirectory()
+        # Its helpers may still write there when it is gone.
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         own_read, their_write = os.pipe()
         their_read, own_write = os.pipe()
         flags = [
@@ -41,6 +43,7 @@ class Browser:
             ["bash", "-c", script, "-", CHROMIUM, *flags, "--remote-debugging-pipe",
              f"--user-data-dir={self._profile.name}", "about:blank"],
             pass_fds=(their_read, their_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
         os.close(their_read)
         os.close(their_write)
@@ -57,7 +60,7 @@ class Browser:
         """Ends it."""
         self._out.close()
         self._in.close()
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._profile.cleanup()
 
