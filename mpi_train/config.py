@@ -73,10 +73,11 @@ class WatchedConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ShownConfig(JobConfig):
-    """What the jobs take beyond that which show how far they are."""
+    """What the jobs take beyond that which show how far they are, and where their time went."""
 
     quiet: bool = option(False, "print nothing but warnings and errors")
     json: bool = option(False, "print a JSON object a line, for programs")
+    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +119,6 @@ class TrainConfig(StepConfig, ShownConfig):
         0, "steps of an epoch between two checkpoints, beside those at its end (0: by time alone)", "STEPS"
     )
     checkpoint_minutes: float = option(5.0, "minutes between two checkpoints, at most", "MINUTES")
-    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
     on_nan: OnNan = option("stop", "when the loss becomes NaN: stop, or roll back and halve the rate")
     tensorboard: Path | None = option(None, "folder for TensorBoard's logs, one below it for each run", "DIR")
 
@@ -251,7 +251,6 @@ class ReinforcementConfig(WatchedConfig, ShownConfig):
     learning_rate: float = option(0.01, "step size of Adam at the start; it falls evenly to 0")
     seed: int = option(1, "seed of the weights, the environments and the choice of actions")
     out: Path = option(Path("results/reinforcement"), "folder for reinforcement.json and reward.png", "DIR")
-    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -99,7 +99,7 @@ def quiet_start() -> Iterator[None]:
 def lean_imports() -> Iterator[None]:
     """Keeps Keras from importing matplotlib, with which it draws galleries of images where it finds it.
 
-    A fifth of what it takes to import Keras with TensorFlow, and hundreds of files for each rank to find.
+    A fifth of what it takes to import Keras with TensorFlow, and 160 modules for each rank to find.
     """
     if "matplotlib" in sys.modules:
         yield

@@ -30,7 +30,8 @@ def describe(world: World) -> dict[str, Any]:
         "tensorflow": tensorflow.__version__,
         "keras": importlib.metadata.version("keras"),
         "pytorch": sys.modules["torch"].__version__ if "torch" in sys.modules else None,
-        "git_commit": git_commit(),
+        # A process of its own, which one rank need start, not a thousand.
+        "git_commit": git_commit() if world.is_root else None,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -39,6 +40,11 @@ def _cores_of_root(world: World) -> int:
     """Cores of the root's node that the ranks there may use: those of the job, not of the machine."""
     everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
     return len(set().union(*(cores for host, cores in everyone if host == world.hosts[0])))
+
+
+def command() -> str:
+    """The words that started this process."""
+    return " ".join([os.path.basename(sys.executable), *sys.argv])
 
 
 def cpu_model() -> str:

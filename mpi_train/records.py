@@ -50,6 +50,11 @@ class RankTimes:
     host_s: float
     sent_bytes: int = 0
 
+    @property
+    def parts_s(self) -> tuple[float, float, float, float]:
+        """The four parts, which add up to the training time."""
+        return self.compute_s, self.moving_s, self.waiting_s, self.host_s
+
 
 def sum_of(parts: Iterable[Sequence[RankTimes]]) -> list[RankTimes]:
     """The times of each rank over parts of a run; empty if they were on different numbers of ranks."""

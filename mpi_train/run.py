@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -241,7 +239,7 @@ class Run:
             strategy=self.strategy,
             run_id=self.run_id,
             started=run_id.started(self.run_id),
-            command=_command(),
+            command=environment.command(),
             model=self.config.model,
             dataset=self.config.dataset,
             dataset_sha256=self.shards.manifest.raw_sha256,
@@ -287,7 +285,7 @@ class Run:
         return About(
             run_id=self.run_id,
             strategy=self.strategy,
-            command=_command(),
+            command=environment.command(),
             world_size=self.world.size,
             environment=self.environment,
             config=as_dict(self.config),
@@ -302,11 +300,6 @@ class Run:
         # Of the examples that were trained on: under federated, clients left out and local epochs change it.
         counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
         return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
-
-
-def _command() -> str:
-    """The words that started this process."""
-    return " ".join([os.path.basename(sys.executable), *sys.argv])
 
 
 def _require_finite(epoch: int, name: str, loss: float) -> None:

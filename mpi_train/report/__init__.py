@@ -1,7 +1,8 @@
 """The comparison of runs, from their ``run.json`` files to tables, charts and a page.
 
 One direction: ``collect`` finds the runs, ``summary`` does the statistics, ``wording``, ``notes`` and
-``tables`` put them into words, ``charts`` draws them, ``markdown``, ``pictures`` and ``page`` write files.
+``tables`` put them into words (``contents``, all of them), ``charts`` draws them, ``markdown``, ``pictures``
+and ``page`` write files.
 No figure is computed after ``summary``.
 """
 

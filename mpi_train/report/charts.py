@@ -3,12 +3,11 @@ for the page, which only look different."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mpi_train.records import EpochRecord, RankTimes
+from mpi_train.records import EpochRecord
 from mpi_train.report import tables, wording
 from mpi_train.report.drawing import (
     colour_of,
@@ -16,6 +15,7 @@ from mpi_train.report.drawing import (
     figure_of,
     first_of,
     label_of,
+    legend,
     number_of,
     plain,
     tip,
@@ -23,7 +23,7 @@ from mpi_train.report.drawing import (
     words_of,
 )
 from mpi_train.report.look import PARTS, Look
-from mpi_train.report.summary import Spread, Summary, workers_with_efficiency
+from mpi_train.report.summary import Summary, elapsed_s, workers_with_efficiency
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,15 +127,15 @@ def _learning_curves(summary: Summary, look: Look) -> Chart:
     for row in rows:
         for number, run in enumerate(row.runs):
             epochs = run.record.epochs
-            elapsed_s = list(itertools.accumulate(epoch.train_s for epoch in epochs))
+            times_s = elapsed_s(run.record)
             said = [
                 f"{label_of(row)}, seed {run.record.seed}, epoch {epoch.epoch}: test accuracy "
                 f"{wording.accuracy(epoch.test_accuracy)}, training loss {epoch.train_loss:.4f}, after "
                 f"{wording.seconds(after_s)} s"
-                for epoch, after_s in zip(epochs, elapsed_s, strict=True)
+                for epoch, after_s in zip(epochs, times_s, strict=True)
             ]
             numbers = [float(epoch.epoch) for epoch in epochs]
-            for column, xs in ((over_epochs, numbers), (over_time, elapsed_s)):
+            for column, xs in ((over_epochs, numbers), (over_time, times_s)):
                 for axes, value in zip(column, _CURVES.values(), strict=True):
                     (line,) = axes.plot(
                         xs,
@@ -162,9 +162,7 @@ def _learning_curves(summary: Summary, look: Look) -> Chart:
         for axes in over_time:
             axes.set_ylabel("")
     series = [(number_of(summary, row), label_of(row)) for row in rows]
-    if not look.on_page:
-        figure.legend(*over_epochs[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
-                      frameon=False)  # fmt: skip
+    legend(figure, over_epochs[0], look)
     return Chart(
         "learning_curves", "Accuracy and loss, over epochs and over time", figure, tips, series, toggles=True
     )
@@ -194,17 +192,17 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
         own = first_of(summary, line)
         colour = colour_of(summary, own, look)
         xs = [row.workers for row in line]
+        speedups = [row.speedup_over_one for row in line if row.speedup_over_one is not None]
         shares = [row.efficiency for row in line if row.efficiency is not None]
         said = [
-            f"{label_of(row)}: speed-up {wording.times(share.median * row.workers)} over one rank, "
+            f"{label_of(row)}: speed-up {wording.times(times.median)} over one rank, "
             f"efficiency {wording.percent(share.median)}"
-            for row, share in zip(line, shares, strict=True)
+            for row, times, share in zip(line, speedups, shares, strict=True)
         ]
-        for axes, scale in ((speedup, xs), (efficiency, [1] * len(xs))):
-            values = [share.median * by for share, by in zip(shares, scale, strict=True)]
-            low = [(share.median - share.low) * by for share, by in zip(shares, scale, strict=True)]
-            high = [(share.high - share.median) * by for share, by in zip(shares, scale, strict=True)]
-            axes.errorbar(xs, values, yerr=[low, high], fmt="none", ecolor=colour, capsize=3, linewidth=1)
+        for axes, spreads in ((speedup, speedups), (efficiency, shares)):
+            ranges = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+            values = [spread.median for spread in spreads]
+            axes.errorbar(xs, values, yerr=ranges, fmt="none", ecolor=colour, capsize=3, linewidth=1)
             (drawn,) = axes.plot(xs, values, "o-", color=colour, markersize=6, label=own.name)
             tip(tips, drawn, f"scale-{number}-{axes is speedup:d}", said)
     sizes = sorted({1, *(row.workers for line in lines for row in line)})
@@ -224,10 +222,7 @@ def _scaling(summary: Summary, look: Look) -> Chart | None:
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
     series = [(number_of(summary, own), own.name) for own in (first_of(summary, line) for line in lines)]
-    if not look.on_page:
-        figure.legend(
-            *speedup.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
-        )
+    legend(figure, speedup, look)
     return Chart("scaling", "Speed-up and efficiency against ranks or devices", figure, tips, series)
 
 
@@ -242,14 +237,14 @@ def _time_split(summary: Summary, look: Look) -> Chart | None:
     tips: dict[str, list[str]] = {}
     for place, (row, who, times) in enumerate(shown):
         left = 0.0
-        whole_s = sum(of(times) for of in _PARTS.values())
-        for number, (name, of) in enumerate(_PARTS.items()):
-            share = 100 * of(times) / whole_s
+        whole_s = sum(times.parts_s)
+        for number, (name, part_s) in enumerate(zip(PARTS, times.parts_s, strict=True)):
+            share = 100 * part_s / whole_s
             (bar,) = axes.barh(
                 place, share, left=left, height=0.7, color=look.part(number),
                 label=name if place == 0 else None,
             )  # fmt: skip
-            said = f"{label_of(row)}: rank {who}, {name} {wording.seconds(of(times))} s of {whole_s:,.2f} s"
+            said = f"{label_of(row)}: rank {who}, {name} {wording.seconds(part_s)} s of {whole_s:,.2f} s"
             tip(tips, bar, f"part-{place}-{number}", [said])
             left += share
         axes.annotate(f"{wording.seconds(whole_s)} s", (100, place), xytext=(6, 0),
@@ -260,23 +255,8 @@ def _time_split(summary: Summary, look: Look) -> Chart | None:
     axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel("% of the first repeat")
     plain(axes, look, grid="x")
-    if not look.on_page:
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    legend(figure, axes, look)
     return Chart("time_split", "Where the training time went, by rank", figure, tips, parts=True)
-
-
-_PARTS: dict[str, Callable[[RankTimes], float]] = dict(
-    zip(
-        PARTS,
-        (
-            lambda times: times.compute_s,
-            lambda times: times.moving_s,
-            lambda times: times.waiting_s,
-            lambda times: times.host_s,
-        ),
-        strict=True,
-    )
-)
 
 
 def _memory(summary: Summary, look: Look) -> Chart:
@@ -286,21 +266,15 @@ def _memory(summary: Summary, look: Look) -> Chart:
     figure = figure_of(summary, look, "Memory", 0.8 + look.bars_in(names))
     axes = figure.subplots()
     tips: dict[str, list[str]] = {}
-    spreads = [Spread.of(run.record.peak_rss_mib for run in row.runs) for row in rows]
+    spreads = [row.costs.peak_rss_mib for row in rows if row.costs is not None]
     for place, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
-        assert spread is not None
         (bar,) = axes.barh(place, spread.median, height=0.55, color=colour_of(summary, row, look))
-        tip(
-            tips,
-            bar,
-            f"memory-{place}",
-            [f"{label_of(row)}: {spread.median:,.0f} MiB"],
-        )
+        tip(tips, bar, f"memory-{place}", [f"{label_of(row)}: {wording.mebibytes(spread.median)}"])
         axes.annotate(f"{spread.median:,.0f}", (spread.median, place), xytext=(6, 0),
                       textcoords="offset points", va="center", color=look.ink)  # fmt: skip
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(spread.median for spread in spreads if spread is not None))
+    axes.set_xlim(0, 1.15 * max(spread.median for spread in spreads))
     axes.set_xlabel("peak memory [MiB]")
     plain(axes, look, grid="x")
     return Chart("memory", "Memory", figure, tips)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -119,7 +119,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     runs: dict[Path, Run] = {}
     unfinished: list[Attempt] = []
     for folder in folders:
-        benches = sorted(path.parent for path in _below(folder, BENCH_FILE))
+        benches = sorted(path.parent for path in files_below(folder, BENCH_FILE))
         for bench in benches:
             for attempt in read_attempts(bench):
                 path = bench / attempt.folder / "run.json"
@@ -128,7 +128,7 @@ def collect(folders: Sequence[Path]) -> Collection:
                 else:
                     folder_of_attempt = str(bench / attempt.folder)
                     unfinished.append(dataclasses.replace(attempt, folder=folder_of_attempt))
-        for path in sorted(_below(folder, "run.json")):
+        for path in sorted(files_below(folder, "run.json")):
             if not any(bench in path.parents for bench in benches):
                 runs.setdefault(path.resolve(), _read(path))
     if not runs:
@@ -140,15 +140,16 @@ def collect(folders: Sequence[Path]) -> Collection:
     return Collection(list(runs.values()), unfinished)
 
 
-def records_below(folder: Path) -> list[Path]:
-    """Every ``run.json`` below ``folder``, in no order, those of runs put aside too."""
+def files_below(folder: Path, name: str, *, put_aside: bool = False) -> list[Path]:
+    """The files of that name below ``folder``, in no order; with ``put_aside`` also those of earlier runs."""
+    found = []
     # os.walk, as pathlib's rglob takes several times as long over thousands of folders.
-    return [Path(root, "run.json") for root, _, names in os.walk(folder) if "run.json" in names]
-
-
-def _below(folder: Path, name: str) -> Iterator[Path]:
-    """The files of that name below ``folder``, but for those put aside there."""
-    return (path for path in folder.rglob(name) if earlier.FOLDER not in path.relative_to(folder).parts)
+    for place, folders, names in os.walk(folder):
+        if name in names:
+            found.append(Path(place, name))
+        if not put_aside and earlier.FOLDER in folders:
+            folders.remove(earlier.FOLDER)
+    return found
 
 
 def _read(path: Path, command: str | None = None, bench: Path | None = None) -> Run:

@@ -14,7 +14,7 @@ from rich.text import Text
 from mpi_train.errors import DataError, UsageError
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import wording
-from mpi_train.report.collect import records_below
+from mpi_train.report.collect import files_below
 from mpi_train.report.summary import TARGETS, sized, time_to, workers_of
 
 _SETTINGS = (
@@ -34,7 +34,7 @@ def find(where: Path) -> tuple[str, RunRecord]:
     path = where / "run.json" if where.is_dir() else where
     if path.is_file():
         return str(where), read_run(path)
-    for other in records_below(Path("results")):
+    for other in files_below(Path("results"), "run.json", put_aside=True):
         with suppress(DataError):
             if (record := read_run(other)).run_id == str(where):
                 return record.run_id, record

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def figure_of(summary: Summary, look: Look, claim: str, height_in: float) -> Figure:
+    """An empty figure, with a title that says ``claim`` where no page does."""
     # Without pyplot, so that no display is looked for and no figure stays open.
     from matplotlib.figure import Figure
 
@@ -30,6 +31,7 @@ def figure_of(summary: Summary, look: Look, claim: str, height_in: float) -> Fig
 
 
 def tip(tips: dict[str, list[str]], artist: Any, gid: str, said: list[str]) -> None:
+    """Notes what to say of an artist, or of each of its points, as ``Chart.tips`` has it."""
     artist.set_gid(gid)
     tips[gid] = said
 
@@ -67,6 +69,13 @@ def plain(axes: Axes, look: Look, *, grid: Literal["x", "y"]) -> None:
     axes.yaxis.label.set_color(look.ink)
     axes.grid(axis=grid, color=look.faint, linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+def legend(figure: Figure, axes: Axes, look: Look) -> None:
+    """Names the lines or bars of ``axes`` below the figure, where no page does."""
+    if not look.on_page:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
 
 
 def widened(low: float, high: float) -> tuple[float, float]:

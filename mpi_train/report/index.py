@@ -11,7 +11,7 @@ from mpi_train import earlier, files
 from mpi_train.errors import DataError, UsageError
 from mpi_train.records import read_run
 from mpi_train.report import templates, wording
-from mpi_train.report.collect import records_below
+from mpi_train.report.collect import files_below
 from mpi_train.report.summary import sized, workers_of
 
 INDEX = "index.html"
@@ -50,7 +50,7 @@ def write(folder: Path) -> Path:
     entries: list[Entry] = []
     unreadable: list[str] = []
     reports: dict[Path, str] = {}
-    for path in records_below(folder):
+    for path in files_below(folder, "run.json", put_aside=True):
         try:
             entries.append(_entry(path, folder, reports))
         except DataError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpi_train.records import RunRecord
 from mpi_train.report import wording
-from mpi_train.report.summary import Row, Summary, unique
+from mpi_train.report.summary import Row, Summary
 
 
 def notes(summary: Summary) -> list[str]:
@@ -23,22 +23,21 @@ def notes(summary: Summary) -> list[str]:
     elif any(row.unit != "process" for row in summary.rows):
         why = "was not run" if reference is None else wording.outcome(reference.unfinished)
         lines.append(f"Efficiency is not given: mpi on one rank, which it is counted against, {why}.")
-    measured = [*summary.rows, reference] if reference is not None else summary.rows
-    lines += [_stall_note(row) for row in unique(measured) if row.num_stalled]
+    lines += [_stall_note(row) for row in summary.everyone if row.num_stalled]
     lines += [
         f"{row.name} averages weights after the update, each rank with a state of {_optimizer(row)} of its "
         f"own: that is not the update of one process (README, How the averaging works)."
-        for row in unique(measured)
+        for row in summary.everyone
         if row.runs
         and row.workers > 1
         and row.runs[0].record.sync.get("average") == "weights"
         and _optimizer(row) != "sgd"
     ]
-    lines += [line for row in unique(measured) if row.runs for line in _particulars(row)]
-    lines += [line for row in unique(measured) for run in row.runs for line in _history(row, run.record)]
+    lines += [line for row in summary.everyone if row.runs for line in _particulars(row)]
+    lines += [line for row in summary.everyone for run in row.runs for line in _history(row, run.record)]
     lines += [_sharing_note(row) for row in summary.rows if _shares_cores(row)]
-    lines += [_seeds_note(row) for row in measured if row.runs and row.missing_seeds]
-    waiting = [attempt for row in measured for attempt in row.unfinished if not attempt.failed]
+    lines += [_seeds_note(row) for row in summary.everyone if row.runs and row.missing_seeds]
+    waiting = [attempt for row in summary.everyone for attempt in row.unfinished if not attempt.failed]
     if waiting:
         lines.append(f"The bench was interrupted: {len(waiting)} of its runs are missing.")
     for name in wording.MACHINE:

@@ -13,9 +13,10 @@ import numpy as np
 
 from mpi_train.earlier import MISTAKES
 from mpi_train.records import RunRecord
-from mpi_train.report import charts, look, notes, svg, tables, templates, wording
+from mpi_train.report import charts, look, svg, templates
 from mpi_train.report.collect import Run
-from mpi_train.report.summary import Row, Summary, differences
+from mpi_train.report.contents import contents
+from mpi_train.report.summary import Row, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +47,15 @@ class Looked:
 
 def render(summaries: list[Summary]) -> str:
     """The text of ``report.html``, with a section for each group of runs that do the same work."""
-    apart = [wording.difference(fields) for fields in differences(summaries)]
     sections = [
         {
+            **content,
             "number": number,
-            "title": wording.title(summary),
-            "difference": difference,
-            "caution": wording.caution(summary),
-            "header": wording.header(summary),
             "theme": look.theme(look.colours_of(summary.measured), "s"),
-            "readings": [wording.reading(row, summary) for row in summary.rows],
-            "comparison": tables.comparison(summary),
-            "details": tables.details(summary),
             "charts": _draw(summary, number),
             "looked": [looked for row in summary.measured if (looked := _look_at(row)) is not None],
-            "notes": notes.notes(summary),
-            "commands": wording.commands(summary),
         }
-        for number, (summary, difference) in enumerate(zip(summaries, apart, strict=True))
+        for number, (content, summary) in enumerate(zip(contents(summaries), summaries, strict=True))
     ]
     return templates.fill(
         "report.html.j2",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,10 @@ class Spread:
             return None
         return cls(statistics.median(known), min(known), max(known), len(known))
 
+    def scaled(self, factor: float) -> Spread:
+        """Of every value ``factor`` times."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor, self.num_repeats)
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -55,6 +60,23 @@ class Reached:
 
     train_s: Spread | None
     num_runs: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the runs of a row took beside training, as their records have it.
+
+    Attributes:
+        startup_s, eval_s, checkpoint_s: Seconds; evaluation of all epochs together.
+        bytes_per_step: None where no run counts them.
+        peak_rss_mib: Memory.
+    """
+
+    startup_s: Spread
+    eval_s: Spread
+    checkpoint_s: Spread
+    bytes_per_step: Spread | None
+    peak_rss_mib: Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +100,7 @@ class Row:
             for one process, and without a reference.
         num_stalled: Epochs, over all runs, in which the data pipeline stalled.
         reached: By each of ``TARGETS``.
+        costs: None of a row without runs.
         missing_seeds: Those that other rows have.
     """
 
@@ -95,6 +118,7 @@ class Row:
     efficiency: Spread | None
     num_stalled: int
     reached: dict[float, Reached]
+    costs: Costs | None
     missing_seeds: list[int]
 
     @property
@@ -110,6 +134,11 @@ class Row:
     @property
     def is_baseline(self) -> bool:
         return self.strategy == "baseline"
+
+    @property
+    def speedup_over_one(self) -> Spread | None:
+        """Images/s divided by those of the reference; None where there is no efficiency."""
+        return None if self.efficiency is None else self.efficiency.scaled(self.workers)
 
     @property
     def rank_times(self) -> list[RankTimes]:
@@ -140,11 +169,16 @@ class Summary:
     def baseline(self) -> Row | None:
         return next((row for row in self.rows if row.is_baseline and row.runs), None)
 
-    @property
+    @cached_property
+    def everyone(self) -> list[Row]:
+        """All rows, the reference last where it is none of them."""
+        aside = [self.reference] if self.reference is not None else []
+        return [*self.rows, *(one for one in aside if not any(row is one for row in self.rows))]
+
+    @cached_property
     def measured(self) -> list[Row]:
-        """All rows that have runs, the reference last."""
-        everyone = unique([*self.rows, self.reference] if self.reference else self.rows)
-        return [row for row in everyone if row.runs]
+        """Those of them that have runs."""
+        return [row for row in self.everyone if row.runs]
 
 
 # What makes two runs repeats of the same row: strategy, workers, unit, everything else as JSON text.
@@ -298,7 +332,23 @@ def _row(
         efficiency=None if unit == "process" else Spread.of(efficiencies),
         num_stalled=sum(epoch.stalled for record in records for epoch in record.epochs),
         reached={target: _reached(records, target) for target in TARGETS},
+        costs=_costs(records) if records else None,
         missing_seeds=sorted(seeds - {r.seed for r in records} - {lost.seed for lost in unfinished}),
+    )
+
+
+def _costs(records: Sequence[RunRecord]) -> Costs:
+    def spread(figure: Callable[[RunRecord], float]) -> Spread:
+        found = Spread.of(map(figure, records))
+        assert found is not None
+        return found
+
+    return Costs(
+        startup_s=spread(lambda run: run.startup_s),
+        eval_s=spread(lambda run: sum(epoch.eval_s for epoch in run.epochs)),
+        checkpoint_s=spread(lambda run: run.checkpoint_s),
+        bytes_per_step=Spread.of(run.bytes_per_step for run in records if run.bytes_per_step is not None),
+        peak_rss_mib=spread(lambda run: run.peak_rss_mib),
     )
 
 
@@ -307,10 +357,14 @@ def _reached(records: Sequence[RunRecord], target: float) -> Reached:
     return Reached(Spread.of(times_s), len(times_s))
 
 
+def elapsed_s(record: RunRecord) -> list[float]:
+    """Training time in seconds up to the end of each epoch."""
+    return list(itertools.accumulate(epoch.train_s for epoch in record.epochs))
+
+
 def time_to(record: RunRecord, target: float) -> float | None:
     """Training time in seconds at the end of the first epoch with this test accuracy; None without one."""
-    elapsed_s = itertools.accumulate(epoch.train_s for epoch in record.epochs)
-    pairs = zip(record.epochs, elapsed_s, strict=True)
+    pairs = zip(record.epochs, elapsed_s(record), strict=True)
     return next((time_s for epoch, time_s in pairs if epoch.test_accuracy >= target), None)
 
 

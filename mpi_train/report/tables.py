@@ -10,7 +10,7 @@ from mpi_train.report import wording
 from mpi_train.report.summary import TARGETS, Reached, Row, Spread, Summary
 
 MAX_RANKS = 8
-"""Ranks of a row that are shown one by one; of more, the mean and the extremes are."""
+"""Ranks of a row that are shown: of more, those that computed least and most."""
 
 Cell = tuple[str, str]
 """A figure and its range over the repeats, which is empty for one repeat."""
@@ -84,11 +84,7 @@ def _where_the_time_went(summary: Summary) -> Table:
 
 
 def _parts(times: RankTimes) -> list[Cell]:
-    parts_s = (times.compute_s, times.moving_s, times.waiting_s, times.host_s)
-    return [
-        *((f"{wording.seconds(part_s)} s", "") for part_s in parts_s),
-        (wording.size(times.sent_bytes), ""),
-    ]
+    return [*((_seconds(part_s), "") for part_s in times.parts_s), (wording.size(times.sent_bytes), "")]
 
 
 def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:
@@ -103,23 +99,25 @@ def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:
 
 
 def _what_else(summary: Summary) -> Table:
-    figures: tuple[tuple[str, Callable[[Row], Spread | None], Callable[[float], str]], ...] = (
-        ("Start-up", _over(lambda run: run.startup_s), _seconds),
-        ("Evaluation", _over(lambda run: sum(epoch.eval_s for epoch in run.epochs)), _seconds),
-        ("Checkpoints", _over(lambda run: run.checkpoint_s), _seconds),
-        ("Sent a batch", _over(lambda run: run.bytes_per_step), wording.size),
-        ("Memory", _over(lambda run: run.peak_rss_mib), lambda mib: f"{mib:,.0f} MiB"),
-    )
     return Table(
         title="What else it took",
-        columns=("Strategy", "On", *(name for name, _, _ in figures)),
+        columns=("Strategy", "On", "Start-up", "Evaluation", "Checkpoints", "Sent a batch", "Memory"),
         num_names=2,
         rows=[
-            [(row.name, ""), (row.size, ""), *(_cell(of(row), shown) for _, of, shown in figures)]
+            [
+                (row.name, ""),
+                (row.size, ""),
+                _cell(row.costs.startup_s, _seconds),
+                _cell(row.costs.eval_s, _seconds),
+                _cell(row.costs.checkpoint_s, _seconds),
+                _cell(row.costs.bytes_per_step, wording.size),
+                _cell(row.costs.peak_rss_mib, wording.mebibytes),
+            ]
             for row in summary.measured
+            if row.costs is not None
         ],
-        note="Start-up is from the start of the process to the first step. Memory is the peak of the rank "
-        "with the most; sent, of the rank that sent most.",
+        note="Start-up is from the start of the process until the first step can be made. Memory is the peak "
+        "of the rank with the most; sent, of the rank that sent most.",
     )
 
 
@@ -127,14 +125,6 @@ def _cell(spread: Spread | None, shown: Callable[[float], str]) -> Cell:
     """As ``wording.cell``, with a range only where it shows."""
     median, span = wording.cell(spread, shown)
     return median, "" if span == f"{median} to {median}" else span
-
-
-def _over(figure: Callable[..., float | None]) -> Callable[[Row], Spread | None]:
-    def spread(row: Row) -> Spread | None:
-        values = (figure(run.record) for run in row.runs)
-        return Spread.of(value for value in values if value is not None)
-
-    return spread
 
 
 def _seconds(value: float) -> str:

@@ -61,6 +61,10 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.0f} {unit}" if num_bytes >= 100 else f"{num_bytes:.3g} {unit}"
 
 
+def mebibytes(value: float) -> str:
+    return f"{value:,.0f} MiB"
+
+
 def data_name(summary: Summary) -> str:
     """The data set as a title names it; a stand-in is called synthetic."""
     dataset = str(summary.work["dataset"])
@@ -180,13 +184,12 @@ def _gain(gain: Spread, baseline: Row | None) -> str:
 
 def commands(summary: Summary) -> list[tuple[str, list[str]]]:
     """For each row, the reference among them, its name and what to type to make its runs again."""
-    rows = unique([*summary.rows, summary.reference] if summary.reference else summary.rows)
     return [
         (
             f"{row.name} on {row.size}",
             [run.command for run in row.runs] + [attempt.command for attempt in row.unfinished],
         )
-        for row in rows
+        for row in summary.everyone
     ]
 
 

@@ -5,8 +5,6 @@ How they do it is in ``mpi_train/reinforcement``; this is the run around it, fro
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import asdict
 
@@ -93,7 +91,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     recorder.event("run_stop", status="success")
     record = ReinforcementRecord(
         run_id=name,
-        command=" ".join([os.path.basename(sys.executable), *sys.argv]),
+        command=environment.command(),
         environment_name=NAME,
         world_size=world.size,
         threads_per_rank=threads,
