@@ -89,7 +89,8 @@ class PowerSGD(AllReduce):
         ps = [tf.matmul(m, each.q, transpose_a=True) for m, each in zip(ms, self._matrices, strict=True)]
         firsts = self._first([*ps, *(means[index] for index in self._whole)])
         # Householder's QR: of a gradient of zeros or of a lower rank it makes a basis too, and no NaN.
-        ps = [tf.linalg.qr(p).q for p in firsts[: len(ms)]]
+        with tf.device("/CPU:0"):  # where an all-reduce leaves them
+            ps = [tf.linalg.qr(p).q for p in firsts[: len(ms)]]
         qs = self._second([tf.matmul(m, p) for m, p in zip(ms, ps, strict=True)])
         for matrix, m, p, q in zip(self._matrices, ms, ps, qs, strict=True):
             means[matrix.index] = approximation = tf.matmul(q, p, transpose_b=True)
