@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from mpi_train.autotune.exchange import Choice, fastest
 from mpi_train.averaging import AllReduce, Averaging, Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.collectives.bfloat16 import BFloat16AllReduce
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
 from mpi_train.collectives.plain import PlainAllReduce
+from mpi_train.collectives.powersgd import PowerSGD
+from mpi_train.collectives.topk import TopK
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
 from mpi_train.world import World
@@ -80,6 +83,12 @@ def _averaging(
         return DiLoCo(exact(length), flat, every, config.outer_rate, config.outer_momentum)
     if name == "gossip":
         return Gossip(exact(length), world, length)
+    if name == "bfloat16":
+        return Gradients(BFloat16AllReduce(world, length))
+    if name == "powersgd":
+        return Gradients(PowerSGD(exact, flat, config.powersgd_rank, config.seed))
+    if name == "topk":
+        return Gradients(TopK(world, length, config.topk_part))
     if config.average == "weights+slots":
         return WeightsAndSlots(exact, every, local_from)
     if config.average == "gradients":
