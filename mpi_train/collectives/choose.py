@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mpi_train.averaging import AllReduce, Averaging, Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
@@ -64,6 +65,8 @@ def _averaging(config: MpiConfig, world: World, flat: FlatModel) -> Averaging:
     length = flat.num_padded
     if name == "diloco":
         return DiLoCo(exact(length), flat, every, config.outer_rate, config.outer_momentum)
+    if name == "delayed":
+        return Delayed(exact(length), world, length)
     if name == "gossip":
         return Gossip(exact(length), world, length)
     if config.average == "weights+slots":
