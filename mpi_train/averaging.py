@@ -8,53 +8,50 @@ root mean square, which every rank takes of its own gradients under ``Weights``:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from mpi_train.traffic import Traffic
 from mpi_train.world import World
 
 if TYPE_CHECKING:
     from mpi_train.optimizers import FlatUpdate
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What exchanging with other ranks has come to on one rank.
+class Held(Protocol):
+    """An array that lasts from step to step, as TensorFlow's variables do."""
+
+    def numpy(self) -> np.ndarray: ...
+
+    def assign(self, value: np.ndarray) -> Any: ...
+
+
+class AllReduce(ABC):
+    """Replaces a vector by what stands for its mean over the ranks, inside a graph; counts what it takes.
 
     Attributes:
-        moving_s: While bytes moved.
-        waiting_s: Before that, for ranks that were not yet there.
-        sent_bytes: What this rank sent.
+        variables: What lasts from step to step, of this rank, by name.
     """
 
-    moving_s: float = 0.0
-    waiting_s: float = 0.0
-    sent_bytes: int = 0
+    variables: Mapping[str, Held] = MappingProxyType({})
 
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.moving_s + other.moving_s,
-            self.waiting_s + other.waiting_s,
-            self.sent_bytes + other.sent_bytes,
-        )
-
-
-class AllReduce(Protocol):
-    """Replaces a vector by its mean over the ranks, and counts the time it takes and the bytes."""
-
-    bytes_per_call: int
-
-    @property
-    def total_s(self) -> float: ...
-
+    @abstractmethod
     def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
 
-    def take_durations(self) -> np.ndarray: ...
+    @property
+    @abstractmethod
+    def total_s(self) -> float:
+        """Seconds in exchanges so far, waiting included."""
+
+    @abstractmethod
+    def take_traffic(self, world: World) -> Traffic:
+        """What there was since this was last called; on all ranks of ``world`` together."""
 
 
 class Nothing:
@@ -63,8 +60,17 @@ class Nothing:
     def attach(self, update: FlatUpdate) -> None:
         """Called once, before any graph is made, with what updates the weights."""
 
+    @property
+    def variables(self) -> Mapping[str, Held]:
+        """What lasts from step to step beside the weights, of this rank, by name; for checkpoints."""
+        return {}
+
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 1, or of the rest of one."""
+
+    def layers(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Called with the layers' local gradients where a step has one part; what it returns is used."""
+        return gradients
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         """Called with the local gradient; what it returns is applied."""
@@ -88,36 +94,34 @@ class Nothing:
         return math.nan
 
 
-class _Averaging(Nothing):
+class Averaging(Nothing):
+    """What those have in common that average."""
+
     beside: Sequence[AllReduce] = ()
     """All-reduces within the model, whose traffic counts too."""
 
     def __init__(self, all_reduce: AllReduce) -> None:
         self._all_reduce = all_reduce
 
+    @property
+    def variables(self) -> Mapping[str, Held]:
+        return self._all_reduce.variables
+
     def take_traffic(self, world: World) -> Traffic:
-        return sum((_traffic(each, world) for each in (self._all_reduce, *self.beside)), Traffic())
+        return sum((each.take_traffic(world) for each in (self._all_reduce, *self.beside)), Traffic())
 
     def exchange_s(self) -> float:
         return sum(each.total_s for each in (self._all_reduce, *self.beside))
 
 
-def _traffic(all_reduce: AllReduce, world: World) -> Traffic:
-    # No clocks are compared: the rank that comes last to an all-reduce waits for nobody, so that the
-    # shortest of the ranks' durations is what moving the bytes took, and the rest is waiting.
-    durations = all_reduce.take_durations()
-    moving_s = float(np.min(world.gather_all(durations), axis=0).sum())
-    return Traffic(moving_s, float(durations.sum()) - moving_s, len(durations) * all_reduce.bytes_per_call)
-
-
-class Gradients(_Averaging):
+class Gradients(Averaging):
     """Averages the gradients before each update: the ranks' weights and optimizer slots stay equal."""
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         return self._all_reduce(gradient)
 
 
-class Weights(_Averaging):
+class Weights(Averaging):
     """Averages the weights after every ``every`` updates, and at the end of an epoch.
 
     Optimizer slots stay each rank's own. ``every`` above 1 is local SGD (Stich 2019, arXiv:1805.09767); after

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from mpi_train.collectives.catalogue import WAYS, names
 from mpi_train.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 Average = Literal["weights", "gradients", "weights+slots"]
 Scaling = Literal["none", "linear", "sqrt"]
+Collective = Literal[
+    "auto", "plain", "hierarchical", "buckets",
+    "bfloat16", "powersgd", "topk", "delayed", "gossip", "diloco",
+]  # fmt: skip
+"""The keys of ``collectives.catalogue.WAYS``."""
 _REFERENCE_BATCH = 64
 """At which a learning rate is meant, where it is scaled with the batch."""
 OnNan = Literal["stop", "rollback"]
@@ -35,6 +41,10 @@ NUM_MINIBATCHES = 4
 def option(default: Any, text: str, metavar: str | None = None) -> Any:
     """A dataclass field that is also a flag: its default, and one line of help."""
     return dataclasses.field(default=default, metadata={"help": text, "metavar": metavar})
+
+
+def _described(*, changes_result: bool) -> str:
+    return "; ".join(f"{name}: {WAYS[name].text}" for name in names(changes_result=changes_result))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +163,19 @@ class RanksConfig(TrainConfig, WatchedConfig):
 class MpiConfig(RanksConfig):
     """What ``jobs/mpi.py`` takes beyond that."""
 
-    average: Average = option(
-        "weights", "weights after an update, gradients before it, or weights and the optimizer's slots"
+    average: Average | None = option(
+        None,
+        "weights after an update, gradients before it, or weights and the optimizer's slots (default: "
+        "weights; gradients with a --collective that is of those)",
     )
-    every: int = option(1, "steps between two averages (not of gradients; above 1 is local SGD)")
+    collective: Collective = option(
+        "auto",
+        f"how ranks exchange. For speed alone: {_described(changes_result=False)}. These change the result: "
+        f"{_described(changes_result=True)}",
+    )
+    every: int | None = option(
+        None, "steps between two averages (not of gradients; above 1 is local SGD; default: 1; diloco: 32)"
+    )
     post_local_from: int = option(
         1, "epoch from which on --every counts; before it every step is averaged (post-local SGD)", "EPOCH"
     )
@@ -166,10 +185,22 @@ class MpiConfig(RanksConfig):
     sync_batchnorm: bool = option(False, "BatchNorm over the global batch, where ranks take their own parts")
     lr_scaling: Scaling = option("none", "how the learning rate grows with the global batch, from 64 on")
     warmup_epochs: float = option(0.0, "epochs in which it rises there from its value for 64", "EPOCHS")
+    powersgd_rank: int = option(4, "of the matrices that powersgd sends", "RANK")
+    topk_part: float = option(0.01, "of the gradient's numbers that topk sends", "PART")
+    outer_rate: float = option(0.7, "learning rate of diloco's outer optimizer", "RATE")
+    outer_momentum: float = option(0.9, "its Nesterov momentum", "BETA")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # What was not said becomes what is meant, so that nothing else has to know.
+        way = WAYS[self.collective]
+        if self.average is None:
+            object.__setattr__(self, "average", way.averages[0])
+        if self.every is None:
+            object.__setattr__(self, "every", way.every)
+        assert self.every is not None
         at_least("--every", self.every, 1)
+        self._check_collective()
         at_least("--post-local-from", self.post_local_from, 1)
         at_least("--accumulate", self.accumulate, 1)
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -192,6 +223,42 @@ class MpiConfig(RanksConfig):
                 f"--every: gradients are averaged at every step. Received: --every {self.every}",
                 remedy="--average weights, or leave --every out",
             )
+
+    def _check_collective(self) -> None:
+        way, name = WAYS[self.collective], self.collective
+        if self.average not in way.averages:
+            raise UsageError(
+                f"--average: expected {' or '.join(way.averages)} with --collective {name}. "
+                f"Received: {self.average}",
+                remedy="leave --average out",
+            )
+        if self.every != 1 and not way.local:
+            raise UsageError(
+                f"--every: --collective {name} exchanges at every step. Received: --every {self.every}",
+                remedy="leave --every out",
+            )
+        if name == "buckets" and (self.accumulate > 1 or self.sync_batchnorm):
+            flag = "--accumulate" if self.accumulate > 1 else "--sync-batchnorm"
+            raise UsageError(
+                f"--collective buckets: layers are averaged while others are computed, which {flag} does not "
+                f"allow",
+                remedy=f"--collective plain, or leave {flag} out",
+            )
+        at_least("--powersgd-rank", self.powersgd_rank, 1)
+        if not 0 < self.topk_part <= 1:
+            raise UsageError(f"--topk-part: expected more than 0, at most 1. Received: {self.topk_part:g}")
+        if not 0 < self.outer_rate < float("inf"):
+            raise UsageError(f"--outer-rate: expected more than 0. Received: {self.outer_rate:g}")
+        if not 0 <= self.outer_momentum < 1:
+            raise UsageError(f"--outer-momentum: expected 0 to below 1. Received: {self.outer_momentum:g}")
+
+    @property
+    def exchange(self) -> dict[str, Any]:
+        """What of the exchange decides the result, beside what is averaged and how often."""
+        if not WAYS[self.collective].changes_result:
+            return {}
+        parameters = WAYS[self.collective].parameters
+        return {"collective": self.collective, **{name: getattr(self, name) for name in parameters}}
 
     @property
     def rate_factor(self) -> float:
@@ -308,6 +375,13 @@ def one_environment_a_rank(num_envs: int, num_ranks: int) -> None:
         )
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each flag's default; where that is none, the help says what is done instead."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``UsageError`` instead of printing, and knows the near names.
 
@@ -315,7 +389,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -356,10 +430,10 @@ def add_options(parser: argparse._ActionsContainer, kind: type[DataclassInstance
 
 def _value_type(hint: Any) -> tuple[Any, tuple[str, ...] | None]:
     """The callable that reads a flag of type ``hint`` from text, and its choices if it has any."""
-    if typing.get_origin(hint) is Literal:
-        return str, typing.get_args(hint)
-    inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return (inner[0] if inner else hint), None
+    if typing.get_origin(hint) is not Literal:
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        hint = inner[0] if inner else hint
+    return (str, typing.get_args(hint)) if typing.get_origin(hint) is Literal else (hint, None)
 
 
 def parse(kind: type[Config], argv: Sequence[str] | None = None, *, description: str, prog: str) -> Config:

@@ -10,9 +10,9 @@ import tensorflow as tf
 from mpi4py import MPI
 
 from mpi_train import timeline
-from mpi_train.averaging import Traffic
 from mpi_train.host_calls import HostCall
 from mpi_train.memory import aligned_empty
+from mpi_train.traffic import Traffic
 from mpi_train.world import World
 
 

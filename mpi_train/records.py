@@ -42,6 +42,7 @@ class RankTimes:
         waiting_s: In exchanges, for ranks that were not yet there.
         host_s: Between the chunks of steps: progress, agreeing on the next one.
         sent_bytes: Of weights, gradients or activations, to other ranks.
+        hidden_s: In exchanges while the rank computed: in none of the four parts, as it took no time.
     """
 
     compute_s: float
@@ -49,6 +50,7 @@ class RankTimes:
     waiting_s: float
     host_s: float
     sent_bytes: int = 0
+    hidden_s: float = 0.0
 
     @property
     def parts_s(self) -> tuple[float, float, float, float]:

@@ -355,6 +355,7 @@ def _work(run: Run) -> dict[str, object]:
         "server_momentum",
     )
     found = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    found["exchange"] = getattr(config, "exchange", {})
     # The same data cut into other shards has another order.
     splits = run.shards.manifest.splits.values()
     shards = hashlib.sha256("".join(file.sha256 for split in splits for file in split.files).encode())

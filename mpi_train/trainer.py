@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train import timeline
-from mpi_train.averaging import Nothing, Traffic
+from mpi_train.averaging import Nothing
 from mpi_train.data.examples import Examples
 from mpi_train.flat import FlatModel
 from mpi_train.memory import as_tensor
@@ -24,6 +24,7 @@ from mpi_train.models import returns_probabilities
 from mpi_train.optimizers import WarmedUp, update_for
 from mpi_train.order import Steps
 from mpi_train.records import EpochTotals, RankTimes
+from mpi_train.traffic import Traffic
 from mpi_train.world import World
 
 CHUNK_S = 0.5
@@ -146,7 +147,7 @@ class Trainer:
 
         On all ranks together; arguments as for ``train_epoch``.
         """
-        variables = [*self.variables, *self.flat.states]
+        variables = [*self.variables, *self.flat.states, *self.averaging.variables.values()]
         before = [np.array(variable.numpy()) for variable in variables]
         run = self.prepare(order, steps)
         run(0, 1)
@@ -290,6 +291,8 @@ class Trainer:
             loss = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
         # The scale is put in where the chain rule begins, so that no kernel is spent on it.
         gradients = tape.gradient(loss, pieces, output_gradients=scale, unconnected_gradients="zero")
+        if len(self.devices) == 1:
+            gradients = self.averaging.layers(gradients)
         counts = tf.sign(scale)
         return counts * loss, counts * num_correct(outputs, labels), self.flat.concat(gradients), new_states
 
@@ -395,6 +398,7 @@ class _Meter:
                     waiting_s=self._traffic.waiting_s,
                     host_s=self._train_s - self._graph_s,
                     sent_bytes=self._traffic.sent_bytes,
+                    hidden_s=self._traffic.hidden_s,
                 )
             )
         loss, correct, count = world.sum(np.array([self._loss, self._correct, self._count], np.float64))

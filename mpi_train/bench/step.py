@@ -21,7 +21,7 @@ from mpi_train.bench.network import BareAllReduce, sweep
 from mpi_train.bench.step_config import BenchStepConfig
 from mpi_train.bench.step_parts import PRODUCT_FLOP, Gradient, Product, Step, Update
 from mpi_train.bench.timing import Work, time_in_turn
-from mpi_train.collectives import mean_all_reduce
+from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.config import as_dict, one_example_a_rank
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import balanced_range

@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 import numpy as np
 import tensorflow as tf
 
+from mpi_train.averaging import AllReduce
 from mpi_train.host_calls import HostCall
+from mpi_train.traffic import Traffic, moving_s
 from mpi_train.world import World
 
 
-class MeanAllReduce(ABC):
+class MeanAllReduce(AllReduce, ABC):
     """Replaces a float32 vector by its mean over all ranks, inside a graph.
 
     An array that ``mean`` returned must not be written again before the call after the next one: until then
@@ -43,9 +45,28 @@ class MeanAllReduce(ABC):
         """As ``HostCall``."""
         return self._call.total_s
 
-    def take_durations(self) -> np.ndarray:
-        """As ``HostCall``."""
-        return self._call.take_durations()
+    def take_traffic(self, world: World) -> Traffic:
+        """As ``AllReduce``."""
+        durations = self._call.take_durations()
+        moving = float(moving_s(durations, world).sum())
+        return Traffic(moving, float(durations.sum()) - moving, len(durations) * self.bytes_per_call)
+
+
+class HostArray:
+    """An array on the host that lasts from step to step.
+
+    Args:
+        value: At first.
+    """
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    def numpy(self) -> np.ndarray:
+        return self.value
+
+    def assign(self, value: np.ndarray) -> None:
+        self.value[...] = value
 
 
 def all_reduce_bytes(num_bytes: int, size: int) -> int:

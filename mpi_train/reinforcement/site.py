@@ -14,7 +14,7 @@ import numpy as np
 
 from mpi_train import optimizers, timeline, watch
 from mpi_train.averaging import Gradients, Nothing
-from mpi_train.collectives import mean_all_reduce
+from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.config import NUM_MINIBATCHES, ReinforcementConfig
 from mpi_train.control import Control
 from mpi_train.data.shards import balanced_range

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import keras
 
 from mpi_train import devices
-from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
+from mpi_train.averaging import AllReduce, Nothing
 from mpi_train.batchnorm import synchronised
-from mpi_train.collectives import MeanAllReduce, mean_all_reduce
+from mpi_train.collectives import choose
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
 from mpi_train.optimizers import LearningRate
@@ -26,24 +25,13 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     with world.together():
         device = devices.own_device(world)
 
-    within_model: list[MeanAllReduce] = []
+    within_model: list[AllReduce] = []
 
     def averaging(flat: FlatModel) -> Nothing:
-        if world.size == 1:
-            return Nothing()
-        every, local_from = config.every, config.post_local_from
-        kind: Gradients | Weights
-        if config.average == "weights+slots":
-            kind = WeightsAndSlots(partial(mean_all_reduce, world), every, local_from)
-        elif config.average == "gradients":
-            kind = Gradients(mean_all_reduce(world, flat.num_padded))
-        else:
-            kind = Weights(mean_all_reduce(world, flat.num_padded), every, local_from)
-        kind.beside = within_model
-        return kind
+        return choose.averaging(config, world, flat, within_model)
 
-    def mean_within_model(length: int) -> MeanAllReduce:
-        within_model.append(mean_all_reduce(world, length))
+    def mean_within_model(length: int) -> AllReduce:
+        within_model.append(choose.mean_all_reduce(world, length))
         return within_model[-1]
 
     def synchronise(model: keras.Model) -> keras.Model:
@@ -54,7 +42,13 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         # A device that is named again takes its parts one after another.
         devices=[device] * config.accumulate,
         averaging=averaging,
-        sync={"average": config.average, "every": config.every, **_uncommon(config)},
+        sync={
+            "average": config.average,
+            "every": config.every,
+            "collective": config.collective,
+            **config.exchange,
+            **_uncommon(config),
+        },
         rate=LearningRate(config.rate_factor, config.warmup_epochs),
         adapt=synchronise if config.sync_batchnorm else lambda model: model,
     )

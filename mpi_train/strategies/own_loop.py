@@ -148,6 +148,7 @@ class _State:
             "weights": trainer.flat.weights.value,
             **{f"states/{i}": state for i, state in enumerate(trainer.flat.states)},
             **{f"optimizer/{i}": variable for i, variable in enumerate(trainer.update.variables)},
+            **{f"averaging/{name}": held for name, held in trainer.averaging.variables.items()},
         }
 
     def arrays(self) -> Arrays:

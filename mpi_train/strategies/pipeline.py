@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train import devices, evaluation, models, optimizers, stages, timeline
-from mpi_train.averaging import Gradients, Nothing, Traffic
+from mpi_train.averaging import Gradients, Nothing
 from mpi_train.checkpoints import Arrays, work_of
-from mpi_train.collectives import mean_all_reduce
+from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.config import PipelineConfig
 from mpi_train.data.examples import Examples
 from mpi_train.digest import digest
@@ -32,6 +32,7 @@ from mpi_train.records import EpochRecord, RunRecord
 from mpi_train.run import Run
 from mpi_train.schedule import bubble, in_flight, one_forward_one_backward
 from mpi_train.strategies import own_loop
+from mpi_train.traffic import Traffic
 from mpi_train.trainer import Trainer, as_input, losses_of, mean_states, num_correct
 from mpi_train.world import World
 

@@ -100,7 +100,7 @@ run_training("mpi", MpiConfig, description="", mpi=True)
     [
         pytest.param("mpi_train.data.shards:ShardSet.read", 1, id="loading"),
         pytest.param("mpi_train.trainer:Trainer.gradient", 1, id="tracing"),
-        pytest.param("mpi_train.collectives.shared:SharedAllReduce.mean", 100, id="a_step"),
+        pytest.param("mpi_train.collectives.hierarchical:HierarchicalAllReduce.mean", 100, id="a_step"),
         pytest.param("mpi_train.evaluation:Evaluator.evaluate", 1, id="evaluation"),
         pytest.param("mpi_train.checkpoints:Checkpoints.save", 2, id="checkpointing"),
     ],

@@ -12,7 +12,7 @@ from keras import layers
 from mpi_train import models
 from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.batchnorm import synchronised
-from mpi_train.collectives import mean_all_reduce
+from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
 from mpi_train.equality import check_equal

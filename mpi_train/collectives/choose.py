@@ -1,0 +1,73 @@
+"""Makes what ``--collective`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mpi_train.averaging import AllReduce, Averaging, Gradients, Nothing, Weights, WeightsAndSlots
+from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.collectives.diloco import DiLoCo
+from mpi_train.collectives.gossip import Gossip
+from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
+from mpi_train.collectives.plain import PlainAllReduce
+from mpi_train.config import MpiConfig
+from mpi_train.flat import FlatModel
+from mpi_train.world import World
+
+
+def mean_all_reduce(world: World, length: int) -> MeanAllReduce:
+    """The fastest way for these ranks: through shared memory where all are on one node, else by MPI.
+
+    Args:
+        world: At least two ranks.
+        length: Of the buffer, in float32 numbers.
+    """
+    if world.local_size == world.size and all(world.gather_all(has_room(world, length))):
+        return HierarchicalAllReduce(world, length)
+    return PlainAllReduce(world, length)
+
+
+EXACT: dict[str, Callable[[World, int], MeanAllReduce]] = {
+    "auto": mean_all_reduce,
+    "plain": PlainAllReduce,
+    "hierarchical": HierarchicalAllReduce,
+}
+"""By name, what replaces a vector by its mean, but for rounding."""
+
+
+def averaging(config: MpiConfig, world: World, flat: FlatModel, beside: Sequence[AllReduce] = ()) -> Nothing:
+    """What ``mpi`` averages with; on all ranks together.
+
+    Args:
+        config: How it is to.
+        world: The ranks.
+        flat: The model.
+        beside: All-reduces within it, whose traffic counts too.
+
+    Raises:
+        PlatformError: these ranks cannot exchange in the way that was asked for; on all of them.
+    """
+    if world.size == 1:
+        return Nothing()
+    kind = _averaging(config, world, flat)
+    kind.beside = beside
+    return kind
+
+
+def _averaging(config: MpiConfig, world: World, flat: FlatModel) -> Averaging:
+    name, every, local_from = config.collective, config.every, config.post_local_from
+
+    def exact(length: int) -> AllReduce:
+        return EXACT.get(name, mean_all_reduce)(world, length)
+
+    assert every is not None
+    length = flat.num_padded
+    if name == "diloco":
+        return DiLoCo(exact(length), flat, every, config.outer_rate, config.outer_momentum)
+    if name == "gossip":
+        return Gossip(exact(length), world, length)
+    if config.average == "weights+slots":
+        return WeightsAndSlots(exact, every, local_from)
+    if config.average == "gradients":
+        return Gradients(exact(length))
+    return Weights(exact(length), every, local_from)
