@@ -6,7 +6,8 @@
 #   slurm/local_cluster.sh exec NODE CMD    run CMD on a node, as ssh would
 #   slurm/local_cluster.sh kill NODE        power cut: every process of the node dies at once
 #   slurm/local_cluster.sh boot NODE        power back
-#   slurm/local_cluster.sh rate RATE        limit every node's link, such as 1gbit or 100mbit; none: no limit
+#   slurm/local_cluster.sh rate [RATE]      limit every node's link, such as 1gbit or 100mbit; none: no limit;
+#                                           without RATE: say what it is
 #   slurm/local_cluster.sh down             stop everything that up started
 #
 # Needs root. Each node n1, n2, ... is a set of Linux namespaces: it has its own network address, host
@@ -46,7 +47,7 @@ wait_for() { # wait_for SECONDS CMD...: until CMD succeeds; 1 when it has not by
 }
 
 usage() {
-    sed -n '3,10p' "$SELF" | sed 's/^# \{0,1\}//' >&2
+    sed -n '3,11p' "$SELF" | sed 's/^# \{0,1\}//' >&2
     exit 2
 }
 
@@ -224,7 +225,6 @@ limit_device() { # limit_device DEVICE [PREFIX...]: to run/rate; PREFIX leads to
 
 set_rate() { # set_rate RATE: of all nodes that are up; the others get it when they boot
     local name
-    [ -n "$(nodes)" ] || fail "expected a cluster that is up. Received: none" "slurm/local_cluster.sh up"
     echo "$1" >"$DIR/run/rate"
     for name in $(nodes); do
         if pid_of "node-$name" >/dev/null; then limit "$name"; fi
@@ -324,7 +324,7 @@ boot() {
 
 case ${1:-}:$# in
     up:* | down:1 | kill:2 | boot:2 | rate:2 | exec:[3-9] | exec:??) need_root "$@" ;;
-    status:1 | _node:2) ;;
+    status:1 | rate:1 | _node:2) ;;
     *) usage ;;
 esac
 case $1 in
@@ -333,8 +333,9 @@ case $1 in
     status) status ;;
     boot) boot "$2" ;;
     rate)
-        check_rate "$2"
-        set_rate "$2"
+        check_rate "${2:-none}"
+        [ -n "$(nodes)" ] || fail "expected a cluster that is up. Received: none" "slurm/local_cluster.sh up"
+        if [ $# = 2 ]; then set_rate "$2"; else cat "$DIR/run/rate"; fi
         ;;
     kill)
         pid=$(pid_of_node "$2")

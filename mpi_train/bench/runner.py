@@ -52,8 +52,8 @@ def main(jobs: Path, argv: Sequence[str] | None = None) -> None:
 
 
 def start_console(*, quiet: bool) -> Console:
-    """Where a bench shows its runs. From here on ``kill`` and ``scancel`` end it as Ctrl-C does: its child with
-    it, and a report of what there is."""
+    """Where a bench shows its runs, and the beginning of the time in which it can be interrupted."""
+    # kill and scancel end a bench as Ctrl-C does: its child with it, and a report of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 

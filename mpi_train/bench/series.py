@@ -85,7 +85,7 @@ class Series(ABC):
     def report(self) -> None:
         """Writes and shows it; some run was finished."""
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: Job) -> None:  # noqa: B027  # nothing, where no run needs it
         """Called before each run."""
 
     def list_attempts(self) -> None:
@@ -175,8 +175,9 @@ def _line(job: Job, record: RunRecord | None, code: int) -> str:
     if record is None:
         return f"{job.label}  FAILED with exit code {code}"
     stalled = sum(epoch.stalled for epoch in record.epochs)
+    rate = f"{wording.rate(record.images_per_s):>8} images/s"
     return (
-        f"{job.label}  {wording.seconds(record.train_s):>9} s  {wording.rate(record.images_per_s):>8} images/s  "
+        f"{job.label}  {wording.seconds(record.train_s):>9} s  {rate}  "
         f"test accuracy {wording.accuracy(record.test_accuracy)}"
         + (f"  {wording.STALLED} {stalled} epochs stalled" if stalled else "")
     )
