@@ -303,7 +303,10 @@ def _draw(comparison: Comparison) -> Figure:
                 continue
             axes.barh(place, row.reached_s, height=0.6, color=_COLOURS[changed])
             axes.annotate(
-                f"{row.reached_s:,.{0 if row.reached_s >= 100 else 1}f} s", (row.reached_s, place), textcoords="offset points", **words
+                f"{row.reached_s:,.{0 if row.reached_s >= 100 else 1}f} s",
+                (row.reached_s, place),
+                textcoords="offset points",
+                **words,
             )
         axes.set_title("no limit" if rate == "none" else rate, fontsize=10, color=look.ink)
         axes.set_xlim(0, 1.3 * longest_s)
