@@ -186,7 +186,7 @@ class MpiConfig(RanksConfig):
     lr_scaling: Scaling = option("none", "how the learning rate grows with the global batch, from 64 on")
     warmup_epochs: float = option(0.0, "epochs in which it rises there from its value for 64", "EPOCHS")
     powersgd_rank: int = option(4, "of the matrices that powersgd sends", "RANK")
-    topk_part: float = option(0.01, "of the gradient's numbers that topk sends", "PART")
+    topk_part: float = option(0.03, "of the gradient's numbers that topk sends", "PART")
     outer_rate: float = option(0.7, "learning rate of diloco's outer optimizer", "RATE")
     outer_momentum: float = option(0.9, "its Nesterov momentum", "BETA")
     autotune: bool = option(

@@ -4,6 +4,10 @@ Aji & Heafield 2017, "Sparse Communication for Distributed Gradient Descent" (ar
 converges because nothing is lost, only late: Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory"
 (arXiv:1809.07599). What a rank sends goes to every other, so that the bytes grow with the ranks: a
 plain all-reduce sends less from 1 / part ranks on.
+
+Adam, which divides by the root of a mean of squares, goes slower where what was saved up comes at once. On
+2 ranks the cnn had on Fashion-MNIST, after 2 and after 5 epochs, a test accuracy of 0.8676 and 0.8999 with a
+part of 0.01, of 0.8834 and 0.9017 with 0.03, and of 0.8849 and 0.9053 with whole gradients (seed 1).
 """
 
 from __future__ import annotations
