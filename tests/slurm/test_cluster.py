@@ -123,6 +123,27 @@ def test_a_node_sends_the_bytes_that_the_record_counts(
     assert record["bytes_per_step"] == pytest.approx(counted / steps, rel=0.01)
 
 
+def test_two_levels_send_half_of_what_a_flat_all_reduce_sends_between_nodes(cluster_clone: Clone) -> None:
+    counter = Path("/sys/class/net/slurmv2/statistics/rx_bytes")
+    # Neighbouring ranks on different nodes, where an all-reduce that knows no nodes does worst. MPICH's own
+    # knows them unless it is told not to.
+    layout = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=n1,n2", "--distribution=cyclic")
+    sent, losses = [], []
+    for collective in ("plain", "hierarchical"):
+        before = int(counter.read_text())
+        flags = ("--average", "gradients", "--collective", collective)
+        job = cluster_clone.run(
+            *layout, "slurm/mpi_4nodes.sh", *SMALL, *flags, MPIR_CVAR_ALLREDUCE_COMPOSITION="2"
+        )
+        sent.append(int(counter.read_text()) - before)
+        assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+        record = run_record(cluster_clone, f"mpi-{job.job_id}")
+        assert record["environment"]["hosts"] == ["n1", "n2", "n1", "n2"]
+        losses.append(record["epochs"][0]["train_loss"])
+    assert sent[1] == pytest.approx(sent[0] / 2, rel=0.05)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 # Receives all that comes, then answers; sends that many bytes, and prints the seconds until the answer.
 RECEIVE = """
 import socket
@@ -220,27 +241,6 @@ def test_collectives_are_compared_on_slow_links(
     assert record["train_s"] > sent * 8 / 100e6 * 0.9
     assert "| gossip | weights | changed |" in (tmp_path / "network.md").read_text()
     assert (tmp_path / "100mbit/report.html").is_file()
-
-
-def test_two_levels_send_half_of_what_a_flat_all_reduce_sends_between_nodes(cluster_clone: Clone) -> None:
-    counter = Path("/sys/class/net/slurmv2/statistics/rx_bytes")
-    # Neighbouring ranks on different nodes, where an all-reduce that knows no nodes does worst. MPICH's own
-    # knows them unless it is told not to.
-    layout = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=n1,n2", "--distribution=cyclic")
-    sent, losses = [], []
-    for collective in ("plain", "hierarchical"):
-        before = int(counter.read_text())
-        flags = ("--average", "gradients", "--collective", collective)
-        job = cluster_clone.run(
-            *layout, "slurm/mpi_4nodes.sh", *SMALL, *flags, MPIR_CVAR_ALLREDUCE_COMPOSITION="2"
-        )
-        sent.append(int(counter.read_text()) - before)
-        assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
-        record = run_record(cluster_clone, f"mpi-{job.job_id}")
-        assert record["environment"]["hosts"] == ["n1", "n2", "n1", "n2"]
-        losses.append(record["epochs"][0]["train_loss"])
-    assert sent[1] == pytest.approx(sent[0] / 2, rel=0.05)
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_federated_clients_are_the_shards(cluster_clone: Clone) -> None:
