@@ -192,7 +192,7 @@ def terminal(comparison: Comparison) -> list[TerminalTable]:
         one = TerminalTable(title=table.title, title_justify="left", box=None, pad_edge=False)
         one.add_column(first, no_wrap=True)
         for column in figures:
-            one.add_column(column, justify="right")
+            one.add_column(column, justify="right", min_width=max(map(len, column.split())))
         for cells in table.rows:
             name, *below = (cell for cell, _ in cells[: table.num_names])
             under = ", ".join(word for word in below if word)
