@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mpi_train.averaging import AllReduce, Averaging, Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.collectives.buckets import Buckets
 from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip
@@ -65,6 +66,8 @@ def _averaging(config: MpiConfig, world: World, flat: FlatModel) -> Averaging:
     length = flat.num_padded
     if name == "diloco":
         return DiLoCo(exact(length), flat, every, config.outer_rate, config.outer_momentum)
+    if name == "buckets":
+        return Buckets(world, flat)
     if name == "delayed":
         return Delayed(exact(length), world, length)
     if name == "gossip":
