@@ -85,6 +85,9 @@ class Nothing:
             is_last: bool, whether the epoch ends here; ranks must then be equal.
         """
 
+    def finish(self) -> None:
+        """Called after a chunk of steps, in its time: nothing may be under way when it returns."""
+
     def take_traffic(self, world: World) -> Traffic:
         """What there was since this was last called; on all ranks together."""
         return Traffic()

@@ -7,11 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from mpi_train.watch import activity
+
+Result = TypeVar("Result")
 
 _KEPT = threading.local()
 
@@ -58,12 +61,16 @@ class HostCall:
         return result
 
     def _run(self, *arrays: np.ndarray) -> np.ndarray:
+        return self.timed(self._function, *arrays)
+
+    def timed(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Calls another function, outside of any graph, that waits for other ranks too."""
         start = time.perf_counter()
         keep_thread_state()
         activity.calls += 1
         activity.inside = True
         try:
-            result = self._function(*arrays)
+            result = function(*args)
             activity.inside = False
         except Exception as error:
             # Under MPI this ends all ranks. TensorFlow would bury it in tracebacks of its own.

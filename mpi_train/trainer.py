@@ -338,6 +338,8 @@ def run_chunks(
             start = time.perf_counter()
             with timeline.phase("compute", first, stop):
                 loss, correct = run_steps(first, stop)
+                if averaging is not None:
+                    averaging.finish()
             elapsed = time.perf_counter() - start
             exchanged_s = exchange_s() - exchanged_s
             count = steps[first:stop].num_examples

@@ -63,26 +63,22 @@ class Background:
         """Begins with the buffers of this number; all ranks in the same order."""
         self._under_way.append(self._thread.submit(self._run, number))
 
-    def wait(self, *, in_step: bool = True) -> None:
-        """Returns when all that was started is done; an error on the thread is raised here.
-
-        Args:
-            in_step: Whether a step stands still meanwhile.
-        """
+    def wait(self) -> None:
+        """Returns when all that was started is done; an error on the thread is raised here."""
         if not self._under_way:
             return
         begin = time.perf_counter()
         under_way, self._under_way = self._under_way, []
         for each in under_way:
             each.result()
-        self._stood_s.append(time.perf_counter() - begin if in_step else 0.0)
+        self._stood_s.append(time.perf_counter() - begin)
 
     def take_traffic(self, world: World, called_s: float) -> Traffic:
         """What there was since this was last called; on all ranks together.
 
         Args:
             world: The ranks.
-            called_s: For how long the steps stood still, with all that is done around the waiting.
+            called_s: For how long the steps stood still, with what is done around the waiting.
         """
         stood, self._stood_s = np.array(self._stood_s), []
         count = len(stood) * len(self._buffers)

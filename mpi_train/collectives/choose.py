@@ -8,6 +8,7 @@ from mpi_train.autotune.exchange import Choice, fastest
 from mpi_train.averaging import AllReduce, Averaging, Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.collectives.bfloat16 import BFloat16AllReduce
+from mpi_train.collectives.buckets import Buckets
 from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip
@@ -82,6 +83,8 @@ def _averaging(
     length = flat.num_padded
     if name == "diloco":
         return DiLoCo(exact(length), flat, every, config.outer_rate, config.outer_momentum)
+    if name == "buckets":
+        return Buckets(world, flat)
     if name == "delayed":
         return Delayed(exact(length), world, length)
     if name == "gossip":

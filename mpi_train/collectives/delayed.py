@@ -49,11 +49,11 @@ class Delayed(Weights):
 
     @property
     def variables(self) -> Mapping[str, Held]:
-        mine = {
-            "handed": _Settled(self._handed, self._background),
-            "mean": _Settled(self._mean, self._background),
-        }
+        mine = {"handed": HostArray(self._handed), "mean": HostArray(self._mean)}
         return {**super().variables, **mine}
+
+    def finish(self) -> None:
+        self._call.timed(self._wait)
 
     def weights(self, weights: keras.Variable, step: tf.Tensor, is_last: tf.Tensor) -> None:
         corrected = self._call([weights.value.read_value(), is_last], weights.value.shape)
@@ -85,19 +85,3 @@ class Delayed(Weights):
         else:
             np.copyto(self._handed, corrected)
         return corrected
-
-
-class _Settled(HostArray):
-    """An array that an all-reduce may be at work on, which is waited for."""
-
-    def __init__(self, value: np.ndarray, background: Background) -> None:
-        super().__init__(value)
-        self._background = background
-
-    def numpy(self) -> np.ndarray:
-        self._background.wait(in_step=False)
-        return super().numpy()
-
-    def assign(self, value: np.ndarray) -> None:
-        self._background.wait(in_step=False)
-        super().assign(value)

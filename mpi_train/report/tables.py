@@ -68,23 +68,34 @@ def _reached(row: Row, reached: Reached) -> Cell:
 
 
 def _where_the_time_went(summary: Summary) -> Table:
+    hides = any(times.hidden_s for row in summary.measured for times in row.rank_times)
     return Table(
         title="Where the training time went",
-        columns=("Strategy", "Rank", "Compute", "Moving bytes", "Waiting", "Host", "Sent"),
+        columns=(
+            *("Strategy", "Rank", "Compute", "Moving bytes", "Waiting", "Host", "Sent"),
+            *(("Hidden",) if hides else ()),
+        ),
         num_names=2,
         rows=[
-            [(f"{row.name}, {row.size}", ""), (who, ""), *_parts(times)]
+            [(f"{row.name}, {row.size}", ""), (who, ""), *_parts(times, hides=hides)]
             for row in summary.measured
             for who, times in shown_ranks(row)
         ],
         note="Of the first repeat, all epochs together. Waiting is for other ranks that were not there yet; "
-        "host is what lies between two compiled chunks of steps. Strategies that are not listed exchange "
-        "inside TensorFlow or PyTorch, where it cannot be told.",
+        "host is what lies between two compiled chunks of steps. "
+        + (
+            "Hidden is for how long bytes moved while the rank computed, which took no time. "
+            if hides
+            else ""
+        )
+        + "Strategies that are not listed exchange inside TensorFlow or PyTorch, where it cannot be told.",
     )
 
 
-def _parts(times: RankTimes) -> list[Cell]:
-    return [*((_seconds(part_s), "") for part_s in times.parts_s), (wording.size(times.sent_bytes), "")]
+def _parts(times: RankTimes, *, hides: bool) -> list[Cell]:
+    hidden = [(_seconds(times.hidden_s), "")] if hides else []
+    parts = [(_seconds(part_s), "") for part_s in times.parts_s]
+    return [*parts, (wording.size(times.sent_bytes), ""), *hidden]
 
 
 def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:

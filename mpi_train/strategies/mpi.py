@@ -24,6 +24,8 @@ from mpi_train.world import World
 def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     """Trains on all ranks of ``world`` and writes the record."""
     with world.together():
+        if config.collective == "buckets" and threads == 1:
+            devices.run_two_at_once()
         device = devices.own_device(world)
 
     run = Run("mpi", config, world, threads)

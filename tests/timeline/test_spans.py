@@ -13,7 +13,7 @@ from mpi_train import clock, timeline
 from mpi_train.bench.plan import BenchConfig
 from mpi_train.clock import Clock, Reading
 from mpi_train.errors import DivergedError, UsageError
-from mpi_train.spans import FEWEST, MAX_SPANS, PHASES, SPAN, Bounded, summed, without
+from mpi_train.spans import FEWEST, MAX_SPANS, PHASES, SPAN, Beside, Bounded, summed, without
 from mpi_train.world import World
 
 
@@ -50,6 +50,38 @@ def test_exchanges_are_cut_out_of_computing_and_numbered_with_it() -> None:
         ("host", 2, 0, 9, 10),
         ("evaluate", 2, 0, 10, 12),
     ]
+
+
+def test_what_is_hidden_is_what_moves_while_the_rank_computes() -> None:
+    noted = spans(
+        ("host", 0, 0, 0, 1), ("compute", 0, 1, 1, 4), ("unpack", 0, 1, 4, 5), ("compute", 1, 1, 5, 9)
+    )
+    beside = Beside(num_ranks=1)
+    # Half in computing, across what interrupts it, and after all of it; waiting for a rank is no moving.
+    calls = spans(
+        ("all-reduce", 0, 0, 0, 2),
+        ("wait", 0, 0, 2, 3),
+        ("all-reduce", 0, 0, 3, 6),
+        ("all-reduce", 0, 0, 8, 11),
+    )
+    beside.add(calls, noted)
+    assert beside.seconds == {1: {"moving": 8, "hidden": 1 + 2 + 1}}
+    assert shown(beside.all()) == [
+        ("all-reduce", 0, 0, 0, 2),
+        ("wait", 0, 1, 2, 3),
+        ("all-reduce", 0, 1, 3, 6),
+        ("all-reduce", 1, 1, 8, 11),
+    ]
+
+
+def test_no_more_is_kept_of_a_second_track_than_there_is_room_for() -> None:
+    beside = Beside(num_ranks=MAX_SPANS // FEWEST)
+    noted = spans(("compute", 0, 10_000, 0, 10_000))
+    calls = spans(*(("all-reduce", 0, 0, start, start + 0.5) for start in range(10_000)))
+    for _ in range(2):
+        beside.add(calls, noted)
+    assert 0 < len(beside.all()) < FEWEST
+    assert beside.seconds[1]["hidden"] == pytest.approx(5_000)
 
 
 def test_steps_with_fewer_exchanges_than_one_are_not_numbered() -> None:

@@ -1,0 +1,217 @@
+"""Exchanges beside the computing: delayed averaging, and gradients in buckets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from mpi4py import MPI
+
+from mpi_train import models, optimizers, timeline
+from mpi_train.averaging import Gradients, Nothing
+from mpi_train.collectives.background import Background
+from mpi_train.collectives.base import all_reduce_bytes
+from mpi_train.collectives.buckets import BUCKET_BYTES, Buckets, grouped
+from mpi_train.collectives.delayed import Delayed
+from mpi_train.collectives.plain import PlainAllReduce
+from mpi_train.data.shards import ShardSet
+from mpi_train.equality import check_equal
+from mpi_train.flat import FlatModel
+from mpi_train.order import Steps, epoch_order, plan_steps
+from mpi_train.records import EpochTotals
+from mpi_train.spans import TRAINING
+from mpi_train.traffic import Traffic
+from mpi_train.trainer import Trainer
+from mpi_train.world import World
+
+
+def trainer_on(
+    world: World, tiny: ShardSet, averaging, *, model: str = "mlp", optimizer: str = "sgd"
+) -> Trainer:
+    """A trainer on this rank's part of the data, the exchange made by ``averaging``."""
+    flat = FlatModel(models.build(model, (28, 28, 1), 10, seed=3, dtype="float32"))
+    return Trainer(
+        flat,
+        optimizers.build(optimizer, {"sgd": 0.1, "adam": 0.002}[optimizer]),
+        tiny.read("train", world.rank, world.size),
+        averaging=averaging(flat),
+    )
+
+
+def plan(world: World) -> Steps:
+    """509 examples in batches of 48: 11 steps."""
+    return plan_steps(509, 48, rank=world.rank, size=world.size)
+
+
+def train(trainer: Trainer, world: World, epochs: range = range(1, 2)) -> EpochTotals:
+    for epoch in epochs:
+        trainer.averaging.begin_epoch(epoch)
+        order = epoch_order(1, epoch, world.rank, len(trainer.examples))
+        totals = trainer.train_epoch(order, plan(world), world)
+    return totals
+
+
+def delayed(world: World, flat: FlatModel) -> Delayed:
+    return Delayed(PlainAllReduce(world, flat.num_padded), world, flat.num_padded)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, tiny: ShardSet) -> None:
+    ours = trainer_on(world, tiny, lambda flat: delayed(world, flat))
+    alone = trainer_on(world, tiny, lambda flat: Nothing())
+    steps = plan(world)
+    order = epoch_order(1, 1, world.rank, len(ours.examples))
+    run, local_step = (each.prepare(order, steps) for each in (ours, alone))
+    mean = handed = np.zeros(ours.flat.num_padded, np.float32)
+    for step in range(len(steps)):
+        run(step, step + 1)
+        local_step(step, step + 1)
+        weights = alone.flat.weights.numpy() + (mean - handed)
+        if step + 1 < len(steps):
+            handed, mean = weights, world.sum(weights) / world.size
+        else:
+            weights = world.sum(weights) / world.size
+        alone.flat.weights.assign(weights)
+        assert np.abs(ours.flat.weights.numpy() - weights).max() < 1e-5
+    check_equal(world, ours.flat.arrays(), when="after the epoch")
+
+
+@pytest.mark.mpi(min_size=2)
+def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, tiny: ShardSet) -> None:
+    trainer = trainer_on(world, tiny, lambda flat: delayed(world, flat), optimizer="adam")
+    first = train(trainer, world)
+    check_equal(world, trainer.flat.arrays(), when="after the epoch")
+    assert not any(held.numpy().any() for held in trainer.averaging.variables.values())
+    each = all_reduce_bytes(4 * trainer.flat.num_padded, world.size)
+    for times in first.by_rank:
+        assert times.sent_bytes == 11 * each  # ten beside the computing, and that of the last step
+        assert times.hidden_s >= 0
+        assert min(times.parts_s) >= 0
+    assert train(trainer, world, range(2, 6)).mean_loss < 0.7 * first.mean_loss
+    check_equal(world, trainer.flat.arrays(), when="after five epochs")
+
+
+@pytest.mark.mpi(min_size=2)
+def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, tiny: ShardSet) -> None:
+    one, other = (
+        trainer_on(world, tiny, lambda flat: delayed(world, flat), optimizer="adam") for _ in range(2)
+    )
+    steps = plan(world)
+    order = epoch_order(1, 1, world.rank, len(one.examples))
+    going_on, anew = (trainer.prepare(order, steps) for trainer in (one, other))
+    going_on(0, 5)
+    one.averaging.finish()
+    assert all(held.numpy().any() for held in one.averaging.variables.values())
+    for mine, theirs in zip(other.variables, one.variables, strict=True):
+        mine.assign(np.array(theirs.numpy()))
+    for name, held in other.averaging.variables.items():
+        held.assign(np.array(one.averaging.variables[name].numpy()))
+    going_on(5, len(steps))
+    anew(5, len(steps))
+    assert (one.flat.weights.numpy() == other.flat.weights.numpy()).all()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_an_error_on_the_thread_ends_the_step(
+    world: World, tiny: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[BaseException] = []
+
+    def hook(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+        said.append(error)  # under MPI it would end all ranks here
+
+    monkeypatch.setattr(sys, "excepthook", hook)
+    trainer = trainer_on(world, tiny, lambda flat: delayed(world, flat))
+    run = trainer.prepare(epoch_order(1, 1, world.rank, len(trainer.examples)), plan(world))
+    trainer.averaging._background._comm.Free()
+    with pytest.raises(tf.errors.OpError):
+        run(0, 3)
+    assert isinstance(said[0], MPI.Exception)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
+    vector = np.full(8, float(world.rank), np.float32)
+    mean = np.empty_like(vector)
+    background = Background(world, [(vector, mean)])
+    background.wait()
+    background.start()
+    background.wait()
+    assert (mean == (world.size - 1) / 2).all()
+    assert background.take_traffic(world, 0.0).sent_bytes == all_reduce_bytes(32, world.size)
+    # Rank 0 came last both times: 0.3 and 0.5 s of moving, of which steps stood still for 0.1 and all.
+    background._durations[:] = [0.3 + world.rank, 0.5 + world.rank, 9.0]
+    background._stood_s[:] = [0.1, 0.7]
+    traffic = background.take_traffic(world, 1.0)
+    assert vars(traffic) == pytest.approx(
+        vars(
+            Traffic(
+                moving_s=0.8, waiting_s=0.2, sent_bytes=2 * all_reduce_bytes(32, world.size), hidden_s=0.2
+            )
+        )
+    )
+    assert background._durations == [9.0]  # that one is still waited for
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("model", "bucket_bytes"), [("mlp", 1), ("cnn", BUCKET_BYTES)])
+def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, tiny: ShardSet) -> None:
+    trainers = [
+        trainer_on(world, tiny, averaging, model=model)
+        for averaging in (
+            lambda flat: Buckets(world, flat, bucket_bytes),
+            lambda flat: Gradients(PlainAllReduce(world, flat.num_padded)),
+        )
+    ]
+    ours, expected = (train(trainer, world) for trainer in trainers)
+    check_equal(world, trainers[0].flat.arrays(), when="after the epoch")
+    weights = [trainer.flat.weights.numpy() for trainer in trainers]
+    assert np.abs(weights[0] - weights[1]).max() < 1e-5
+    assert ours.mean_loss == pytest.approx(expected.mean_loss, rel=1e-4)
+    for mine, theirs in zip(ours.by_rank, expected.by_rank, strict=True):
+        assert mine.sent_bytes == pytest.approx(theirs.sent_bytes, rel=1e-4)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_timeline_shows_the_exchange_beside_the_phases(
+    world: World, tiny: ShardSet, tmp_path: Path
+) -> None:
+    timeline.start(world)
+    path = Path(world.gather_all(str(tmp_path))[0]) / "trace.json"
+    with timeline.kept(path, lambda line: None):
+        trainer = trainer_on(world, tiny, lambda flat: delayed(world, flat))
+        timeline.begin_epoch(1)
+        totals = train(trainer, world)
+        timeline.end_epoch()
+    world.barrier()
+    content = json.loads(path.read_text())
+    events = content["traceEvents"]
+    assert [event["args"]["name"] for event in events if event["name"] == "thread_name"].count(
+        "exchange"
+    ) == world.size
+    for rank, about in enumerate(content["otherData"]["ranks"]):
+        pid, tid = rank + 1, 2 * world.size + rank + 1
+        beside = [event for event in events if event["ph"] == "X" and event["tid"] == tid]
+        moving = [event for event in beside if event["name"] == "all-reduce"]
+        assert len(moving) == 10
+        assert {event["pid"] for event in beside} == {pid}
+        assert {event["args"]["bytes"] for event in moving} == {
+            all_reduce_bytes(4 * trainer.flat.num_padded, world.size)
+        }
+        seconds = about["beside"]["epoch 1"]
+        assert seconds["moving"] == pytest.approx(sum(event["dur"] for event in moving) / 1e6, abs=1e-6)
+        assert 0 <= seconds["hidden"] <= seconds["moving"]
+        phases = [event for event in events if event["ph"] == "X" and event["tid"] == pid]
+        train_s = sum(event["dur"] for event in phases if event["name"] in TRAINING) / 1e6
+        assert train_s == pytest.approx(sum(totals.by_rank[rank].parts_s), rel=0.1, abs=0.02)
+
+
+def test_layers_are_put_together_from_the_last_one_on() -> None:
+    assert grouped([10, 20, 30, 40], 50) == [range(2, 4), range(2)]
+    assert grouped([10, 20, 30, 40], 1) == [range(3, 4), range(2, 3), range(1, 2), range(1)]
+    assert grouped([10, 20], 1000) == [range(2)]
