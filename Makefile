@@ -15,7 +15,9 @@
 #: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom,custom_dataset,multiworker,tpu,
 #:                 pipeline,federated,ddp
 #: OUT=DIR         folder of the results
-#: NODES=4         nodes of the local Slurm cluster; of the job that make submit submits
+#: NODES=4         nodes of the local Slurm cluster, also for bench-network; of the job that make submit submits
+#: RATES=...       what each node's link lets through in bench-network (default: 10gbit,1gbit,100mbit)
+#: COLLECTIVES=... what bench-network compares (default: those of jobs/mpi.py, but for auto and hierarchical)
 #: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, multiworker, pipeline, federated,
 #:                 bench
 #: TIME=01:00:00   its time limit
@@ -43,6 +45,9 @@ PYTEST = $(RUN) -m pytest
 STEP = $(MODEL:%=--model %) $(BATCH:%=--batch-size %) $(SEED:%=--seed %) $(OUT:%=--out %) $(ARGS)
 TRAINING = $(DATASET:%=--dataset %) $(EPOCHS:%=--epochs %) $(STEP)
 DEVICES = $(NP:%=--devices %)
+# The folder of the shards that a bench is to take, made where it is not there; drawn ones where nothing was asked for.
+PREPARED = shards=$$($(RUN) jobs/prepare_data.py $(if $(DATASET),--dataset $(DATASET),--or-synthetic) \
+	$(SHARDS:%=--shards %) | tee >(cat >&2) | tail -n 1)
 
 .PHONY: help
 help: ## This list
@@ -75,10 +80,13 @@ data: setup ## HDF5 shards in data/DATASET, from the official files
 
 .PHONY: bench
 bench: setup ## Every strategy on this machine, then table, report and plots in results/bench
-	@shards=$$($(RUN) jobs/prepare_data.py $(if $(DATASET),--dataset $(DATASET),--or-synthetic) $(SHARDS:%=--shards %) \
-		| tee >(cat >&2) | tail -n 1); \
-	set -x; $(RUN) jobs/bench.py $(TRAINING) --dataset "$${shards##*/}" --data "$$shards" \
+	@$(PREPARED); set -x; $(RUN) jobs/bench.py $(TRAINING) --dataset "$${shards##*/}" --data "$$shards" \
 		$(NP:%=--np %) $(REPEATS:%=--repeats %) $(STRATEGIES:%=--strategies %)
+
+.PHONY: bench-network
+bench-network: setup ## The collectives of mpi on slow links between NODES nodes (as root, after make slurm-up)
+	@$(PREPARED); set -x; $(RUN) jobs/bench_network.py $(TRAINING) --dataset "$${shards##*/}" --data "$$shards" \
+		$(NODES:%=--nodes %) $(if $(RATES),--rates '$(RATES)') $(if $(COLLECTIVES),--collectives '$(COLLECTIVES)')
 
 .PHONY: bench-step
 bench-step: setup ## Where the time of one training step goes on NP ranks, and how near it is to the limits

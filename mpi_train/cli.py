@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from mpi_train import control, devices, preflight, watch
 from mpi_train import world as worlds
-from mpi_train.config import JobConfig, TrainConfig, WatchedConfig, parse
+from mpi_train.autotune.threads import tuned_threads
+from mpi_train.config import JobConfig, MpiConfig, TrainConfig, WatchedConfig, parse
 from mpi_train.errors import EXIT_DONE, JobError
 from mpi_train.progress import Progress
 
@@ -53,6 +54,8 @@ def run_job(
                 return
             preflight.check(config, world)
         share = devices.claim_cores(world, config.threads)
+        if isinstance(config, MpiConfig) and config.autotune and config.threads is None:
+            share = devices.claim_cores(world, tuned_threads(config, world, share.threads))
         # Imported last: it imports TensorFlow, which reads the number of threads then.
         with devices.quiet_start(), devices.lean_imports(), world.together():
             run = pkgutil.resolve_name(function)

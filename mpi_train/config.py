@@ -189,6 +189,9 @@ class MpiConfig(RanksConfig):
     topk_part: float = option(0.01, "of the gradient's numbers that topk sends", "PART")
     outer_rate: float = option(0.7, "learning rate of diloco's outer optimizer", "RATE")
     outer_momentum: float = option(0.9, "its Nesterov momentum", "BETA")
+    autotune: bool = option(
+        False, "measure first which all-reduce and how many threads are fastest; the result stays what it is"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,6 +246,11 @@ class MpiConfig(RanksConfig):
                 f"--collective buckets: layers are averaged while others are computed, which {flag} does not "
                 f"allow",
                 remedy=f"--collective plain, or leave {flag} out",
+            )
+        if self.autotune and name != "auto":
+            raise UsageError(
+                f"--autotune chooses the collective itself. Received: --collective {name}",
+                remedy="leave one of them out",
             )
         at_least("--powersgd-rank", self.powersgd_rank, 1)
         if not 0 < self.topk_part <= 1:

@@ -135,6 +135,68 @@ def summed(spans: np.ndarray, *, by_chunk: bool) -> np.ndarray:
     return sums
 
 
+def hidden_s(moving: np.ndarray, spans: np.ndarray) -> float:
+    """For how many of the seconds of ``moving`` the training thread computed.
+
+    Args:
+        moving: Spans that ran beside it.
+        spans: Its own, in order of time.
+    """
+    computing = spans[spans["phase"] == PHASES.index("compute")]
+    if not len(computing):
+        return 0.0
+    # What had been computed by then grows within these spans, and between them it does not.
+    edges = np.stack([computing["start"], computing["stop"]], axis=1).ravel()
+    lengths = computing["stop"] - computing["start"]
+    computed = np.stack([np.cumsum(lengths) - lengths, np.cumsum(lengths)], axis=1).ravel()
+    by_then = [np.interp(moving[edge], edges, computed) for edge in ("start", "stop")]
+    return float(np.sum(by_then[1] - by_then[0]))
+
+
+class Beside:
+    """What ran on a second thread of one rank while the first one trained: no part of an epoch's time.
+
+    Args:
+        num_ranks: Among which the room is divided.
+
+    Attributes:
+        seconds: By epoch, of all all-reduces, kept or not: ``moving``, and how much of it was ``hidden``.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        self._room = max(FEWEST, MAX_SPANS // num_ranks) // 4
+        self._kept: list[np.ndarray] = []
+        self.seconds: dict[int, dict[str, float]] = {}
+
+    def add(self, exchanges: np.ndarray, spans: np.ndarray) -> None:
+        """Keeps what it can of ``exchanges``, of which only phase, bytes and times are known.
+
+        Args:
+            exchanges: Of the second thread.
+            spans: Of the first one, in order of time.
+        """
+        if not len(spans):
+            return
+        exchanges = exchanges[np.argsort(exchanges["start"], kind="stable")]
+        owners = np.searchsorted(spans["start"], exchanges["start"], side="right") - 1
+        inside = (owners >= 0) & is_training(spans)[owners]
+        exchanges, owners = exchanges[inside], owners[inside]
+        for name in ("epoch", "chunk", "step", "steps"):
+            exchanges[name] = spans[name][owners]
+        moving = exchanges[exchanges["phase"] == PHASES.index("all-reduce")]
+        for epoch in np.unique(moving["epoch"]):
+            some = moving[moving["epoch"] == epoch]
+            seconds = {"moving": float(np.sum(some["stop"] - some["start"])), "hidden": hidden_s(some, spans)}
+            self.seconds[int(epoch)] = seconds
+        kept = exchanges[exchanges["stop"] > exchanges["start"]][: min(DETAILED, self._room)]
+        self._room -= len(kept)
+        self._kept.append(kept)
+
+    def all(self) -> np.ndarray:
+        """Those that are kept, in order of time."""
+        return np.concatenate([np.empty(0, SPAN), *self._kept])
+
+
 class Bounded:
     """The spans of one rank that are kept, each stretch in as much detail as there is room for.
 

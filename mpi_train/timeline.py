@@ -21,7 +21,7 @@ import numpy as np
 from mpi_train import environment, trace_file
 from mpi_train.clock import Clock
 from mpi_train.errors import JobError
-from mpi_train.spans import PHASES, SPAN, Bounded, without
+from mpi_train.spans import PHASES, SPAN, Beside, Bounded, without
 from mpi_train.world import World
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -84,6 +84,14 @@ def traced(name: str, function: Function, *, together: World | None = None, num_
     return function if _current is None else _current.traced(name, function, together, num_bytes)
 
 
+def beside(function: Function, *, together: World, num_bytes: int) -> Function:
+    """``function``, which another thread calls while the rank computes, with its calls on a second track.
+
+    Arguments as for ``traced``; it is an all-reduce.
+    """
+    return function if _current is None else _current.beside(function, together, num_bytes)
+
+
 @contextmanager
 def kept(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Writes the timeline of all ranks when the block ends, also by an error that all of them have."""
@@ -100,7 +108,7 @@ def _write(path: Path, say: Callable[[str], None]) -> None:
     if _current is not None:
         timeline, _current = _current, None
         timeline.settle()
-        trace_file.write(path, timeline.world, timeline.clock, timeline.spans, say)
+        trace_file.write(path, timeline.world, timeline.clock, timeline.spans, timeline.exchanges, say)
 
 
 @dataclass
@@ -122,12 +130,14 @@ class Timeline:
     Attributes:
         clock: The rank's, against the root's.
         spans: Those of the epochs that are over.
+        exchanges: What ran beside them.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.spans = Bounded(world.size)
+        self.spans, self.exchanges = Bounded(world.size), Beside(world.size)
         self._calls: list[_Calls] = []
+        self._beside: list[_Calls] = []
         self._flat: list[tuple[Any, ...]] = []  # as SPAN has them
         self._epoch = self._step = self._chunk = 0
         # Of the phases that are open, innermost last: name and steps. The start-up's are named at their end.
@@ -178,13 +188,21 @@ class Timeline:
     def traced(self, name: str, function: Function, together: World | None, num_bytes: int) -> Function:
         calls = _Calls(name, together, num_bytes)
         self._calls.append(calls)
-        append, clock = calls.times.append, time.perf_counter
+        return self._timed(function, calls)
+
+    def beside(self, function: Function, together: World, num_bytes: int) -> Function:
+        calls = _Calls("all-reduce", together, num_bytes)
+        self._beside.append(calls)
+        return self._timed(function, calls)
+
+    @staticmethod
+    def _timed(function: Function, calls: _Calls) -> Function:
+        add, clock = calls.times.extend, time.perf_counter
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = clock()
             result = function(*args, **kwargs)
-            append(begin)
-            append(clock())
+            add((begin, clock()))
             return result
 
         return timed  # type: ignore[return-value]
@@ -197,11 +215,18 @@ class Timeline:
         exchanges = np.concatenate([np.empty(0, SPAN), *map(self._exchanges, self._calls)])
         noted = [(PHASES.index(name), *span) for name, *span in self._flat if name in PHASES]
         self._flat = []
-        self.spans.add(without(np.array(noted, SPAN), exchanges))
+        spans = without(np.array(noted, SPAN), exchanges)
+        self.spans.add(spans)
+        if self._beside:
+            self.exchanges.add(np.concatenate([*map(self._exchanges, self._beside)]), spans)
 
     def _exchanges(self, calls: _Calls) -> np.ndarray:
-        begins, ends = np.array(calls.times).reshape(-1, 2).T
-        del calls.times[:]
+        count = len(calls.times)
+        if calls.together is not None:
+            # One that runs beside the training may be at its end on some ranks only.
+            count = min(calls.together.gather_all(count))
+        begins, ends = np.array(calls.times[:count]).reshape(-1, 2).T
+        del calls.times[:count]
         if calls.together is None:
             return _spans(calls.phase, begins, ends, calls.num_bytes)
         begins_there = self.clock.common(begins)

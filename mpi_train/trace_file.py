@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import numpy as np
 
 from mpi_train import files
 from mpi_train.clock import Clock
-from mpi_train.spans import PHASES, SPAN, Bounded, is_training
+from mpi_train.spans import PHASES, SPAN, Beside, Bounded, is_training
 from mpi_train.world import World
 
 
-def write(path: Path, world: World, clock: Clock, spans: Bounded, say: Callable[[str], None]) -> None:
+def write(
+    path: Path, world: World, clock: Clock, spans: Bounded, beside: Beside, say: Callable[[str], None]
+) -> None:
     """Writes the spans of all ranks, on all of them together.
 
     Args:
@@ -29,9 +32,11 @@ def write(path: Path, world: World, clock: Clock, spans: Bounded, say: Callable[
         world: The ranks.
         clock: Of this rank.
         spans: Of this rank, by its own clock.
+        beside: What ran at the same time.
         say: Shows a line to the user.
     """
-    mine = spans.all()
+    tracks = spans.all(), beside.all()
+    mine = np.concatenate(tracks)
     for edge in ("start", "stop"):
         mine[edge] = clock.common(mine[edge])
     good = clock.good
@@ -48,17 +53,22 @@ def write(path: Path, world: World, clock: Clock, spans: Bounded, say: Callable[
         "start_up": dict(spans.seconds[0]),
         "left_out": spans.num_left_out,
     }
-    everyone = world.gather_all((about, len(mine)))
+    if beside.seconds:
+        about["beside"] = {f"epoch {epoch}": seconds for epoch, seconds in beside.seconds.items()}
+    everyone = world.gather_all((about, [len(track) for track in tracks]))
     if not world.is_root:
         world.send(mine.view(np.uint8), to=0)
         return
     # All of them first: the others do not wait for a disk.
     theirs = [
-        world.receive(np.empty(count * SPAN.itemsize, np.uint8), source=rank).view(SPAN)
-        for rank, (_, count) in enumerate(everyone[1:], start=1)
+        world.receive(np.empty(sum(counts) * SPAN.itemsize, np.uint8), source=rank).view(SPAN)
+        for rank, (_, counts) in enumerate(everyone[1:], start=1)
+    ]
+    by_rank = [
+        (both[:count], both[count:]) for both, (_, (count, _)) in zip([mine, *theirs], everyone, strict=True)
     ]
     try:
-        _write(path, [mine, *theirs], [about for about, _ in everyone])
+        _write(path, by_rank, [about for about, _ in everyone])
     except OSError as error:
         # A full disk is no reason to lose the training.
         print(f"warning: {path}: {error.strerror}; the timeline is lost", file=sys.stderr)
@@ -66,15 +76,19 @@ def write(path: Path, world: World, clock: Clock, spans: Bounded, say: Callable[
         say(f"timeline: {path}, for https://ui.perfetto.dev")
 
 
-def _write(path: Path, by_rank: list[np.ndarray], about: list[dict[str, Any]]) -> None:
-    zero = min(spans["start"].min() for spans in by_rank if len(spans))
+def _write(path: Path, by_rank: list[tuple[np.ndarray, np.ndarray]], about: list[dict[str, Any]]) -> None:
+    zero = min(spans["start"].min() for spans, _ in by_rank if len(spans))
     began = time.time() - (time.perf_counter() - zero)
     other = {"began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)), "ranks": about}
     with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ms",\n"otherData": ' + json.dumps(other) + ',\n"traceEvents": [\n')
-        for rank, spans in enumerate(by_rank):
+        for rank, (spans, beside) in enumerate(by_rank):
             # A process is known by the number of its first thread; 0 is the kernel's.
-            events = _events(spans, zero, pid=rank + 1, epochs_tid=len(by_rank) + rank + 1)
+            pid, size = rank + 1, len(by_rank)
+            events = chain(
+                _events(spans, zero, pid=pid, epochs_tid=size + pid),
+                _exchanges(beside, zero, pid=pid, tid=2 * size + pid),
+            )
             name = f"rank {rank} on {about[rank]['host']}"
             file.write(_metadata("process_name", rank + 1, {"name": name}))
             file.writelines(f",\n{event}" for event in events)
@@ -87,12 +101,29 @@ def _events(spans: np.ndarray, zero: float, *, pid: int, epochs_tid: int) -> Ite
     yield _metadata("process_sort_index", pid, {"sort_index": pid})
     yield _metadata("thread_name", pid, {"name": "phases"}, pid)
     yield _metadata("thread_name", pid, {"name": "epochs"}, epochs_tid)
-    # Whole nanoseconds, so that a span begins where the one before ends.
-    starts, stops = (np.rint(1e9 * (spans[edge] - zero)).astype(int) for edge in ("start", "stop"))
     training = is_training(spans)
+    starts, stops = _whole_ns(spans, zero)
     for epoch in np.unique(spans["epoch"][training]):
         some = training & (spans["epoch"] == epoch)
         yield _complete(f"epoch {epoch}", pid, epochs_tid, starts[some].min(), stops[some].max(), {})
+    yield from _drawn(spans, zero, pid=pid, tid=pid)
+
+
+def _exchanges(spans: np.ndarray, zero: float, *, pid: int, tid: int) -> Iterator[str]:
+    """What ran beside the phases of a rank, on a thread of its own; nothing where there was nothing."""
+    if len(spans):
+        yield _metadata("thread_name", pid, {"name": "exchange"}, tid)
+    yield from _drawn(spans, zero, pid=pid, tid=tid)
+
+
+def _whole_ns(spans: np.ndarray, zero: float) -> tuple[np.ndarray, np.ndarray]:
+    """When they start and stop: whole nanoseconds, so that a span begins where the one before ends."""
+    starts, stops = (np.rint(1e9 * (spans[edge] - zero)).astype(int) for edge in ("start", "stop"))
+    return starts, stops
+
+
+def _drawn(spans: np.ndarray, zero: float, *, pid: int, tid: int) -> Iterator[str]:
+    starts, stops = _whole_ns(spans, zero)
     for span, start, stop in zip(spans, starts, stops, strict=True):
         args: dict[str, Any] = {}
         if span["epoch"]:
@@ -103,7 +134,7 @@ def _events(spans: np.ndarray, zero: float, *, pid: int, epochs_tid: int) -> Ite
             args["steps"] = f"{span['step'] + 1} to {span['step'] + span['steps']}"
         if span["num_bytes"]:
             args["bytes"] = int(span["num_bytes"])
-        yield _complete(PHASES[span["phase"]], pid, pid, start, stop, args)
+        yield _complete(PHASES[span["phase"]], pid, tid, start, stop, args)
 
 
 def _complete(name: str, pid: int, tid: int, start_ns: int, stop_ns: int, args: dict[str, Any]) -> str:

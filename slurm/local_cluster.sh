@@ -6,6 +6,8 @@
 #   slurm/local_cluster.sh exec NODE CMD    run CMD on a node, as ssh would
 #   slurm/local_cluster.sh kill NODE        power cut: every process of the node dies at once
 #   slurm/local_cluster.sh boot NODE        power back
+#   slurm/local_cluster.sh rate [RATE]      limit every node's link, such as 1gbit or 100mbit; none: no limit;
+#                                           without RATE: say what it is
 #   slurm/local_cluster.sh down             stop everything that up started
 #
 # Needs root. Each node n1, n2, ... is a set of Linux namespaces: it has its own network address, host
@@ -14,8 +16,8 @@
 # the internet. One munged and one slurmctld; no database, no cgroups; jobs run as the user who submits.
 #
 # Variables for up: CPUS=4, what each node says that it has (the machine need not have them);
-# RATE=1gbit, what each node can send (default: no limit); MPI_DEFAULT=pmi2, what a plain srun speaks
-# (pmi2: MPICH and Intel MPI; pmix: Open MPI).
+# RATE=1gbit, what each node can send and what it can receive (default: none, no limit); MPI_DEFAULT=pmi2,
+# what a plain srun speaks (pmi2: MPICH and Intel MPI; pmix: Open MPI).
 # Everything is in LOCAL_CLUSTER_DIR (/var/lib/local-slurm), logs in its log/. The one file outside it is
 # the link /etc/slurm/slurm.conf, so that sbatch finds the cluster. Exit codes: 2 usage, 4 cannot work here.
 set -euo pipefail
@@ -45,7 +47,7 @@ wait_for() { # wait_for SECONDS CMD...: until CMD succeeds; 1 when it has not by
 }
 
 usage() {
-    sed -n '3,9p' "$SELF" | sed 's/^# \{0,1\}//' >&2
+    sed -n '3,11p' "$SELF" | sed 's/^# \{0,1\}//' >&2
     exit 2
 }
 
@@ -138,7 +140,7 @@ write_config() { # write_config N
         echo "$NET.$i n$i" >>"$DIR/etc/hosts"
     done
     seq -f 'n%.0f' "$1" >"$DIR/run/nodes"
-    echo "${RATE:-}" >"$DIR/run/rate"
+    echo "${RATE:-none}" >"$DIR/run/rate"
     [ -s "$DIR/etc/munge.key" ] || (umask 077 && head -c 128 /dev/urandom >"$DIR/etc/munge.key")
 }
 
@@ -160,6 +162,7 @@ start_node() { # start_node NAME
     wait_for 10 has_own_network "$name" || fail_with_logs "node $name did not start"
     pid=$(pid_of "node-$name")
     ip link add "$veth" type veth peer name eth0 netns "$pid"
+    limit "$name"
     ip link set "$veth" master $BRIDGE up
 }
 
@@ -178,9 +181,6 @@ node_main() {
     wait_for 10 ip link show eth0 >/dev/null 2>&1
     ip addr add "$NET.${1#n}/24" dev eth0
     ip link set eth0 up
-    if [ -n "$(<"$DIR/run/rate")" ]; then
-        tc qdisc add dev eth0 root tbf rate "$(<"$DIR/run/rate")" burst 256kb latency 100ms
-    fi
     slurmd -f "$SLURM_CONF" -N "$1" # goes to the background
     while :; do # and bash reaps what it leaves behind
         sleep 3600 &
@@ -191,6 +191,48 @@ node_main() {
 pid_of_node() {
     pid_of "node-$1" || fail "expected a node that is up. Received: '$1'" "slurm/local_cluster.sh status"
 }
+
+# ---- What the nodes' links let through.
+
+check_rate() { # check_rate RATE
+    [[ $1 = none || $1 =~ ^[1-9][0-9]{0,4}[mg]bit$ ]] && return
+    printf "error: expected a rate. Received: '%s'\n  To mend it: 10gbit, 1gbit, 100mbit or the like, or none\n" "$1" >&2
+    exit 2
+}
+
+limit() { # limit NODE: its end of the link to what it may send, this machine's end to what it may receive
+    limit_device "slurmv${1#n}"
+    limit_device eth0 nsenter -t "$(pid_of_node "$1")" -n
+}
+
+limit_device() { # limit_device DEVICE [PREFIX...]: to run/rate; PREFIX leads to where the device is
+    local rate burst
+    rate=$(<"$DIR/run/rate")
+    if [ "$rate" = none ]; then
+        "${@:2}" tc qdisc del dev "$1" root 2>/dev/null || true # there may be none
+        return
+    fi
+    # What passes at full speed after a pause. Less than a message, or short ones would not be limited; more
+    # than the timer is late by and than one write of TCP, or the rate would not be reached. Half a
+    # millisecond, but 16 to 256 kB.
+    burst=$(awk -v rate="$rate" 'BEGIN {
+        bytes = rate * (rate ~ /gbit/ ? 1e9 : 1e6) / 8 * 0.0005
+        print int(bytes < 16000 ? 16000 : bytes > 256000 ? 256000 : bytes)
+    }')
+    "${@:2}" tc qdisc replace dev "$1" root tbf rate "$rate" burst "$burst" latency 100ms ||
+        fail "expected a kernel that limits rates (the module sch_tbf)" "$PRIVILEGES; or no RATE"
+}
+
+set_rate() { # set_rate RATE: of all nodes that are up; the others get it when they boot
+    local name
+    echo "$1" >"$DIR/run/rate"
+    for name in $(nodes); do
+        if pid_of "node-$name" >/dev/null; then limit "$name"; fi
+    done
+    say "what a node can send, and what it can receive: $(rate_in_words)"
+}
+
+rate_in_words() { sed 's/^none$/no limit/' "$DIR/run/rate"; }
 
 # ---- The cluster.
 
@@ -207,8 +249,10 @@ is_healthy() { # every daemon alive, every node answering
 up() {
     local count=${1:-4} name started=$SECONDS
     [[ $# -le 1 && $count =~ ^[1-9][0-9]?$ ]] || usage
+    check_rate "${RATE:-none}"
     if [ "$(nodes | wc -l)" = "$count" ] && is_healthy; then
         say "already up: $count nodes"
+        if [ -n "${RATE:-}" ]; then set_rate "$RATE"; fi
         return
     fi
     mkdir -p "$DIR"/{etc,run,log}
@@ -261,6 +305,7 @@ status() {
     for name in munged slurmctld $(nodes | sed 's/^/node-/'); do
         printf '%-10s %s\n' "$name" "$(pid_of "$name" || echo dead)"
     done
+    printf '%-10s %s\n' rate "$(rate_in_words)"
     timeout 5 sinfo -N -l && timeout 5 squeue
     is_healthy
 }
@@ -278,8 +323,8 @@ boot() {
 }
 
 case ${1:-}:$# in
-    up:* | down:1 | kill:2 | boot:2 | exec:[3-9] | exec:??) need_root "$@" ;;
-    status:1 | _node:2) ;;
+    up:* | down:1 | kill:2 | boot:2 | rate:2 | exec:[3-9] | exec:??) need_root "$@" ;;
+    status:1 | rate:1 | _node:2) ;;
     *) usage ;;
 esac
 case $1 in
@@ -287,6 +332,11 @@ case $1 in
     down) take_down && say "down" ;;
     status) status ;;
     boot) boot "$2" ;;
+    rate)
+        check_rate "${2:-none}"
+        [ -n "$(nodes)" ] || fail "expected a cluster that is up. Received: none" "slurm/local_cluster.sh up"
+        if [ $# = 2 ]; then set_rate "$2"; else cat "$DIR/run/rate"; fi
+        ;;
     kill)
         pid=$(pid_of_node "$2")
         kill -KILL "$pid"

@@ -73,6 +73,29 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--powersgd-rank", "0"], "--powersgd-rank: expected at least 1"),
+        (["--topk-part", "2"], "--topk-part: expected more than 0, at most 1. Received: 2"),
+        (["--topk-part", "0"], "--topk-part: expected more than 0"),
+        (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
+        (["--every", "4", "--collective", "powersgd"], "--every: --collective powersgd exchanges at every"),
+    ],
+)
+def test_collectives_of_gradients_are_of_those(flags: list[str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        read(*flags, kind=MpiConfig)
+
+
+@pytest.mark.parametrize("collective", ["bfloat16", "powersgd", "topk"])
+def test_a_collective_says_what_it_averages(collective: str) -> None:
+    config = read("--collective", collective, kind=MpiConfig)
+    assert isinstance(config, MpiConfig)
+    assert config.average == "gradients"
+    assert config.exchange["collective"] == collective
+
+
+@pytest.mark.parametrize(
     ("scaling", "batch", "factor"),
     [("none", 256, 1), ("linear", 256, 4), ("sqrt", 256, 2), ("linear", 64, 1)],
 )

@@ -15,6 +15,7 @@ from mpi_train import environment, launch
 from mpi_train.config import TrainConfig, as_flags, at_least, option
 from mpi_train.errors import PlatformError, UsageError
 from mpi_train.report.collect import Attempt
+from mpi_train.report.summary import sized
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,13 @@ STRATEGIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(TrainConfig):
-    """What ``jobs/bench.py`` takes: the training flags go to every strategy."""
+class RunsConfig(TrainConfig):
+    """What every bench takes: the training flags, which go to each of its runs."""
 
-    strategies: str = option("all", f"comma list of {', '.join(STRATEGIES)}; or all")
-    np: int | None = option(None, "ranks, or devices of one process (default: cores, 2 to 4)")
-    repeats: int = option(3, "runs of each strategy; repeat k trains with seed SEED + k - 1")
-    out: Path | None = option(None, "folder of the runs and the report (default: results/bench)", "DIR")
     resume: str = option("never", "never: a run that went on from a checkpoint could not be compared", "HOW")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("--repeats", self.repeats, 1)
-        at_least("--np", self.num_workers, 1)
         if self.resume != "never":
             raise UsageError(f"--resume: a bench begins each run anew. Received: --resume {self.resume}")
         if self.trace:
@@ -71,6 +66,21 @@ class BenchConfig(TrainConfig):
                 "--json: a bench shows its runs itself. Received: --json",
                 remedy="leave it out: the figures are in the run.json of each run",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(RunsConfig):
+    """What ``jobs/bench.py`` takes beyond that."""
+
+    strategies: str = option("all", f"comma list of {', '.join(STRATEGIES)}; or all")
+    np: int | None = option(None, "ranks, or devices of one process (default: cores, 2 to 4)")
+    repeats: int = option(3, "runs of each strategy; repeat k trains with seed SEED + k - 1")
+    out: Path | None = option(None, "folder of the runs and the report (default: results/bench)", "DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--repeats", self.repeats, 1)
+        at_least("--np", self.num_workers, 1)
         if not self.names:
             raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: none")
         for name in self.names:
@@ -136,9 +146,13 @@ def available(config: BenchConfig, jobs: Path, say: Callable[[str], None]) -> Be
 
 @dataclass(frozen=True)
 class Job:
-    """A run to make: its entry in ``bench.json``, and the words that start it."""
+    """A run to make: its entry in ``bench.json``, its name on the terminal, and the words that start it.
+
+    One whose attempt has ended is not made again.
+    """
 
     attempt: Attempt
+    label: str
     words: list[str]
 
 
@@ -186,13 +200,14 @@ def _job(config: BenchConfig, jobs: Path, name: str, *, workers: int, repeat: in
             repeat=repeat,
             seed=seed,
             folder=place,
-            command=_as_typed(words),
+            command=as_typed(words),
         ),
+        f"{name:<10} {sized(workers, unit):<10} seed {seed}",
         words,
     )
 
 
-def _as_typed(words: Sequence[str]) -> str:
+def as_typed(words: Sequence[str]) -> str:
     """``words`` as a user types them in an activated environment."""
     short = {sys.executable: "python"}
     if Path(words[0]).name == "mpiexec":

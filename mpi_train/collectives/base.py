@@ -40,6 +40,9 @@ class MeanAllReduce(AllReduce, ABC):
     def mean(self, vector: np.ndarray) -> np.ndarray:
         """The mean of ``vector`` over the ranks, the same bits on each: float32 (length,), aligned."""
 
+    def free(self) -> None:
+        """Gives back what the ranks share; on all of them together. It cannot be called after this."""
+
     @property
     def total_s(self) -> float:
         """As ``HostCall``."""

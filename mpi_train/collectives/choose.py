@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mpi_train.autotune.exchange import Choice, fastest
 from mpi_train.averaging import AllReduce, Averaging, Gradients, Nothing, Weights, WeightsAndSlots
 from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.collectives.bfloat16 import BFloat16AllReduce
+from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
 from mpi_train.collectives.plain import PlainAllReduce
+from mpi_train.collectives.powersgd import PowerSGD
+from mpi_train.collectives.topk import TopK
 from mpi_train.config import MpiConfig
 from mpi_train.flat import FlatModel
 from mpi_train.world import World
@@ -35,7 +40,13 @@ EXACT: dict[str, Callable[[World, int], MeanAllReduce]] = {
 """By name, what replaces a vector by its mean, but for rounding."""
 
 
-def averaging(config: MpiConfig, world: World, flat: FlatModel, beside: Sequence[AllReduce] = ()) -> Nothing:
+def averaging(
+    config: MpiConfig,
+    world: World,
+    flat: FlatModel,
+    beside: Sequence[AllReduce] = (),
+    tuned: Callable[[Choice], None] = lambda choice: None,
+) -> Nothing:
     """What ``mpi`` averages with; on all ranks together.
 
     Args:
@@ -43,29 +54,44 @@ def averaging(config: MpiConfig, world: World, flat: FlatModel, beside: Sequence
         world: The ranks.
         flat: The model.
         beside: All-reduces within it, whose traffic counts too.
+        tuned: Is told what was measured, and chosen, where that was asked for.
 
     Raises:
         PlatformError: these ranks cannot exchange in the way that was asked for; on all of them.
     """
     if world.size == 1:
         return Nothing()
-    kind = _averaging(config, world, flat)
+
+    def exact(length: int) -> AllReduce:
+        if not config.autotune:
+            return EXACT.get(config.collective, mean_all_reduce)(world, length)
+        all_reduce, choice = fastest(world, length)
+        tuned(choice)
+        return all_reduce
+
+    kind = _averaging(config, world, flat, exact)
     kind.beside = beside
     return kind
 
 
-def _averaging(config: MpiConfig, world: World, flat: FlatModel) -> Averaging:
+def _averaging(
+    config: MpiConfig, world: World, flat: FlatModel, exact: Callable[[int], AllReduce]
+) -> Averaging:
     name, every, local_from = config.collective, config.every, config.post_local_from
-
-    def exact(length: int) -> AllReduce:
-        return EXACT.get(name, mean_all_reduce)(world, length)
-
     assert every is not None
     length = flat.num_padded
     if name == "diloco":
         return DiLoCo(exact(length), flat, every, config.outer_rate, config.outer_momentum)
+    if name == "delayed":
+        return Delayed(exact(length), world, length)
     if name == "gossip":
         return Gossip(exact(length), world, length)
+    if name == "bfloat16":
+        return Gradients(BFloat16AllReduce(world, length))
+    if name == "powersgd":
+        return Gradients(PowerSGD(exact, flat, config.powersgd_rank, config.seed))
+    if name == "topk":
+        return Gradients(TopK(world, length, config.topk_part))
     if config.average == "weights+slots":
         return WeightsAndSlots(exact, every, local_from)
     if config.average == "gradients":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mpi_train.averaging import AllReduce, Held, Weights
@@ -43,7 +44,8 @@ class DiLoCo(Weights):
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
         if not self._begun.numpy():
-            self._origin.assign(self._flat.weights.value)
+            # A copy: the variable may lie in a buffer of the all-reduce.
+            self._origin.assign(np.array(self._flat.weights.numpy()))
             self._begun.assign(1.0)
 
     def average(self, weights: keras.Variable) -> tf.Operation:

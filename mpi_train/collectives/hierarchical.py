@@ -98,6 +98,10 @@ class HierarchicalAllReduce(MeanAllReduce):
         self._meet()
         return self._unpack(turn)
 
+    def free(self) -> None:
+        self._window.Unlock_all()
+        self._window.Free()
+
     def _add_up(self, turn: int) -> None:
         """This rank's part of the sum over the node; of the mean, where there is no other node."""
         first, *others = self._addends[turn]

@@ -12,19 +12,28 @@ from mpi_train.world import World
 
 
 class PlainAllReduce(MeanAllReduce):
-    """Sums with ``MPI_Allreduce`` into two buffers in turn."""
+    """Sums with ``MPI_Allreduce`` into two buffers in turn.
 
-    def __init__(self, world: World, length: int) -> None:
+    Args:
+        world, length: As for all of them.
+        chunk: Numbers that are summed at once; all of them where that is None.
+    """
+
+    def __init__(self, world: World, length: int, chunk: int | None = None) -> None:
         super().__init__(world, length)
+        chunk = chunk or length
+        self._chunks = [slice(start, start + chunk) for start in range(0, length, chunk)]
         self._inverse_size = np.float32(1 / world.size)
-        self._sum = timeline.traced(
-            "all-reduce", self._comm.Allreduce, together=world, num_bytes=self.bytes_per_call
-        )
+        self._sum = timeline.traced("all-reduce", self._sum_up, together=world, num_bytes=self.bytes_per_call)
         self._buffers = [aligned_empty((length,), np.float32) for _ in range(2)]
 
     def mean(self, vector: np.ndarray) -> np.ndarray:
         self._buffers.reverse()
         mean = self._buffers[0]
-        self._sum(vector, mean, op=MPI.SUM)
+        self._sum(vector, mean)
         np.multiply(mean, self._inverse_size, out=mean)
         return mean
+
+    def _sum_up(self, vector: np.ndarray, total: np.ndarray) -> None:
+        for chunk in self._chunks:
+            self._comm.Allreduce(vector[chunk], total[chunk], op=MPI.SUM)

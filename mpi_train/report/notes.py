@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpi_train.collectives.catalogue import WAYS
 from mpi_train.records import RunRecord
 from mpi_train.report import wording
 from mpi_train.report.summary import Row, Summary
@@ -80,7 +81,13 @@ def _particulars(row: Row) -> list[str]:
             f"stages of equal speed would wait {wording.percent(details['bubble_in_theory'])}. It was cut "
             f"after {', '.join(details['cut']) or 'nothing'}."
         )
-    if int(sync.get("every", 1)) > 1 and row.workers > 1:
+    way = WAYS.get(sync.get("collective", "auto"))
+    if way is not None and way.changes_result and row.workers > 1:
+        lines.append(
+            f"{row.name} exchanges with --collective {sync['collective']} ({way.text}), "
+            f"which saves or hides bytes, and changes the result."
+        )
+    elif int(sync.get("every", 1)) > 1 and row.workers > 1:
         lines.append(f"{row.name} averages after every {sync['every']} updates only (local SGD).")
     return lines
 

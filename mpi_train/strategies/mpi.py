@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from mpi_train import devices
+from mpi_train.autotune.exchange import Choice
 from mpi_train.averaging import AllReduce, Nothing
 from mpi_train.batchnorm import synchronised
 from mpi_train.collectives import choose
@@ -25,10 +26,16 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     with world.together():
         device = devices.own_device(world)
 
+    run = Run("mpi", config, world, threads)
     within_model: list[AllReduce] = []
+    choices: list[Choice] = []
+
+    def tuned(choice: Choice) -> None:
+        choices.append(choice)
+        run.progress.say(f"autotune: all-reduce: {choice}", "autotune", **dataclasses.asdict(choice))
 
     def averaging(flat: FlatModel) -> Nothing:
-        return choose.averaging(config, world, flat, within_model)
+        return choose.averaging(config, world, flat, within_model, tuned)
 
     def mean_within_model(length: int) -> AllReduce:
         within_model.append(choose.mean_all_reduce(world, length))
@@ -38,7 +45,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         return synchronised(model, mean_within_model if world.size > 1 else None)
 
     return own_loop.train(
-        Run("mpi", config, world, threads),
+        run,
         # A device that is named again takes its parts one after another.
         devices=[device] * config.accumulate,
         averaging=averaging,
@@ -51,6 +58,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         },
         rate=LearningRate(config.rate_factor, config.warmup_epochs),
         adapt=synchronise if config.sync_batchnorm else lambda model: model,
+        details=lambda: {"autotune": [dataclasses.asdict(choice) for choice in choices]} if choices else {},
     )
 
 

@@ -34,6 +34,7 @@ def train(
     sync: dict[str, Any],
     rate: LearningRate | None = None,
     adapt: Callable[[keras.Model], keras.Model] = lambda model: model,
+    details: Callable[[], dict[str, Any]] = dict,
 ) -> RunRecord:
     """Trains on ``devices`` of this process and, through ``averaging``, with the other ranks.
 
@@ -44,6 +45,7 @@ def train(
         sync: What the record says about it.
         rate: The learning rate, where it is not simply the one that was asked for.
         adapt: Makes of the model the one that is trained; on all ranks together, and raises on all or none.
+        details: As for ``fit``.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
@@ -74,6 +76,7 @@ def train(
         state=_State(trainer, world),
         sync=sync,
         digest=lambda: digest_of(flat.export()),
+        details=details,
     )
 
 

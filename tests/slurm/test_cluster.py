@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.slurm.conftest import slurm
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.slurm.conftest import Clone
 
@@ -119,6 +121,126 @@ def test_a_node_sends_the_bytes_that_the_record_counts(
     assert sent == pytest.approx(counted, rel=0.05)
     steps = len(record["epochs"]) * -(-60_000 // 512)
     assert record["bytes_per_step"] == pytest.approx(counted / steps, rel=0.01)
+
+
+def test_two_levels_send_half_of_what_a_flat_all_reduce_sends_between_nodes(cluster_clone: Clone) -> None:
+    counter = Path("/sys/class/net/slurmv2/statistics/rx_bytes")
+    # Neighbouring ranks on different nodes, where an all-reduce that knows no nodes does worst. MPICH's own
+    # knows them unless it is told not to.
+    layout = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=n1,n2", "--distribution=cyclic")
+    sent, losses = [], []
+    for collective in ("plain", "hierarchical"):
+        before = int(counter.read_text())
+        flags = ("--average", "gradients", "--collective", collective)
+        job = cluster_clone.run(
+            *layout, "slurm/mpi_4nodes.sh", *SMALL, *flags, MPIR_CVAR_ALLREDUCE_COMPOSITION="2"
+        )
+        sent.append(int(counter.read_text()) - before)
+        assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
+        record = run_record(cluster_clone, f"mpi-{job.job_id}")
+        assert record["environment"]["hosts"] == ["n1", "n2", "n1", "n2"]
+        losses.append(record["epochs"][0]["train_loss"])
+    assert sent[1] == pytest.approx(sent[0] / 2, rel=0.05)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+# Receives all that comes, then answers; sends that many bytes, and prints the seconds until the answer.
+RECEIVE = """
+import socket
+with socket.create_server(("", 20999)) as server:
+    print("listening", flush=True)
+    peer, _ = server.accept()
+    while peer.recv(1 << 20):
+        pass
+    peer.sendall(b".")
+"""
+SEND = """
+import socket, sys, time
+with socket.create_connection(("n2", 20999), timeout=30) as peer:
+    started = time.perf_counter()
+    peer.sendall(bytes(int(sys.argv[1])))
+    peer.shutdown(socket.SHUT_WR)
+    assert peer.recv(1) == b"."
+    print(time.perf_counter() - started)
+"""
+
+
+def send_s(num_bytes: int) -> float:
+    """Seconds that so many bytes take from the first node to the second."""
+    receiver = subprocess.Popen(
+        [LOCAL_CLUSTER, "exec", "n2", sys.executable, "-c", RECEIVE], stdout=subprocess.PIPE, text=True
+    )
+    with receiver:
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == "listening\n"
+        return float(slurm(str(LOCAL_CLUSTER), "exec", "n1", sys.executable, "-c", SEND, str(num_bytes)))
+
+
+@pytest.fixture
+def rate(cluster_clone: Clone) -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
+    """Changes the rate of all nodes' links; afterwards it is what it was."""
+
+    def change(rate: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([LOCAL_CLUSTER, "rate", rate], capture_output=True, text=True, timeout=30)
+
+    before = slurm(str(LOCAL_CLUSTER), "rate").strip()
+    yield change
+    change(before)
+
+
+# One is a few times what may pass at once, the other what a training step sends.
+@pytest.mark.parametrize(
+    ("limit", "num_bytes", "least_s"), [("100mbit", 900_000, 0.068), ("10mbit", 200_000, 0.14)]
+)
+def test_links_are_as_slow_as_they_are_made(
+    limit: str, num_bytes: int, least_s: float, rate: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    assert rate(limit).returncode == 0
+    assert slurm(str(LOCAL_CLUSTER), "rate").strip() == limit
+    # Never faster; how much slower is a matter of what else this machine does.
+    assert send_s(num_bytes) > least_s
+
+
+def test_a_rate_that_is_none_is_refused_and_changes_nothing(
+    rate: Callable[[str], subprocess.CompletedProcess[str]],
+) -> None:
+    assert rate("1gbit").returncode == 0
+    for wrong in ("fast", "0mbit", "100", "1.5gbit"):
+        done = rate(wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"error: expected a rate. Received: '{wrong}'" in done.stderr
+    assert slurm(str(LOCAL_CLUSTER), "rate").strip() == "1gbit"
+
+
+def test_collectives_are_compared_on_slow_links(
+    rate: Callable[[str], subprocess.CompletedProcess[str]], tiny_shards: Path, tmp_path: Path
+) -> None:
+    assert rate("1gbit").returncode == 0
+    bench = [sys.executable, "jobs/bench_network.py", "--dataset", "synthetic", "--data", str(tiny_shards)]
+    bench += [
+        "--rates",
+        "100mbit",
+        "--collectives",
+        "gossip",
+        "--epochs",
+        "1",
+        "--model",
+        "mlp",
+        "--target",
+        "0.1",
+    ]
+    done = subprocess.run(
+        [*bench, "--out", str(tmp_path)], cwd=LOCAL_CLUSTER.parents[1], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert slurm(str(LOCAL_CLUSTER), "rate").strip() == "1gbit"
+    record = json.loads((tmp_path / "100mbit/gossip/run.json").read_text())
+    assert len(set(record["environment"]["hosts"])) == 4
+    # As fast as the links let it be.
+    sent = sum(rank["sent_bytes"] for rank in record["epochs"][0]["by_rank"]) / 4
+    assert record["train_s"] > sent * 8 / 100e6 * 0.9
+    assert "| gossip | weights | changed |" in (tmp_path / "network.md").read_text()
+    assert (tmp_path / "100mbit/report.html").is_file()
 
 
 def test_federated_clients_are_the_shards(cluster_clone: Clone) -> None:

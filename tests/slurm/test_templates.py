@@ -290,11 +290,19 @@ def local_cluster(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run([SLURM / "local_cluster.sh", *words], env=environ, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("words", [[], ["sideways"], ["exec", "n1"], ["kill"], ["down", "n1"]])
+@pytest.mark.parametrize(
+    "words", [[], ["sideways"], ["exec", "n1"], ["kill"], ["down", "n1"], ["rate", "1gbit", "n1"]]
+)
 def test_local_cluster_shows_its_usage(words: list[str], tmp_path: Path) -> None:
     done = local_cluster(tmp_path, *words)
     assert done.returncode == 2
     assert "slurm/local_cluster.sh up [N]" in done.stderr
+
+
+def test_local_cluster_that_is_down_has_no_rate(tmp_path: Path) -> None:
+    done = local_cluster(tmp_path, "rate")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "expected a cluster that is up. Received: none" in done.stderr
 
 
 def test_local_cluster_asks_for_root(tmp_path: Path) -> None:
