@@ -1,0 +1,21 @@
+"""Measures how training scales on 1, 2, 4, 8, … ranks, beside what the model of cost predicts from two.
+
+    mpiexec -n 8 python jobs/scaling.py
+    mpiexec -n 4 python jobs/scaling.py --model mlp --batch-size 256 --collectives plain,hierarchical
+    srun -N 8 -n 8 python jobs/scaling.py
+
+One launch measures all numbers of ranks up to its own: those that a measurement does not need sleep. It
+needs no data set. Leaves scaling.json, scaling.md and scaling.png in --out.
+"""
+
+from mpi_train.cli import run_job
+from mpi_train.plan.config import ScalingConfig
+
+if __name__ == "__main__":
+    run_job(
+        "scaling",
+        ScalingConfig,
+        "mpi_train.plan.scaling:measure",
+        description="Measure how training scales, beside what is predicted.",
+        mpi=True,
+    )
