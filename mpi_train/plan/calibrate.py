@@ -17,7 +17,7 @@ from mpi_train import models, optimizers
 from mpi_train.averaging import Nothing
 from mpi_train.bench.network import BareAllReduce
 from mpi_train.bench.step import IMAGE_SHAPE, NUM_CLASSES
-from mpi_train.bench.timing import Work, time_in_turn
+from mpi_train.bench.timing import Work, rest_until_all_are_here, time_in_turn
 from mpi_train.collectives import choose
 from mpi_train.config import MpiConfig, StepConfig
 from mpi_train.data.examples import Examples
@@ -245,7 +245,7 @@ class _Place:
 
 
 def _place(world: World) -> _Place:
-    """Which machine this rank is on, whatever its host name says, and how many cores that has for its ranks."""
+    """Which machine this rank is on, whatever its host is called, and the cores that ranks have there."""
     everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
     local = [cores for host, cores in everyone if host == world.hosts[world.rank]]
     # Nodes that are namespaces of one machine have its kernel.
@@ -266,14 +266,6 @@ def on_one_core(core: int) -> Iterator[None]:
     finally:
         for task, cores in before.items():
             os.sched_setaffinity(task, cores)
-
-
-def rest_until_all_are_here(world: World) -> None:
-    """A barrier that takes no core from the ranks that work."""
-    if world.comm is not None:
-        request = world.comm.Ibarrier()
-        while not request.Test():
-            time.sleep(0.002)
 
 
 def _medians(times: dict[str, list[float]]) -> dict[int, float]:
