@@ -19,6 +19,7 @@ from mpi_train.bench.network import BareAllReduce
 from mpi_train.bench.step import IMAGE_SHAPE, NUM_CLASSES
 from mpi_train.bench.timing import Work, rest_until_all_are_here, time_in_turn
 from mpi_train.collectives import choose
+from mpi_train.collectives.buckets import BUCKET_BYTES, grouped
 from mpi_train.config import MpiConfig, StepConfig
 from mpi_train.data.examples import Examples
 from mpi_train.errors import JobError
@@ -60,6 +61,7 @@ class TimedStep:
         model = models.build(config.model, IMAGE_SHAPE, NUM_CLASSES, seed=config.seed, dtype=config.dtype)
         flat = FlatModel(model, device)
         self.model_bytes = 4 * flat.num_padded
+        self.num_buckets = len(grouped([4 * size for size in flat.sizes], BUCKET_BYTES))
         averaging = Nothing() if way is None else choose.averaging(MpiConfig(collective=way), world, flat)  # type: ignore[arg-type]
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         self._trainer = Trainer(flat, optimizer, examples, averaging=averaging, devices=[device])
@@ -168,6 +170,7 @@ class _Calibration:
                 "dtype": config.dtype,
             },
             model_bytes=local[batches[0]].model_bytes,
+            num_buckets=local[batches[0]].num_buckets,
             hosts=pair.hosts,
             threads=self.threads,
             cores=cores,
