@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mpi_train.collectives.catalogue import WAYS
 from mpi_train.config import StepConfig, at_least, option
 from mpi_train.errors import UsageError
 from mpi_train.plan.cost import Network
 
 Machine = Literal["auto", "one", "many"]
+
+
+def every_step() -> list[str]:
+    """Ways that exchange at every step, so that a few steps tell what one takes."""
+    return [name for name, way in WAYS.items() if way.every == 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,20 @@ class ScalingConfig(MeasureConfig):
         "plain", "ways to exchange, as jobs/mpi.py --collective has them, with commas", "NAMES"
     )
     out: Path = option(Path("results/scaling"), "folder for scaling.json, scaling.md and scaling.png", "DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = every_step()
+        if not self.ways or not set(self.ways) <= set(known):
+            raise UsageError(
+                f"--collectives: expected some of {', '.join(known)}, which exchange at every step. "
+                f"Received: {self.collectives!r}"
+            )
+
+    @property
+    def ways(self) -> list[str]:
+        """Names of ``collectives``."""
+        return list(dict.fromkeys(name.strip() for name in self.collectives.split(",") if name.strip()))
 
 
 @dataclass(frozen=True, kw_only=True)

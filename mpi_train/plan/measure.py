@@ -5,12 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 
 from mpi_train import devices, environment
-from mpi_train.collectives.catalogue import WAYS
 from mpi_train.errors import UsageError
 from mpi_train.plan import calibration as calibrations
 from mpi_train.plan import planner
 from mpi_train.plan.calibrate import calibrate
-from mpi_train.plan.config import PlanConfig
+from mpi_train.plan.config import PlanConfig, every_step
 from mpi_train.plan.output import make_folder, unwritable
 from mpi_train.world import World
 
@@ -40,9 +39,8 @@ def plan(config: PlanConfig, world: World, threads: int) -> None:
         f"a rank, {environment.cpu_model()}",
         soft_wrap=True,
     )
-    ways = [way for way in WAYS if WAYS[way].every == 1]
     calibration = calibrate(
-        config, world, device, threads, ways, lambda text: console.print("measuring", text)
+        config, world, device, threads, every_step(), lambda text: console.print("measuring", text)
     )
     with world.together():
         if world.is_root:

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from mpi_train import devices, environment, files
 from mpi_train.bench.timing import Work, rest_until_all_are_here, time_in_turn
-from mpi_train.collectives.catalogue import WAYS
 from mpi_train.config import as_dict, one_example_a_rank
 from mpi_train.errors import UsageError
 from mpi_train.plan.calibrate import TimedStep, calibrate
@@ -64,7 +63,6 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
     Raises:
         UsageError: ways, a batch, a model or a folder that cannot be used; on all ranks.
     """
-    ways = _ways(config.collectives)
     one_example_a_rank(config.batch_size, world.size)
     if world.size < 2:
         raise UsageError(
@@ -83,13 +81,13 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
         soft_wrap=True,
     )
     calibration = calibrate(
-        config, world, device, threads, _every_step(ways), lambda text: console.print("measuring", text)
+        config, world, device, threads, config.ways, lambda text: console.print("measuring", text)
     )
     model = Model(calibration)
     measured: list[Measured] = []
     for size in sizes:
         console.print(f"measuring {size} ranks" if size > 1 else "measuring 1 rank")
-        measured += _of_size(config, world, device, size, ways, model, measured)
+        measured += _of_size(config, world, device, size, model, measured)
     where = environment.describe(world)
     notes = _notes(calibration.one_machine, calibration.cores, world.size)
     if not world.is_root:
@@ -129,7 +127,6 @@ def _of_size(
     world: World,
     device: str,
     size: int,
-    ways: list[str],
     model: Model,
     before: list[Measured],
 ) -> list[Measured]:
@@ -141,7 +138,7 @@ def _of_size(
         shape = Shape(hosts, size // hosts)
         cases = [
             (way, scaling, batch)
-            for way in (ways if size > 1 else ways[:1])
+            for way in (config.ways if size > 1 else config.ways[:1])
             for scaling, batch in (("strong", config.batch_size), ("weak", config.batch_size * size))
             if size > 1 or scaling == "strong"
         ]
@@ -170,26 +167,6 @@ def _of_size(
             )
     rest_until_all_are_here(world)
     return world.gather_all(found)[0]
-
-
-def _ways(names: str) -> list[str]:
-    ways = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    unknown = [name for name in ways if name not in WAYS]
-    if unknown or not ways:
-        raise UsageError(
-            f"--collectives: expected names of {', '.join(_every_step(list(WAYS)))}. "
-            f"Received: {', '.join(unknown) or 'none'}"
-        )
-    if seldom := [name for name in ways if WAYS[name].every > 1]:
-        raise UsageError(
-            f"--collectives: expected ways that exchange at every step. Received: {', '.join(seldom)}",
-            remedy=f"leave {seldom[0]} out; its steps between two exchanges are those of one rank",
-        )
-    return ways
-
-
-def _every_step(ways: list[str]) -> list[str]:
-    return [way for way in ways if WAYS[way].every == 1]
 
 
 def _notes(one_machine: bool, cores: int, ranks: int) -> list[str]:
