@@ -3,21 +3,22 @@
 #: MPI=site        leave the MPI wheel out and use the cluster's own module (remembered; MPI=wheel goes back)
 #: GPU=1           TensorFlow with CUDA (remembered; GPU=0 goes back)
 #: PYTHON=...      interpreter for the environment, 3.10 to 3.13 (default: the first on PATH)
-#: NP=4            ranks of mpi, multiworker, pipeline, federated, reinforcement, ddp, bench-step; devices of
-#:                 mirrored, custom and custom_dataset
+#: NP=4            ranks of mpi, multiworker, pipeline, federated, reinforcement, ddp, bench-step, scaling, plan;
+#:                 devices of mirrored, custom and custom_dataset
 #: EPOCHS=5        passes over the training set
 #: BATCH=64        global batch: examples a step (of reinforcement, steps played an update), over all ranks together
 #: MODEL=cnn       cnn, mlp, resnet, or package.module:function of your own
 #: DATASET=...     fashion_mnist, mnist, cifar10; drawn: synthetic, synthetic_mnist, synthetic_cifar10
 #: SEED=1          of the weights and the order of the data; for make data, of the partition
 #: SHARDS=4        shards that make data writes
-#: REPEATS=3       times that make bench runs each strategy; samples that make bench-step takes
+#: REPEATS=3       times that make bench runs each strategy; samples that bench-step, scaling and plan take
 #: STRATEGIES=...  which ones make bench runs: baseline,tuned,mpi,mirrored,custom,custom_dataset,multiworker,tpu,
 #:                 pipeline,federated,ddp
 #: OUT=DIR         folder of the results
 #: NODES=4         nodes of the local Slurm cluster, also for bench-network; of the job that make submit submits
 #: RATES=...       what each node's link lets through in bench-network (default: 10gbit,1gbit,100mbit)
-#: COLLECTIVES=... what bench-network compares (default: those of jobs/mpi.py, but for auto and hierarchical)
+#: COLLECTIVES=... what bench-network compares (default: those of jobs/mpi.py, but for auto and hierarchical);
+#:                 what scaling measures (default: plain)
 #: STRATEGY=mpi    what make submit submits: mpi, baseline, mirrored, custom, multiworker, pipeline, federated,
 #:                 bench
 #: TIME=01:00:00   its time limit
@@ -91,6 +92,15 @@ bench-network: setup ## The collectives of mpi on slow links between NODES nodes
 .PHONY: bench-step
 bench-step: setup ## Where the time of one training step goes on NP ranks, and how near it is to the limits
 	$(RANKS) jobs/bench_step.py $(REPEATS:%=--repeats %) $(STEP)
+
+.PHONY: scaling
+scaling: setup ## Measure steps on 1, 2, 4, … up to NP (default 8) ranks, beside what is predicted from two
+	$(MPIEXEC) -n $(or $(NP),8) $(RUN) jobs/scaling.py $(REPEATS:%=--repeats %) \
+		$(if $(COLLECTIVES),--collectives '$(COLLECTIVES)') $(STEP)
+
+.PHONY: plan
+plan: setup ## Predict training on 1 to 4,096 ranks from a short measurement on two, and advise
+	$(RANKS) jobs/plan.py $(EPOCHS:%=--epochs %) $(REPEATS:%=--repeats %) $(STEP)
 
 .PHONY: report
 report: setup ## Write the report of OUT (default results/bench) again

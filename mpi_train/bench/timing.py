@@ -61,12 +61,12 @@ def _time(work: Work, world: World, count: int) -> float:
         work.run(count)
     elapsed = time.perf_counter() - start
     if work.alone:
-        _sleep_until_all_are_here(world)
+        rest_until_all_are_here(world)
     return world.maximum(elapsed)
 
 
-def _sleep_until_all_are_here(world: World) -> None:
-    # A barrier would spin, and the rank that works would not have the machine to itself.
+def rest_until_all_are_here(world: World) -> None:
+    """A barrier that leaves the cores to the ranks that are still at work; MPI's own would spin."""
     if world.comm is not None:
         request = world.comm.Ibarrier()
         while not request.Test():

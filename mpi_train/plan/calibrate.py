@@ -17,8 +17,9 @@ from mpi_train import models, optimizers
 from mpi_train.averaging import Nothing
 from mpi_train.bench.network import BareAllReduce
 from mpi_train.bench.step import IMAGE_SHAPE, NUM_CLASSES
-from mpi_train.bench.timing import Work, time_in_turn
+from mpi_train.bench.timing import Work, rest_until_all_are_here, time_in_turn
 from mpi_train.collectives import choose
+from mpi_train.collectives.buckets import BUCKET_BYTES, grouped
 from mpi_train.config import MpiConfig, StepConfig
 from mpi_train.data.examples import Examples
 from mpi_train.errors import JobError
@@ -60,6 +61,7 @@ class TimedStep:
         model = models.build(config.model, IMAGE_SHAPE, NUM_CLASSES, seed=config.seed, dtype=config.dtype)
         flat = FlatModel(model, device)
         self.model_bytes = 4 * flat.num_padded
+        self.num_buckets = len(grouped([4 * size for size in flat.sizes], BUCKET_BYTES))
         averaging = Nothing() if way is None else choose.averaging(MpiConfig(collective=way), world, flat)  # type: ignore[arg-type]
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         self._trainer = Trainer(flat, optimizer, examples, averaging=averaging, devices=[device])
@@ -169,6 +171,7 @@ class _Calibration:
                 "dtype": config.dtype,
             },
             model_bytes=local[batches[0]].model_bytes,
+            num_buckets=local[batches[0]].num_buckets,
             hosts=pair.hosts,
             threads=self.threads,
             cores=cores,
@@ -246,7 +249,7 @@ class _Place:
 
 
 def _place(world: World) -> _Place:
-    """Which machine this rank is on, whatever its host name says, and how many cores that has for its ranks."""
+    """Which machine this rank is on, whatever its host is called, and the cores that ranks have there."""
     everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
     local = [cores for host, cores in everyone if host == world.hosts[world.rank]]
     # Nodes that are namespaces of one machine have its kernel.
@@ -267,14 +270,6 @@ def on_one_core(core: int) -> Iterator[None]:
     finally:
         for task, cores in before.items():
             os.sched_setaffinity(task, cores)
-
-
-def rest_until_all_are_here(world: World) -> None:
-    """A barrier that takes no core from the ranks that work."""
-    if world.comm is not None:
-        request = world.comm.Ibarrier()
-        while not request.Test():
-            time.sleep(0.002)
 
 
 def _medians(times: dict[str, list[float]]) -> dict[int, float]:

@@ -48,6 +48,7 @@ class Calibration:
     """Attributes:
     step: What a step is: model, global batch, optimizer, dtype.
     model_bytes: Of the weights, float32.
+    num_buckets: Pieces in which ``buckets`` sends the gradient.
     hosts: Where it was measured.
     threads: Of a rank.
     cores: Of a node.
@@ -61,6 +62,7 @@ class Calibration:
 
     step: dict[str, Any]
     model_bytes: int
+    num_buckets: int
     hosts: tuple[str, ...]
     threads: int
     cores: int

@@ -47,6 +47,12 @@ class Moved:
     rounds_within: float = 0
     bytes_within: float = 0
 
+    def times(self, count: int) -> Moved:
+        """``count`` of them, one after another."""
+        return Moved(
+            count * self.rounds, count * self.num_bytes, count * self.rounds_within, count * self.bytes_within
+        )
+
 
 @dataclass(frozen=True)
 class Shape:

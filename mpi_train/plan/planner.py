@@ -167,7 +167,7 @@ def _heading(config: PlanConfig, model: Model) -> list[str]:
     gbit = 8e-9 / network.seconds_per_byte
     return [
         f"{step['model']}, {batch}, {step['optimizer']}, {step['dtype']}: {work}",
-        f"Network, {how}: {seconds(network.latency_s)} a message, {gbit:.3g} Gbit/s{burst}. "
+        f"Network, {how}: {seconds(network.latency_s)} a message, {gbit:.3g} Gbit/s{burst}",
         f"Weights: {amount(model.calibration.model_bytes)}",
     ]
 

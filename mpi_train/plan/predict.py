@@ -106,7 +106,8 @@ class Model:
         payload = self.calibration.payload.get(way, self.calibration.model_bytes)
         if way in _PATTERNS:
             return _PATTERNS[way](payload, shape)
-        moved = [algorithm(payload, shape) for algorithm in ALL_REDUCES.values()]
+        pieces = self.calibration.num_buckets if way == "buckets" else 1
+        moved = [algorithm(payload / pieces, shape).times(pieces) for algorithm in ALL_REDUCES.values()]
         return min(moved, key=lambda each: self._moving_s(each, network, 0))
 
     def every(self, way: str) -> int:

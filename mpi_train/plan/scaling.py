@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from mpi_train import devices, environment, files
-from mpi_train.bench.timing import Work, time_in_turn
+from mpi_train.bench.timing import Work, rest_until_all_are_here, time_in_turn
 from mpi_train.collectives.catalogue import WAYS
 from mpi_train.config import as_dict, one_example_a_rank
 from mpi_train.errors import UsageError
-from mpi_train.plan.calibrate import TimedStep, calibrate, rest_until_all_are_here
+from mpi_train.plan.calibrate import TimedStep, calibrate
 from mpi_train.plan.config import ScalingConfig
 from mpi_train.plan.cost import Shape
 from mpi_train.plan.output import Grid, make_folder, save, unwritable

@@ -7,7 +7,7 @@ formulas of ``cost``. SimGrid: Casanova, Giersch, Legrand, Quinson, Suter 2014, 
 accurate simulation of distributed applications and platforms".
 
 Input: ``latency_s``, ``bytes_per_s``, ``num_bytes``, ``algorithm``, ``ranks`` (a power of two) and
-``rounds``, how many to simulate of a ring's, which are all alike; null for all. Output: ``version``, ``seconds`` and ``messages``.
+``rounds``, how many of them to simulate. Output: ``version``, ``seconds`` and ``messages``.
 """
 
 from __future__ import annotations

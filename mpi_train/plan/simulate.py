@@ -17,6 +17,7 @@ SIZES = (64, 512, 4096)
 REMEDY = (
     "apt-get install --no-install-recommends python3-simgrid (or pip install simgrid, with a C++ compiler)"
 )
+_PYTHONS = (sys.executable, "/usr/bin/python3")
 _SCRIPT = Path(__file__).with_name("simgrid_all_reduce.py")
 _TIMEOUT_S = 1200
 _MOST_MESSAGES = 100_000
@@ -57,7 +58,7 @@ def interpreter() -> str:
     Raises:
         PlatformError: neither can.
     """
-    for python in (sys.executable, "/usr/bin/python3"):
+    for python in _PYTHONS:
         try:
             found = subprocess.run([python, "-c", "import simgrid"], capture_output=True, timeout=60)
         except (OSError, subprocess.SubprocessError):
