@@ -2,7 +2,7 @@
 
 A non-blocking all-reduce makes no progress by itself: MPI moves bytes when it is called. So a thread calls
 it, on a communicator of its own, and sleeps in between, as a rank often has one core for everything: over
-1 Gbit/s a thread that waited inside MPI instead took two thirds of what the overlap had gained.
+1 Gbit/s a thread that waited inside MPI instead took most of what the overlap had gained.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class TimedStep:
             self._run(self._next, self._next + taken)
             self._next = (self._next + taken) % (_NUM_STEPS - 1)
             count -= taken
+        self._trainer.averaging.finish()
 
     def sent_bytes(self, num_steps: int) -> int:
         """Bytes that this rank sends in a step; on all ranks together."""
