@@ -87,13 +87,17 @@ def plan(trainings: Mapping[str, Sequence[Training]], model: Model, claim: str) 
     with PICTURE.drawing():
         figure = _figure(claim, 5)
         first, second = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-        _axes(first, "time to the last epoch, minutes")
+        longest_s = max(row.train_s for rows in trainings.values() for row in rows)
+        units = {"hours": 3600, "minutes": 60, "seconds": 1}
+        unit = next((name for name, unit_s in units.items() if longest_s > 2 * unit_s), "seconds")
+        unit_s = units[unit]
+        _axes(first, f"time to the last epoch, {unit}")
         _axes(second, "node-hours")
         for colour, (way, rows) in zip(_COLOURS, trainings.items(), strict=False):
             ranks = [row.shape.ranks for row in rows]
             style = "--" if model.changes_result(way) else "-"
             for axes, values in (
-                (first, [row.train_s / 60 for row in rows]),
+                (first, [row.train_s / unit_s for row in rows]),
                 (second, [row.node_hours for row in rows]),
             ):
                 axes.plot(

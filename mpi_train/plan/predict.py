@@ -108,7 +108,7 @@ class Model:
             return _PATTERNS[way](payload, shape)
         pieces = self.calibration.num_buckets if way == "buckets" else 1
         moved = [algorithm(payload / pieces, shape).times(pieces) for algorithm in ALL_REDUCES.values()]
-        return min(moved, key=lambda each: self._moving_s(each, network, 0))
+        return min(moved, key=lambda each: network.after_pause(each, 0))
 
     def every(self, way: str) -> int:
         """Steps between two exchanges."""
@@ -162,26 +162,20 @@ class Model:
         """Without what the way adds. ``factor`` times as many ranks share a core as in ``crowd``."""
         times = crowd.compute_s if crowd is not None else self.calibration.alone_s
         compute_s = interpolated(times, own_batch) * factor
-        network = self._given if self._given is not None and not measured_network else None
-        if network is None:
-            assert crowd is not None
-            # What takes a core takes longer; what takes the wire does not.
-            roomy = self.calibration.roomy
-            assert roomy is not None
-            wire = roomy.network.seconds_per_byte
-            cpu = crowd.network.seconds_per_byte if crowd.network.seconds_per_byte > 1.25 * wire else 0.0
-            network = Network(
-                latency_s=crowd.network.latency_s * factor,
-                seconds_per_byte=max(crowd.network.seconds_per_byte, cpu * factor),
-                burst_bytes=crowd.network.burst_bytes,
-            )
+        network = self._given
+        moving: Callable[[Moved, float], float] | None = network.after_pause if network is not None else None
+        if crowd is not None and (network is None or measured_network):
+            network, moving = crowd.network, self._measured(crowd, factor)
+        assert network is not None
+        assert moving is not None
         every = self.every(way)
         moved = self.exchange(way, shape, network)
-        moving_s = self._moving_s(moved, network, compute_s) / every
+        # Within a node bytes move as they do between nodes, where nothing else was measured.
+        within = Moved(moved.rounds_within, moved.bytes_within)
+        within_s = moving(within, 0) if within.rounds else 0.0
+        moving_s = (moving(moved, compute_s) + within_s) / every
         hidden_s = min(moving_s, _HIDES.get(way, 0.0) * compute_s)
-        # Ranks that share cores wait for each other's work, which is in their time already.
-        crowded = crowd is not None and crowd is self.calibration.crowded
-        scatter = 1.0 if crowded else self._slowest(shape.ranks)
+        scatter = self._slowest(shape.ranks)
         return StepTime(
             compute_s=compute_s,
             # Over several steps what is slow by chance evens out, as its root.
@@ -191,10 +185,22 @@ class Model:
             sent_bytes=moved.num_bytes / every,
         )
 
-    def _moving_s(self, moved: Moved, network: Network, pause_s: float) -> float:
-        # Within a node bytes move as they do between nodes, where nothing else was measured.
-        within_s = moved.rounds_within * network.latency_s + moved.bytes_within * network.seconds_per_byte
-        return network.after_pause(moved, pause_s) + within_s
+    def _measured(self, crowd: Crowd, factor: float) -> Callable[[Moved, float], float]:
+        """As ``Network.after_pause``, by the times that were measured at the numbers of bytes around it."""
+        roomy, network = self.calibration.roomy, crowd.network
+        assert roomy is not None
+        # What takes a core takes longer where more ranks share it; what takes the wire does not.
+        takes_core = network.seconds_per_byte > 1.25 * roomy.network.seconds_per_byte
+        slower = factor if takes_core else 1.0
+
+        def seconds(moved: Moved, pause_s: float) -> float:
+            if not moved.rounds:
+                return 0.0
+            saved_s = min(network.burst_bytes * network.seconds_per_byte, pause_s)
+            moving_s = max(0.0, interpolated(crowd.all_reduce_s, moved.num_bytes) * slower - saved_s)
+            return moving_s + (moved.rounds - 1) * network.latency_s * factor
+
+        return seconds
 
     def _slowest(self, count: int) -> float:
         """What the slowest of ``count`` ranks takes of a step, over what one takes on average."""
