@@ -271,7 +271,8 @@ class Checkpoints:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: expected a run's checkpoint. Received: {error!r}"[:300]) from error
         for name, expected in self._work.items():
-            if work.get(name) != expected:
+            # What an older version did not write down, it did not have.
+            if (work.get(name) or None) != (expected or None):
                 raise UsageError(
                     f"{path} is of another run: {name} is {work.get(name)} there, and {expected} here",
                     remedy="--resume never, which starts anew and removes it, or --out with another folder",

@@ -247,6 +247,20 @@ class MpiConfig(RanksConfig):
                 f"allow",
                 remedy=f"--collective plain, or leave {flag} out",
             )
+        if name == "diloco" and self.post_local_from > 1:
+            raise UsageError(
+                f"--post-local-from: --collective diloco goes apart from the first epoch on. "
+                f"Received: {self.post_local_from}",
+                remedy="leave it out",
+            )
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for other, its in WAYS.items():
+            for setting in set(its.parameters) - set(way.parameters):
+                if getattr(self, setting) != defaults[setting]:
+                    raise UsageError(
+                        f"--{setting.replace('_', '-')}: is of --collective {other}. Received: it, with {name}",
+                        remedy=f"--collective {other}, or leave it out",
+                    )
         if self.autotune and name != "auto":
             raise UsageError(
                 f"--autotune chooses the collective itself. Received: --collective {name}",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import keras
 
 MAX_ROLLBACKS = 3
+EXCHANGE = "averaging/"
+"""How the names of arrays begin that last from one exchange to the next."""
 
 
 class State(Protocol):
@@ -314,9 +316,15 @@ class Session(Overseer):
     def _restore(self, arrays: Arrays, *, same_size: bool) -> None:
         with self.run.world.together():
             here = self.state.arrays()
+            names = here.keys() | arrays.keys()
+            # A rank on its own exchanges nothing, and has nothing of it that lasts.
+            if not same_size:
+                names = {
+                    name for name in names if not name.startswith(EXCHANGE) or name in here.keys() & arrays
+                }
             apart = [
                 name
-                for name in here.keys() | arrays.keys()
+                for name in names
                 if name not in here or name not in arrays or arrays[name].shape != here[name].shape
             ]
             if apart:

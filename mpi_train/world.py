@@ -207,8 +207,9 @@ def join() -> World:
     try:
         import mpi4py
 
-        # One thread at a time calls MPI, for which "serialized" would do. But only at this level does
-        # MPICH yield the core while it waits: with 4 ranks on 2 cores a step takes 1.3 ms, not 200.
+        # Some ways to exchange call MPI from two threads at once; the others would do with "serialized". But
+        # only at this level does MPICH yield the core while it waits: with 4 ranks on 2 cores a step takes
+        # 1.3 ms, not 200.
         mpi4py.rc.thread_level = "multiple"
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -217,7 +217,7 @@ limit_device() { # limit_device DEVICE [PREFIX...]: to run/rate; PREFIX leads to
     # millisecond, but 16 to 256 kB.
     burst=$(awk -v rate="$rate" 'BEGIN {
         bytes = rate * (rate ~ /gbit/ ? 1e9 : 1e6) / 8 * 0.0005
-        print int(bytes < 16000 ? 16000 : bytes > 256000 ? 256000 : bytes)
+        print int(bytes < 64000 ? 64000 : bytes > 256000 ? 256000 : bytes)
     }')
     "${@:2}" tc qdisc replace dev "$1" root tbf rate "$rate" burst "$burst" latency 100ms ||
         fail "expected a kernel that limits rates (the module sch_tbf)" "$PRIVILEGES; or no RATE"

@@ -77,9 +77,9 @@ def _step_s(config: MpiConfig, batch_size: int, threads: int, image_shape: Seque
             words, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LIMIT_S
         )
         if done.returncode == 0:
-            return float(done.stdout)
+            return float(done.stdout.splitlines()[-1])  # the user's own model may print, too
         problem = " ".join(done.stderr.strip().splitlines()[-1:])
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
         problem = str(error)
     raise PlatformError(
         f"--autotune: a step with {threads} {'thread' if threads == 1 else 'threads'} could not be timed: "

@@ -81,6 +81,16 @@ class LocalCluster:
 
     def _call(self, *words: str) -> subprocess.CompletedProcess[str]:
         # A session of its own: Ctrl-C must not stop the script half-way through the nodes.
-        return subprocess.run(
-            [self._script, *words], capture_output=True, text=True, timeout=_LIMIT_S, start_new_session=True
-        )
+        try:
+            return subprocess.run(
+                [self._script, *words],
+                capture_output=True,
+                text=True,
+                timeout=_LIMIT_S,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PlatformError(
+                f"expected {self._script} {' '.join(words)} to end within {_LIMIT_S:g} s. Received: no answer",
+                remedy="as root: make slurm-down, then make slurm-up",
+            ) from error

@@ -62,7 +62,7 @@ class PowerSGD(AllReduce):
         self._matrices: list[_Matrix] = []
         with tf.device(flat.weights.value.device):
             for index, shape in enumerate(flat.shapes):
-                n, m = math.prod(shape[:-1]), shape[-1]
+                n, m = math.prod(shape[:-1]), (shape or (1,))[-1]
                 if 2 * rank * (n + m) <= n * m:
                     q = tf.Variable(draw((n, rank), np.float32), trainable=False)
                     self._matrices.append(_Matrix(index, q, tf.Variable(tf.zeros((n, m)), trainable=False)))

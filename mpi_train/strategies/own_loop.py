@@ -20,7 +20,7 @@ from mpi_train.optimizers import LearningRate
 from mpi_train.order import epoch_order, plan_steps
 from mpi_train.records import RunRecord
 from mpi_train.run import Run
-from mpi_train.session import Session, State, copies
+from mpi_train.session import EXCHANGE, Session, State, copies
 from mpi_train.strategies.epoch import lay_out
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
@@ -151,7 +151,7 @@ class _State:
             "weights": trainer.flat.weights.value,
             **{f"states/{i}": state for i, state in enumerate(trainer.flat.states)},
             **{f"optimizer/{i}": variable for i, variable in enumerate(trainer.update.variables)},
-            **{f"averaging/{name}": held for name, held in trainer.averaging.variables.items()},
+            **{f"{EXCHANGE}{name}": held for name, held in trainer.averaging.variables.items()},
         }
 
     def arrays(self) -> Arrays:
@@ -159,7 +159,8 @@ class _State:
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
         for name, variable in self._variables.items():
-            variable.assign(arrays[name])
+            if name in arrays or not name.startswith(EXCHANGE):
+                variable.assign(arrays[name])
         if not same_size:
             part_seeds(self._world, self._trainer.flat.states)
 

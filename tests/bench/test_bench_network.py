@@ -45,7 +45,7 @@ def test_each_collective_runs_at_each_rate_with_the_same_work(
         )
     settings = [parse(MpiConfig, job.words[-4:], description="", prog="") for job in jobs[1:3]]
     assert [(each.collective, each.every, each.topk_part) for each in settings] == [
-        ("plain", 8, 0.01),
+        ("plain", 8, MpiConfig().topk_part),
         ("topk", 1, 0.1),
     ]
 

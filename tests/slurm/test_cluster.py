@@ -104,7 +104,12 @@ def test_tensorflows_cluster_is_made_of_the_nodes(cluster_clone: Clone) -> None:
 # Two rounds of the one, or many of the other: enough for what Slurm and MPI say beside it to be little.
 @pytest.mark.parametrize(
     ("template", "flags"),
-    [("mpi_4nodes", ()), ("pipeline_2nodes", ()), ("federated", ("--epochs", "8"))],
+    [
+        ("mpi_4nodes", ()),
+        ("mpi_4nodes", ("--collective", "bfloat16")),
+        ("pipeline_2nodes", ()),
+        ("federated", ("--epochs", "8")),
+    ],
 )
 def test_a_node_sends_the_bytes_that_the_record_counts(
     template: str, flags: tuple[str, ...], cluster_clone: Clone
