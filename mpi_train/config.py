@@ -253,14 +253,6 @@ class MpiConfig(RanksConfig):
                 f"Received: {self.post_local_from}",
                 remedy="leave it out",
             )
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for other, its in WAYS.items():
-            for setting in set(its.parameters) - set(way.parameters):
-                if getattr(self, setting) != defaults[setting]:
-                    raise UsageError(
-                        f"--{setting.replace('_', '-')}: is of --collective {other}. Received: it, with {name}",
-                        remedy=f"--collective {other}, or leave it out",
-                    )
         if self.autotune and name != "auto":
             raise UsageError(
                 f"--autotune chooses the collective itself. Received: --collective {name}",
@@ -273,6 +265,15 @@ class MpiConfig(RanksConfig):
             raise UsageError(f"--outer-rate: expected more than 0. Received: {self.outer_rate:g}")
         if not 0 <= self.outer_momentum < 1:
             raise UsageError(f"--outer-momentum: expected 0 to below 1. Received: {self.outer_momentum:g}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for other, its in WAYS.items():
+            for setting in set(its.parameters) - set(way.parameters):
+                if getattr(self, setting) != defaults[setting]:
+                    flag = "--" + setting.replace("_", "-")
+                    raise UsageError(
+                        f"{flag} is of --collective {other}. Received: --collective {name}",
+                        remedy=f"--collective {other}, or leave it out",
+                    )
 
     @property
     def exchange(self) -> dict[str, Any]:

@@ -213,8 +213,8 @@ limit_device() { # limit_device DEVICE [PREFIX...]: to run/rate; PREFIX leads to
         return
     fi
     # What passes at full speed after a pause. Less than a message, or short ones would not be limited; more
-    # than the timer is late by and than one write of TCP, or the rate would not be reached. Half a
-    # millisecond, but 16 to 256 kB.
+    # than the timer is late by, and as much as TCP hands down at once, or the rate would not be reached. Half
+    # a millisecond, but 64 to 256 kB.
     burst=$(awk -v rate="$rate" 'BEGIN {
         bytes = rate * (rate ~ /gbit/ ? 1e9 : 1e6) / 8 * 0.0005
         print int(bytes < 64000 ? 64000 : bytes > 256000 ? 256000 : bytes)

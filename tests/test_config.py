@@ -79,6 +79,11 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
         (["--topk-part", "2"], "--topk-part: expected more than 0, at most 1. Received: 2"),
         (["--topk-part", "0"], "--topk-part: expected more than 0"),
         (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
+        (["--collective", "diloco", "--post-local-from", "2"], "--post-local-from: --collective diloco goes"),
+        (
+            ["--powersgd-rank", "8"],
+            "--powersgd-rank is of --collective powersgd",
+        ),
         (["--every", "4", "--collective", "powersgd"], "--every: --collective powersgd exchanges at every"),
     ],
 )

@@ -91,6 +91,6 @@ class LocalCluster:
             )
         except subprocess.TimeoutExpired as error:
             raise PlatformError(
-                f"expected {self._script} {' '.join(words)} to end within {_LIMIT_S:g} s. Received: no answer",
+                f"expected {self._script} {words[0]} to end within {_LIMIT_S:g} s. Received: no answer",
                 remedy="as root: make slurm-down, then make slurm-up",
             ) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +30,8 @@ from mpi_train.plan.calibration import Calibration, Crowd, batches_of, fit_error
 from mpi_train.plan.config import MeasureConfig
 from mpi_train.trainer import Trainer
 from mpi_train.world import World
+
+T = TypeVar("T")
 
 _SAMPLE_S = 0.15
 _NUM_STEPS = 256
@@ -116,27 +119,60 @@ def calibrate(
     tf.get_logger().setLevel("ERROR")
     # On two nodes where there are two: the network between them is what more ranks will need.
     other = next((rank for rank, host in enumerate(world.hosts) if host != world.hosts[0]), 1)
-    measures = world.rank in (0, other)
-    pair = world.split(int(measures))
-    found = None
-    if measures:
-        found = _Calibration(config, pair, device, threads, say).measure(ways)
+    place = _place(world)
+    return while_others_rest(
+        world,
+        world.rank in (0, other),
+        lambda pair: _Calibration(config, pair, place, device, threads, say).measure(ways),
+    )
+
+
+def while_others_rest(world: World, works: bool, work: Callable[[World], T]) -> T:
+    """Has some ranks do something, while the others take no core from them; on all ranks together.
+
+    Args:
+        world: All ranks.
+        works: Whether this one does it.
+        work: What is done, with the world of those that do it.
+
+    Returns:
+        What the first of them returned; the same on all ranks.
+
+    Raises:
+        JobError: what any of them raised; on all ranks.
+    """
+    some = world.split(int(works))
+    found: tuple[T] | None = None
+    problem: JobError | None = None
+    if works:
+        try:
+            found = (work(some),)
+        except JobError as error:
+            problem = error
     rest_until_all_are_here(world)
-    calibration = world.gather_all(found)[0]
-    assert calibration is not None
-    return calibration
+    with world.together():
+        if problem is not None:
+            raise problem
+    return next(each for each in world.gather_all(found) if each is not None)[0]
 
 
 class _Calibration:
     def __init__(
-        self, config: MeasureConfig, pair: World, device: str, threads: int, say: Callable[[str], None]
+        self,
+        config: MeasureConfig,
+        pair: World,
+        place: _Place,
+        device: str,
+        threads: int,
+        say: Callable[[str], None],
     ) -> None:
-        self.config, self.pair, self.device, self.threads, self.say = config, pair, device, threads, say
+        self.config, self.pair, self.place, self.device, self.threads = config, pair, place, device, threads
+        self.say = say
         self.own_batch = max(1, config.batch_size // 2)
 
     def measure(self, ways: Sequence[str]) -> Calibration:
         config, pair = self.config, self.pair
-        places = pair.gather_all(_place(pair))
+        places = pair.gather_all(self.place)
         machines = {place.machine for place in places}
         cores = places[0].num_cores
         one_machine = pair.size > 1 and len(machines) == 1
@@ -157,7 +193,9 @@ class _Calibration:
                 except JobError:
                     continue  # these ranks cannot exchange so; then it is not predicted from its own step
             self.say("two ranks at once, and all-reduces between them")
-            roomy = self._crowd(local, averaged, ranks_per_core=2 / cores)
+            # Ranks that the launcher, or we, bound have cores of their own, and the others' are not theirs.
+            own = set().union(*pair.gather_all(os.sched_getaffinity(0)))
+            roomy = self._crowd(local, averaged, ranks_per_core=2 / len(own))
             payload = {way: step.sent_bytes(8) for way, step in averaged.items()}
             if one_machine:
                 self.say("two ranks on one core, as if there were more ranks than cores")

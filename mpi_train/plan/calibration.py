@@ -143,6 +143,8 @@ def fit_network(all_reduce_s: Mapping[int, float], paused_s: Mapping[int, float]
     # What is below a tenth is noise.
     large = [gain for gain, size in zip(gains_s, paused_s, strict=True) if gain > 0.1 * all_reduce_s[size]]
     burst = max(large) / seconds_per_byte if large and seconds_per_byte else 0.0
+    # Where noise hides it, no network is infinitely fast: 10 TB/s.
+    seconds_per_byte = max(seconds_per_byte, 1e-13)
     return Network(latency_s=latency_s, seconds_per_byte=seconds_per_byte, burst_bytes=burst)
 
 

@@ -105,7 +105,7 @@ ALL_REDUCES: dict[str, Callable[[float, Shape], Moved]] = {
 
 
 def hierarchical(num_bytes: float, shape: Shape) -> Moved:
-    """Within the node a reduce-scatter, between the nodes the better of ring and halving, then an all-gather.
+    """Within the node a reduce-scatter, halving and doubling between the nodes, then an all-gather.
 
     All ranks of a node lead a part each, so that the node's link carries the vector once.
     """

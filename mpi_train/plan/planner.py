@@ -247,7 +247,7 @@ def _times(found: Mapping[str, Sequence[Training]], model: Model) -> Grid:
 
 def _efficiencies(found: Mapping[str, Sequence[Training]], model: Model) -> Grid:
     return _by_way(
-        "Efficiency: node-hours of one rank over those of all",
+        "Efficiency of the ranks: what one takes for as many examples, over their number times this",
         found,
         model,
         lambda row: f"{row.efficiency:.0%}",

@@ -106,7 +106,7 @@ class Model:
         payload = self.calibration.payload.get(way, self.calibration.model_bytes)
         if way in _PATTERNS:
             return _PATTERNS[way](payload, shape)
-        pieces = self.calibration.num_buckets if way == "buckets" else 1
+        pieces = {"buckets": self.calibration.num_buckets, "powersgd": 2}.get(way, 1)
         moved = [algorithm(payload / pieces, shape).times(pieces) for algorithm in ALL_REDUCES.values()]
         return min(moved, key=lambda each: network.after_pause(each, 0))
 
@@ -145,7 +145,7 @@ class Model:
         reference = "plain" if way not in crowd.step_s else way
         if reference not in crowd.step_s:
             return bare
-        of_two = self._bare(reference, Shape(2), batch, crowd, 1, measured_network=True)
+        of_two = self._bare(reference, Shape(2), batch, crowd, 1, as_measured=True)
         own_s = (crowd.step_s[reference] - of_two.total_s) / self.every(way)
         fields = {name: getattr(bare, name) for name in StepTime.__dataclass_fields__}
         return StepTime(**{**fields, "own_s": own_s * factor})
@@ -157,18 +157,22 @@ class Model:
         own_batch: float,
         crowd: Crowd | None,
         factor: float,
-        measured_network: bool = False,
+        as_measured: bool = False,
     ) -> StepTime:
-        """Without what the way adds. ``factor`` times as many ranks share a core as in ``crowd``."""
+        """Without what the way adds.
+
+        ``factor`` times as many ranks share a core as in ``crowd``. ``as_measured``: on the network on which
+        that was, with an exchange at every step.
+        """
         times = crowd.compute_s if crowd is not None else self.calibration.alone_s
         compute_s = interpolated(times, own_batch) * factor
         network = self._given
         moving: Callable[[Moved, float], float] | None = network.after_pause if network is not None else None
-        if crowd is not None and (network is None or measured_network):
+        if crowd is not None and (network is None or as_measured):
             network, moving = crowd.network, self._measured(crowd, factor)
         assert network is not None
         assert moving is not None
-        every = self.every(way)
+        every = 1 if as_measured else self.every(way)
         moved = self.exchange(way, shape, network)
         # Within a node bytes move as they do between nodes, where nothing else was measured.
         within = Moved(moved.rounds_within, moved.bytes_within)

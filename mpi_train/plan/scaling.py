@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from mpi_train import devices, environment, files
-from mpi_train.bench.timing import Work, rest_until_all_are_here, time_in_turn
+from mpi_train.bench.timing import Work, time_in_turn
 from mpi_train.config import as_dict, one_example_a_rank
 from mpi_train.errors import UsageError
-from mpi_train.plan.calibrate import TimedStep, calibrate
+from mpi_train.plan.calibrate import TimedStep, calibrate, while_others_rest
 from mpi_train.plan.config import ScalingConfig
 from mpi_train.plan.cost import Shape
 from mpi_train.plan.output import Grid, make_folder, save, unwritable
@@ -131,11 +131,10 @@ def _of_size(
     before: list[Measured],
 ) -> list[Measured]:
     """Steps of the first ``size`` ranks; the same list on all."""
-    some = world.split(int(world.rank < size))
-    found: list[Measured] = []
-    if world.rank < size:
-        hosts = len(set(world.hosts[:size]))
-        shape = Shape(hosts, size // hosts)
+    hosts = len(set(world.hosts[:size]))
+    shape = Shape(hosts, size // hosts)
+
+    def steps(some: World) -> list[Measured]:
         cases = [
             (way, scaling, batch)
             for way in (config.ways if size > 1 else config.ways[:1])
@@ -150,6 +149,7 @@ def _of_size(
             for way, scaling, batch in cases
         ]
         times = time_in_turn(works, some, repeats=config.repeats, sample_s=_SAMPLE_S)
+        found: list[Measured] = []
         for work, (way, scaling, batch) in zip(works, cases, strict=True):
             samples = times[work.name]
             alone = before[0] if before else None
@@ -165,8 +165,9 @@ def _of_size(
                     speedup=rate / (alone.batch_size / alone.step_s) if alone else 1.0,
                 )
             )
-    rest_until_all_are_here(world)
-    return world.gather_all(found)[0]
+        return found
+
+    return while_others_rest(world, world.rank < size, steps)
 
 
 def _notes(one_machine: bool, cores: int, ranks: int) -> list[str]:

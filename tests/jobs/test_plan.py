@@ -78,6 +78,13 @@ def test_one_rank_cannot_measure_a_network() -> None:
     assert "mpiexec -n 2 python jobs/plan.py" in result.stderr
 
 
+def test_what_the_measuring_ranks_cannot_do_ends_those_that_rest() -> None:
+    result = start("scaling", "--model", "nope", ranks=3)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert "--model" in result.stderr
+
+
 def test_help_needs_no_tensorflow() -> None:
     for job in ("plan", "scaling"):
         words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]

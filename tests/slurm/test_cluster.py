@@ -195,7 +195,7 @@ def rate(cluster_clone: Clone) -> Iterator[Callable[[str], subprocess.CompletedP
 
 # One is a few times what may pass at once, the other what a training step sends.
 @pytest.mark.parametrize(
-    ("limit", "num_bytes", "least_s"), [("100mbit", 900_000, 0.068), ("10mbit", 200_000, 0.14)]
+    ("limit", "num_bytes", "least_s"), [("100mbit", 900_000, 0.062), ("10mbit", 200_000, 0.1)]
 )
 def test_links_are_as_slow_as_they_are_made(
     limit: str, num_bytes: int, least_s: float, rate: Callable[[str], subprocess.CompletedProcess[str]]
