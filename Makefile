@@ -170,7 +170,7 @@ submit: setup ## Submit STRATEGY (default mpi) to Slurm, on NODES nodes for TIME
 test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4
 	$(PYTEST) $(ARGS)
 	$(MPIEXEC) -n 2 $(PYTEST) --with-mpi -m 'mpi and not slow' $(ARGS)
-	$(MPIEXEC) -n 4 $(PYTEST) --with-mpi -m 'mpi and not slow' $(ARGS)
+	$(MPIEXEC) -n 4 $(PYTEST) --with-mpi -m 'mpi and not slow and not pair' $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take minutes each

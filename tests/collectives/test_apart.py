@@ -76,6 +76,7 @@ def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, tin
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
+@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_diloco_without_momentum_is_local_sgd(world: World, tiny: ShardSet) -> None:
     def diloco(flat: FlatModel) -> Nothing:
@@ -91,6 +92,7 @@ def test_diloco_without_momentum_is_local_sgd(world: World, tiny: ShardSet) -> N
     assert np.abs(ours - expected).max() < 1e-5
 
 
+@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_dilocos_outer_step_is_nesterovs(world: World, tiny: ShardSet) -> None:
     rate, momentum, every = 0.7, 0.9, 4
@@ -116,6 +118,7 @@ def test_dilocos_outer_step_is_nesterovs(world: World, tiny: ShardSet) -> None:
         assert np.abs(trainer.flat.weights.numpy() - origin).max() < 1e-5
 
 
+@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", ["gossip", "diloco"])
 def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(

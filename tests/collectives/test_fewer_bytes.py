@@ -247,6 +247,7 @@ def expected(world: World, tiny: ShardSet) -> list[float]:
     return [whole.epoch(number) for number in range(1, 5)]
 
 
+@pytest.mark.pair
 @pytest.mark.parametrize(
     ("name", "settings"), [("bfloat16", {}), ("powersgd", {}), ("topk", {"topk_part": 0.05})]
 )
@@ -259,6 +260,7 @@ def test_training_comes_near_to_where_whole_gradients_bring_it(
     assert losses[7] < expected[3]
 
 
+@pytest.mark.pair
 @pytest.mark.parametrize("name", WAYS)
 def test_training_goes_on_in_the_same_bits(name: str, world: World, tiny: ShardSet) -> None:
     one = Training(world, tiny, name)
