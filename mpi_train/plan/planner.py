@@ -192,6 +192,11 @@ def _notes(config: PlanConfig, model: Model) -> list[str]:
             f"A batch of {most} goes round {most:,} ranks at most. More need a larger --batch-size, or "
             "--weak, by which it grows with them; both change the result."
         )
+    if config.weak and config.max_ranks * most > config.examples:
+        notes.append(
+            f"From {-(-config.examples // most):,} ranks on an epoch is less than one batch: more of them "
+            "have nothing to do."
+        )
     return [*notes, "Times are those of training, without start-up and evaluation."]
 
 

@@ -281,11 +281,11 @@ def _draw(comparison: Comparison) -> Figure:
     rates = comparison.rates
     names = list(dict.fromkeys(row.name for own in rates.values() for row in own))
     look, summary = PICTURE, comparison.summary
-    height_in = 1.4 + look.bars_in(names)
+    height_in = 1.6 + look.bars_in(names)
     figure = Figure(figsize=(3.2 + 2.6 * len(rates), height_in), layout="constrained", facecolor=look.paper)
     work = summary.work
     figure.suptitle(
-        f"{_caption(comparison)}: {work['model']} on {wording.data_name(summary)}, global batch "
+        f"{_caption(comparison)}\n{work['model']} on {wording.data_name(summary)}, global batch "
         f"{work['global_batch_size']}",
         fontsize=11,
         color=look.ink,
