@@ -9,9 +9,7 @@ import tensorflow as tf
 
 from mpi_train import models, optimizers
 from mpi_train.averaging import Weights, WeightsAndSlots
-from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.collectives.choose import mean_all_reduce
-from mpi_train.collectives.hierarchical import HierarchicalAllReduce
 from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet
@@ -292,38 +290,3 @@ def test_a_batch_too_small_for_all_devices_does_not_make_batchnorm_nan(tiny: Sha
     # 509 examples in batches of 127: one is left for two devices.
     trainer.train_epoch(epoch_order(1, 1, 0, 509), plan_steps(509, 127, num_parts=2), World())
     assert all(np.isfinite(array).all() for array in flat.arrays())
-
-
-@pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
-@pytest.mark.parametrize("length", [1, 16, 1001, 300_000])
-def test_collectives_give_the_mean_in_the_same_bits_on_all_ranks(
-    world: World, kind: type[MeanAllReduce], length: int
-) -> None:
-    reduce = kind(world, length)
-    for call in range(5):
-        vectors = [
-            np.random.default_rng([call, rank]).random(length, np.float32) for rank in range(world.size)
-        ]
-        mean = reduce.mean(vectors[world.rank])
-        assert np.allclose(mean, np.mean(vectors, axis=0), rtol=1e-6)
-        check_equal(world, [mean], when=f"call {call}")
-
-
-@pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
-def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllReduce]) -> None:
-    reduce = kind(world, 5000)
-
-    @tf.function(autograph=False)
-    def run() -> tf.Tensor:
-        def body(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            mine = tf.fill([5000], tf.cast(i + world.rank, tf.float32))
-            return i + 1, total + reduce(mine)
-
-        start = (0, tf.zeros([5000]))
-        return tf.while_loop(lambda i, _: i < 200, body, start, parallel_iterations=1)[1]
-
-    expected = sum(i + (world.size - 1) / 2 for i in range(200))
-    assert (run().numpy() == expected).all()
-    assert reduce.take_traffic(world).sent_bytes == 200 * reduce.bytes_per_call

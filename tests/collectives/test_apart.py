@@ -3,40 +3,13 @@
 import numpy as np
 import pytest
 
-from mpi_train import optimizers
 from mpi_train.averaging import Nothing, Weights
 from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip, Neighbours
-from mpi_train.data.shards import ShardSet
 from mpi_train.equality import check_equal
 from mpi_train.flat import FlatModel
-from mpi_train.models import build
-from mpi_train.order import epoch_order, plan_steps
-from mpi_train.trainer import Trainer
 from mpi_train.world import World
-
-
-def trainer_on(world: World, tiny: ShardSet, averaging, optimizer: str = "sgd") -> Trainer:
-    """A trainer of the small model on this rank's part, the exchange made by ``averaging``."""
-    flat = FlatModel(build("mlp", (28, 28, 1), 10, seed=3, dtype="float32"))
-    rate = {"sgd": 0.1, "adam": 0.002}[optimizer]
-    return Trainer(
-        flat,
-        optimizers.build(optimizer, rate),
-        tiny.read("train", world.rank, world.size),
-        averaging=averaging(flat),
-    )
-
-
-def train(trainer: Trainer, world: World, epochs: range = range(1, 2)) -> float:
-    """Trains in batches of 48, and returns the mean loss of the last epoch."""
-    for epoch in epochs:
-        trainer.averaging.begin_epoch(epoch)
-        order = epoch_order(1, epoch, world.rank, len(trainer.examples))
-        steps = plan_steps(509, 48, rank=world.rank, size=world.size)
-        totals = trainer.train_epoch(order, steps, world)
-    return totals.mean_loss
 
 
 @pytest.mark.mpi(min_size=2)
@@ -63,49 +36,47 @@ def test_a_round_of_rumours_is_the_exact_mean_of_a_power_of_two_of_ranks(world: 
 
 
 @pytest.mark.mpi(min_size=2)
-def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, tiny: ShardSet) -> None:
+def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, small) -> None:
     def gossip(flat: FlatModel) -> Nothing:
         return Gossip(mean_all_reduce(world, flat.num_padded), world, flat.num_padded)
 
-    trainer = trainer_on(world, tiny, gossip, "adam")
-    first = train(trainer, world)
+    trainer = small.trainer(gossip, optimizer="adam")
+    first = small.train(trainer).mean_loss
     check_equal(world, trainer.flat.arrays(), when="after the epoch")
     traffic = trainer.averaging.take_traffic(world)
     assert traffic.sent_bytes == 0  # the epoch's was taken by its meter
-    assert train(trainer, world, range(2, 6)) < 0.7 * first
+    assert small.train(trainer, range(2, 6)).mean_loss < 0.7 * first
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
 @pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
-def test_diloco_without_momentum_is_local_sgd(world: World, tiny: ShardSet) -> None:
+def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
     def diloco(flat: FlatModel) -> Nothing:
         return DiLoCo(mean_all_reduce(world, flat.num_padded), flat, every=4, rate=1.0, momentum=0.0)
 
     def local_sgd(flat: FlatModel) -> Nothing:
         return Weights(mean_all_reduce(world, flat.num_padded), every=4)
 
-    ways = [trainer_on(world, tiny, averaging) for averaging in (diloco, local_sgd)]
+    ways = [small.trainer(averaging) for averaging in (diloco, local_sgd)]
     for trainer in ways:
-        train(trainer, world, range(1, 3))
+        small.train(trainer, range(1, 3))
     ours, expected = (trainer.flat.weights.numpy() for trainer in ways)
     assert np.abs(ours - expected).max() < 1e-5
 
 
 @pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
-def test_dilocos_outer_step_is_nesterovs(world: World, tiny: ShardSet) -> None:
+def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
     rate, momentum, every = 0.7, 0.9, 4
 
     def diloco(flat: FlatModel) -> Nothing:
         return DiLoCo(mean_all_reduce(world, flat.num_padded), flat, every, rate, momentum)
 
-    trainer = trainer_on(world, tiny, diloco)
-    alone = trainer_on(world, tiny, lambda flat: Nothing())
-    steps = plan_steps(509, 48, rank=world.rank, size=world.size)
-    order = epoch_order(1, 1, world.rank, len(trainer.examples))
+    trainer = small.trainer(diloco)
+    alone = small.trainer(lambda flat: Nothing())
     trainer.averaging.begin_epoch(1)
-    ours, locally = (each.prepare(order, steps) for each in (trainer, alone))
+    ours, locally = (each.prepare(small.order(each), small.steps) for each in (trainer, alone))
     origin, velocity = alone.flat.weights.numpy().copy(), 0.0
     for first in range(0, 8, every):
         ours(first, first + every)
@@ -121,21 +92,17 @@ def test_dilocos_outer_step_is_nesterovs(world: World, tiny: ShardSet) -> None:
 @pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", ["gossip", "diloco"])
-def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(
-    kind: str, world: World, tiny: ShardSet
-) -> None:
+def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, world: World, small) -> None:
     def averaging(flat: FlatModel) -> Nothing:
         reduce = mean_all_reduce(world, flat.num_padded)
         return (
             Gossip(reduce, world, flat.num_padded) if kind == "gossip" else DiLoCo(reduce, flat, 4, 0.7, 0.9)
         )
 
-    steps = plan_steps(509, 48, rank=world.rank, size=world.size)
-    one, other = (trainer_on(world, tiny, averaging, "adam") for _ in range(2))
-    order = epoch_order(1, 1, world.rank, len(one.examples))
+    one, other = (small.trainer(averaging, optimizer="adam") for _ in range(2))
     for trainer in (one, other):
         trainer.averaging.begin_epoch(1)
-    going_on, anew = (trainer.prepare(order, steps) for trainer in (one, other))
+    going_on, anew = (trainer.prepare(small.order(trainer), small.steps) for trainer in (one, other))
     going_on(0, 5)
     for mine, theirs in zip(other.variables, one.variables, strict=True):
         mine.assign(np.array(theirs.numpy()))
@@ -143,6 +110,6 @@ def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(
     assert held
     for name, mine in other.averaging.variables.items():
         mine.assign(np.array(held[name].numpy()))
-    going_on(5, len(steps))
-    anew(5, len(steps))
+    going_on(5, len(small.steps))
+    anew(5, len(small.steps))
     assert (one.flat.weights.numpy() == other.flat.weights.numpy()).all()

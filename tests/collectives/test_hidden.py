@@ -12,48 +12,18 @@ import pytest
 import tensorflow as tf
 from mpi4py import MPI
 
-from mpi_train import models, optimizers, timeline
+from mpi_train import timeline
 from mpi_train.averaging import Gradients, Nothing
 from mpi_train.collectives.background import Background
 from mpi_train.collectives.base import all_reduce_bytes
 from mpi_train.collectives.buckets import BUCKET_BYTES, Buckets, grouped
 from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.data.shards import ShardSet
 from mpi_train.equality import check_equal
 from mpi_train.flat import FlatModel
-from mpi_train.order import Steps, epoch_order, plan_steps
-from mpi_train.records import EpochTotals
 from mpi_train.spans import TRAINING
 from mpi_train.traffic import Traffic
-from mpi_train.trainer import Trainer
 from mpi_train.world import World
-
-
-def trainer_on(
-    world: World, tiny: ShardSet, averaging, *, model: str = "mlp", optimizer: str = "sgd"
-) -> Trainer:
-    """A trainer on this rank's part of the data, the exchange made by ``averaging``."""
-    flat = FlatModel(models.build(model, (28, 28, 1), 10, seed=3, dtype="float32"))
-    return Trainer(
-        flat,
-        optimizers.build(optimizer, {"sgd": 0.1, "adam": 0.002}[optimizer]),
-        tiny.read("train", world.rank, world.size),
-        averaging=averaging(flat),
-    )
-
-
-def plan(world: World) -> Steps:
-    """509 examples in batches of 48: 11 steps."""
-    return plan_steps(509, 48, rank=world.rank, size=world.size)
-
-
-def train(trainer: Trainer, world: World, epochs: range = range(1, 2)) -> EpochTotals:
-    for epoch in epochs:
-        trainer.averaging.begin_epoch(epoch)
-        order = epoch_order(1, epoch, world.rank, len(trainer.examples))
-        totals = trainer.train_epoch(order, plan(world), world)
-    return totals
 
 
 def delayed(world: World, flat: FlatModel) -> Delayed:
@@ -62,11 +32,11 @@ def delayed(world: World, flat: FlatModel) -> Delayed:
 
 @pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
-def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, tiny: ShardSet) -> None:
-    ours = trainer_on(world, tiny, lambda flat: delayed(world, flat))
-    alone = trainer_on(world, tiny, lambda flat: Nothing())
-    steps = plan(world)
-    order = epoch_order(1, 1, world.rank, len(ours.examples))
+def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small) -> None:
+    ours = small.trainer(lambda flat: delayed(world, flat))
+    alone = small.trainer(lambda flat: Nothing())
+    steps = small.steps
+    order = small.order(ours)
     run, local_step = (each.prepare(order, steps) for each in (ours, alone))
     mean = handed = np.zeros(ours.flat.num_padded, np.float32)
     for step in range(len(steps)):
@@ -83,9 +53,9 @@ def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, tiny: 
 
 
 @pytest.mark.mpi(min_size=2)
-def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, tiny: ShardSet) -> None:
-    trainer = trainer_on(world, tiny, lambda flat: delayed(world, flat), optimizer="adam")
-    first = train(trainer, world)
+def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, small) -> None:
+    trainer = small.trainer(lambda flat: delayed(world, flat), optimizer="adam")
+    first = small.train(trainer)
     check_equal(world, trainer.flat.arrays(), when="after the epoch")
     assert not any(held.numpy().any() for held in trainer.averaging.variables.values())
     each = all_reduce_bytes(4 * trainer.flat.num_padded, world.size)
@@ -93,18 +63,16 @@ def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, tin
         assert times.sent_bytes == 11 * each  # ten beside the computing, and that of the last step
         assert times.hidden_s >= 0
         assert min(times.parts_s) >= 0
-    assert train(trainer, world, range(2, 6)).mean_loss < 0.7 * first.mean_loss
+    assert small.train(trainer, range(2, 6)).mean_loss < 0.7 * first.mean_loss
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
 @pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
-def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, tiny: ShardSet) -> None:
-    one, other = (
-        trainer_on(world, tiny, lambda flat: delayed(world, flat), optimizer="adam") for _ in range(2)
-    )
-    steps = plan(world)
-    order = epoch_order(1, 1, world.rank, len(one.examples))
+def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, small) -> None:
+    one, other = (small.trainer(lambda flat: delayed(world, flat), optimizer="adam") for _ in range(2))
+    steps = small.steps
+    order = small.order(one)
     going_on, anew = (trainer.prepare(order, steps) for trainer in (one, other))
     going_on(0, 5)
     one.averaging.finish()
@@ -119,17 +87,15 @@ def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World,
 
 
 @pytest.mark.mpi(min_size=2)
-def test_an_error_on_the_thread_ends_the_step(
-    world: World, tiny: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_on_the_thread_ends_the_step(world: World, small, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[BaseException] = []
 
     def hook(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
         said.append(error)  # under MPI it would end all ranks here
 
     monkeypatch.setattr(sys, "excepthook", hook)
-    trainer = trainer_on(world, tiny, lambda flat: delayed(world, flat))
-    run = trainer.prepare(epoch_order(1, 1, world.rank, len(trainer.examples)), plan(world))
+    trainer = small.trainer(lambda flat: delayed(world, flat))
+    run = trainer.prepare(small.order(trainer), small.steps)
     trainer.averaging._background._comm.Free()
     with pytest.raises(tf.errors.OpError):
         run(0, 3)
@@ -163,15 +129,15 @@ def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
 @pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize(("model", "bucket_bytes"), [("mlp", 1), ("cnn", BUCKET_BYTES)])
-def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, tiny: ShardSet) -> None:
+def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, small) -> None:
     trainers = [
-        trainer_on(world, tiny, averaging, model=model)
+        small.trainer(averaging, model=model)
         for averaging in (
             lambda flat: Buckets(world, flat, bucket_bytes),
             lambda flat: Gradients(PlainAllReduce(world, flat.num_padded)),
         )
     ]
-    ours, expected = (train(trainer, world) for trainer in trainers)
+    ours, expected = (small.train(trainer) for trainer in trainers)
     check_equal(world, trainers[0].flat.arrays(), when="after the epoch")
     weights = [trainer.flat.weights.numpy() for trainer in trainers]
     assert np.abs(weights[0] - weights[1]).max() < 1e-5
@@ -181,15 +147,13 @@ def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: Wo
 
 
 @pytest.mark.mpi(min_size=2)
-def test_the_timeline_shows_the_exchange_beside_the_phases(
-    world: World, tiny: ShardSet, tmp_path: Path
-) -> None:
+def test_the_timeline_shows_the_exchange_beside_the_phases(world: World, small, tmp_path: Path) -> None:
     timeline.start(world)
     path = Path(world.gather_all(str(tmp_path))[0]) / "trace.json"
     with timeline.kept(path, lambda line: None):
-        trainer = trainer_on(world, tiny, lambda flat: delayed(world, flat))
+        trainer = small.trainer(lambda flat: delayed(world, flat))
         timeline.begin_epoch(1)
-        totals = train(trainer, world)
+        totals = small.train(trainer)
         timeline.end_epoch()
     world.barrier()
     content = json.loads(path.read_text())

@@ -1,14 +1,16 @@
-"""In two levels: the mean, whichever ranks share a node."""
+"""The collectives that give the mean, but for rounding: through MPI, and in two levels."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mpi_train.collectives import hierarchical
-from mpi_train.collectives.base import all_reduce_bytes
+from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
 from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.equality import check_equal
 from mpi_train.errors import PlatformError
 from mpi_train.world import World
 
@@ -22,21 +24,42 @@ LAYOUTS = [
 
 
 @pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
+@pytest.mark.parametrize("length", [1, 16, 1001, 300_000])
+def test_collectives_give_the_mean_in_the_same_bits_on_all_ranks(
+    kind: type[MeanAllReduce], length: int, world: World, check_mean
+) -> None:
+    check_mean(kind(world, length), length)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
+def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllReduce]) -> None:
+    reduce = kind(world, 5000)
+
+    @tf.function(autograph=False)
+    def run() -> tf.Tensor:
+        def body(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            mine = tf.fill([5000], tf.cast(i + world.rank, tf.float32))
+            return i + 1, total + reduce(mine)
+
+        start = (0, tf.zeros([5000]))
+        return tf.while_loop(lambda i, _: i < 200, body, start, parallel_iterations=1)[1]
+
+    expected = sum(i + (world.size - 1) / 2 for i in range(200))
+    assert (run().numpy() == expected).all()
+    assert reduce.take_traffic(world).sent_bytes == 200 * reduce.bytes_per_call
+
+
+@pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("node_of", LAYOUTS)
 @pytest.mark.parametrize("length", [1, 16, 1001, 100_000])
-def test_the_mean_in_the_same_bits_on_all_ranks(
-    node_of, length: int, world: World, monkeypatch: pytest.MonkeyPatch
+def test_in_two_levels_it_is_the_mean_whoever_shares_a_node(
+    node_of: Callable[[int], int], length: int, world: World, check_mean, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = world.split(node_of(world.rank))
     monkeypatch.setattr(hierarchical, "_of_one_node", lambda world: node)
-    reduce = HierarchicalAllReduce(world, length)
-    for call in range(5):
-        vectors = [
-            np.random.default_rng([call, rank]).random(length, np.float32) for rank in range(world.size)
-        ]
-        mean = reduce.mean(vectors[world.rank])
-        assert np.allclose(mean, np.mean(vectors, axis=0), rtol=1e-6)
-        check_equal(world, [mean], when=f"call {call}")
+    check_mean(HierarchicalAllReduce(world, length), length)
 
 
 @pytest.mark.mpi(min_size=4)
