@@ -44,6 +44,12 @@ def epoch(number: int, loss: float = 0.5) -> EpochRecord:
     )
 
 
+def test_hidden_time_is_told_where_there_is_some() -> None:
+    usual = epoch(1)
+    hides = dataclasses.replace(usual, by_rank=[RankTimes(1.0, 0.1, 0.5, 0.01, 7, 0.25), *usual.by_rank[1:]])
+    assert {**scalars(usual), "ranks/hidden_s_mean": 0.125, "ranks/hidden_s_max": 0.25} == scalars(hides)
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))

@@ -63,7 +63,8 @@ def scalars(record: EpochRecord) -> dict[str, float]:
         "speed/sync_s": record.sync_s,
     }
     if record.by_rank:
-        for part in ("compute_s", "moving_s", "waiting_s", "host_s"):
+        hidden = ("hidden_s",) if any(rank.hidden_s for rank in record.by_rank) else ()
+        for part in ("compute_s", "moving_s", "waiting_s", "host_s", *hidden):
             seconds = [getattr(rank, part) for rank in record.by_rank]
             figures[f"ranks/{part}_mean"] = statistics.fmean(seconds)
             figures[f"ranks/{part}_max"] = max(seconds)
