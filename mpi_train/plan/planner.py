@@ -37,8 +37,8 @@ def check(config: PlanConfig, num_ranks: int) -> None:
     if num_ranks == 1 and config.network is None:
         raise UsageError(
             "plan measures a network between two ranks. Received: 1 rank",
-            remedy="mpiexec -n 2 python jobs/plan.py (or srun -N 2 -n 2), or --gbit 100 --latency-us 2 for a "
-            "network that you know",
+            remedy="mpiexec -n 2 python jobs/plan.py (or sbatch slurm/plan_2nodes.sh), or --gbit 100 "
+            "--latency-us 2 for a network that you know",
         )
 
 
@@ -179,7 +179,7 @@ def _notes(config: PlanConfig, model: Model) -> list[str]:
         if len(set(calibration.hosts)) == 1:
             notes.append(
                 "It was measured within one node, as if nodes could reach each other's memory: measure "
-                "on two (srun -N 2 -n 2), or give --gbit and --latency-us."
+                "on two (sbatch slurm/plan_2nodes.sh), or give --gbit and --latency-us."
             )
     if model.one_machine:
         notes.append(

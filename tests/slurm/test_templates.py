@@ -44,6 +44,14 @@ REQUESTS = {
         "--cpus-per-task=2",
         *LONG,
     ],
+    "plan_2nodes": [
+        "--job-name=plan",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=2",
+        "--exclusive",
+        "--time=00:15:00",
+    ],
     "multiworker_4nodes": [
         "--job-name=multiworker",
         "--nodes=4",
@@ -71,6 +79,7 @@ COMMANDS = {
     "federated": f"{SRUN} python jobs/federated.py --out results/federated-7 --seed 3",
     "multiworker_4nodes": f"{SRUN} python jobs/multiworker.py --out results/multiworker-7 --seed 3",
     "pipeline_2nodes": f"{SRUN} python jobs/pipeline.py --out results/pipeline-7 --seed 3",
+    "plan_2nodes": f"{SRUN} python jobs/plan.py --out results/plan-7 --seed 3",
     "prepare_data": "python jobs/prepare_data.py --seed 3",
     "report": "python jobs/report.py --seed 3",
 }
