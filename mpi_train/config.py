@@ -474,9 +474,10 @@ def parse(kind: type[Config], argv: Sequence[str] | None = None, *, description:
 def as_flags(config: DataclassInstance) -> list[str]:
     """The command line that makes an equal config: only what differs from the defaults."""
     flags: list[str] = []
+    usual = type(config)()  # some defaults follow from other settings
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != field.default:
+        if value != getattr(usual, field.name):
             flag = "--" + field.name.replace("_", "-")
             flags += [flag] if value is True else [flag, str(value)]
     return flags
