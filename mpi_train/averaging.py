@@ -68,9 +68,8 @@ class Nothing:
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 1, or of the rest of one."""
 
-    def layers(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Called with the layers' local gradients where a step has one part; what it returns is used."""
-        return gradients
+    def layers(self, gradients: list[tf.Tensor]) -> None:
+        """Called before ``gradient``, with the local gradients of the layers, where a step has one part."""
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
         """Called with the local gradient; what it returns is applied."""

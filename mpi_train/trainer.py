@@ -292,7 +292,7 @@ class Trainer:
         # The scale is put in where the chain rule begins, so that no kernel is spent on it.
         gradients = tape.gradient(loss, pieces, output_gradients=scale, unconnected_gradients="zero")
         if len(self.devices) == 1:
-            gradients = self.averaging.layers(gradients)
+            self.averaging.layers(gradients)
         counts = tf.sign(scale)
         return counts * loss, counts * num_correct(outputs, labels), self.flat.concat(gradients), new_states
 

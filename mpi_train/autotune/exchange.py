@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpi_train.autotune import CLEARLY
+from mpi_train.autotune import clearly_fastest
 from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
 from mpi_train.collectives.plain import PlainAllReduce
@@ -87,5 +87,4 @@ def _durations(ways: dict[str, MeanAllReduce], world: World, length: int) -> dic
 
 def _choice(durations: dict[str, list[float]]) -> Choice:
     median_s = {name: statistics.median(values) for name, values in durations.items()}
-    usual, best = next(iter(median_s)), min(median_s, key=lambda name: median_s[name])
-    return Choice(best if median_s[best] < CLEARLY * median_s[usual] else usual, median_s)
+    return Choice(clearly_fastest(median_s), median_s)

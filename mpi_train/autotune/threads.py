@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from mpi_train.autotune import CLEARLY
+from mpi_train.autotune import clearly_fastest
 from mpi_train.config import MpiConfig
 from mpi_train.data.shards import ShardSet
 from mpi_train.errors import PlatformError
@@ -55,9 +55,7 @@ def tuned_threads(config: MpiConfig, world: World, most: int) -> int:
         with world.together():
             mine = _step_s(config, batch_size, threads, shape)
         step_s[threads] = world.maximum(mine)
-    best = min(tried, key=lambda threads: step_s[threads])
-    if step_s[best] > CLEARLY * step_s[tried[0]]:
-        best = tried[0]
+    best = clearly_fastest(step_s)
     times = ", ".join(f"{threads}: {1e3 * seconds:.2f} ms" for threads, seconds in step_s.items())
     say(f"autotune: a step on one rank by its number of threads: {times}; {best} it is")
     return best

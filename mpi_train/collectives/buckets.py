@@ -43,9 +43,8 @@ class Buckets(Gradients):
         self._exchange = _InBuckets(world, flat, bucket_bytes)
         super().__init__(self._exchange)
 
-    def layers(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    def layers(self, gradients: list[tf.Tensor]) -> None:
         self._exchange.hand_over(gradients)
-        return gradients
 
 
 class _InBuckets(AllReduce):

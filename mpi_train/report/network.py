@@ -232,13 +232,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"The {record.world_size} nodes share the {cores} cores of one machine, which move their bytes "
             f"too: at high rates the processor is the limit, and not the network."
         )
-    for name in wording.MACHINE:
-        values = wording.values(summary, name)
-        if len(values) > 1:
-            lines.append(
-                f"Beware: the runs were not made under equal conditions. {name}: {' / '.join(values)}."
-            )
-    return lines
+    return [*lines, *wording.unequal_conditions(summary)]
 
 
 def write(comparison: Comparison, out: Path) -> None:

@@ -41,13 +41,7 @@ def notes(summary: Summary) -> list[str]:
     waiting = [attempt for row in summary.everyone for attempt in row.unfinished if not attempt.failed]
     if waiting:
         lines.append(f"The bench was interrupted: {len(waiting)} of its runs are missing.")
-    for name in wording.MACHINE:
-        values = wording.values(summary, name)
-        if len(values) > 1:
-            lines.append(
-                f"Beware: the runs were not made under equal conditions. {name}: {' / '.join(values)}."
-            )
-    return lines
+    return [*lines, *wording.unequal_conditions(summary)]
 
 
 def _seeds_note(row: Row) -> str:

@@ -216,6 +216,15 @@ def environment_facts(record: RunRecord) -> dict[str, str]:
 MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "PyTorch", "Commit")
 
 
+def unequal_conditions(summary: Summary) -> list[str]:
+    """A warning for each fact about the machine in which runs differ."""
+    return [
+        f"Beware: the runs were not made under equal conditions. {name}: {' / '.join(found)}."
+        for name in MACHINE
+        if len(found := values(summary, name)) > 1
+    ]
+
+
 def values(summary: Summary, name: str) -> list[str]:
     """What the runs say of one of the ``environment_facts``, each different value once."""
     facts = (environment_facts(record) for record in summary.records)
