@@ -7,6 +7,8 @@ exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_DATA = 3
@@ -81,3 +83,11 @@ class DivergedError(JobError):
 
 class RanksApartError(DivergedError):
     """The ranks' weights went apart: no fault of the training's, which a smaller rate could mend."""
+
+
+def unwritable(out: Path, error: OSError) -> UsageError:
+    """What to raise where the folder of ``--out`` refuses a file."""
+    return UsageError(
+        f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
+        remedy="--out with another folder",
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpi_train import earlier, files
-from mpi_train.errors import DataError, UsageError
+from mpi_train.errors import DataError, UsageError, unwritable
 from mpi_train.world import World
 
 if TYPE_CHECKING:
@@ -279,11 +279,7 @@ class Recorder:
                     with tempfile.TemporaryFile(dir=self.out) as file:
                         file.write(bytes(SMALL_BYTES))  # a full disk lets a file be made, and not be filled
                 except OSError as error:
-                    raise UsageError(
-                        f"--out: expected a folder that can be written. Received: {self.out} "
-                        f"({error.strerror})",
-                        remedy="--out with another folder",
-                    ) from error
+                    raise unwritable(self.out, error) from error
 
     def begin(self, new_id: str, *, anew: bool) -> str:
         """Begins the event log of a run, or goes on with that of the one which was interrupted here.

@@ -19,7 +19,7 @@ from rich.table import Column
 from mpi_train.bench.plan import Job
 from mpi_train.bench.process import run_logged, tail
 from mpi_train.earlier import FILES
-from mpi_train.errors import DataError, JobError, UsageError
+from mpi_train.errors import DataError, JobError, unwritable
 from mpi_train.live.status import FILE as STATUS_FILE
 from mpi_train.records import RunRecord, read_run
 from mpi_train.report import wording
@@ -108,10 +108,7 @@ class Series(ABC):
                         (folder / stale).unlink(missing_ok=True)
             self.list_attempts()
         except OSError as error:
-            raise UsageError(
-                f"--out: expected a folder that can be written. Received: {self.out} ({error.strerror})",
-                remedy="--out with another folder",
-            ) from error
+            raise unwritable(self.out, error) from error
 
     def _run_all(self) -> None:
         with Progress(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -25,7 +24,7 @@ from mpi_train.collectives.choose import mean_all_reduce
 from mpi_train.config import as_dict, one_example_a_rank
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import balanced_range
-from mpi_train.errors import UsageError
+from mpi_train.errors import unwritable
 from mpi_train.flat import FlatModel
 from mpi_train.order import epoch_order, plan_steps
 from mpi_train.trainer import Trainer
@@ -164,7 +163,7 @@ def _make_folder(config: BenchStepConfig, world: World) -> None:
             config.out.mkdir(parents=True, exist_ok=True)
             (config.out / OUT_FILE).unlink(missing_ok=True)
         except OSError as error:
-            raise _unwritable(config.out, error) from error
+            raise unwritable(config.out, error) from error
 
 
 def _write(config: BenchStepConfig, world: World, threads: int, samples: figures.Samples) -> None:
@@ -182,11 +181,4 @@ def _write(config: BenchStepConfig, world: World, threads: int, samples: figures
     try:
         files.write_json(config.out / OUT_FILE, content)
     except OSError as error:
-        raise _unwritable(config.out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
-        remedy="--out with another folder",
-    )
+        raise unwritable(config.out, error) from error

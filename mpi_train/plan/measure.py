@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 
 from mpi_train import devices, environment
-from mpi_train.errors import UsageError
+from mpi_train.errors import UsageError, unwritable
 from mpi_train.plan import calibration as calibrations
 from mpi_train.plan import planner
 from mpi_train.plan.calibrate import calibrate
 from mpi_train.plan.config import PlanConfig, every_step
-from mpi_train.plan.output import make_folder, unwritable
+from mpi_train.plan.output import make_folder
 from mpi_train.world import World
 
 

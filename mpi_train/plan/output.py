@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from mpi_train import files
-from mpi_train.errors import UsageError
+from mpi_train.errors import unwritable
 from mpi_train.report.look import PICTURE
 
 if TYPE_CHECKING:
@@ -54,13 +54,6 @@ def make_folder(out: Path, names: Sequence[str]) -> None:
         raise unwritable(out, error) from error
 
 
-def unwritable(out: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
-        remedy="--out with another folder",
-    )
-
-
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure that was made within ``PICTURE.drawing``."""
     with PICTURE.drawing(), files.replacing(path) as temporary:
@@ -75,11 +68,3 @@ def seconds(value: float) -> str:
         if value < limit:
             return f"{value * factor:.3g} {unit}" if value * factor < 1000 else f"{value * factor:.0f} {unit}"
     return f"{value / 3600:,.1f} h"
-
-
-def amount(num_bytes: float) -> str:
-    """``912 B``, ``1.35 MB``: powers of 1000."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.3g} {unit}"
-    return f"{num_bytes:.0f} B"

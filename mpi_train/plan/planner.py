@@ -10,14 +10,15 @@ from rich.console import Console
 
 from mpi_train import files
 from mpi_train.config import as_dict
-from mpi_train.errors import UsageError
+from mpi_train.errors import UsageError, unwritable
 from mpi_train.plan import calibration as calibrations
 from mpi_train.plan.calibration import Calibration
 from mpi_train.plan.config import PlanConfig
-from mpi_train.plan.output import Grid, amount, make_folder, save, seconds, unwritable
+from mpi_train.plan.output import Grid, make_folder, save, seconds
 from mpi_train.plan.predict import Model, Training, trainings
 from mpi_train.plan.recommend import ENOUGH, Advice, advise
 from mpi_train.plan.simulate import Simulated, interpreter, simulate
+from mpi_train.report import wording
 
 FILES = ("plan.json", "plan.md", "plan.png")
 
@@ -161,14 +162,14 @@ def _same_step(config: PlanConfig, calibration: Calibration) -> None:
 def _heading(config: PlanConfig, model: Model) -> list[str]:
     step, network = model.calibration.step, model.network
     batch = f"batch {step['batch_size']} {'a rank' if config.weak else 'in all'}"
-    burst = f", after pauses {amount(network.burst_bytes)} at once" if network.burst_bytes else ""
+    burst = f", after pauses {wording.size(network.burst_bytes)} at once" if network.burst_bytes else ""
     how = "given" if config.network else "measured between two ranks"
     work = f"{config.epochs} epochs of {config.examples:,} examples"
     gbit = 8e-9 / network.seconds_per_byte
     return [
         f"{step['model']}, {batch}, {step['optimizer']}, {step['dtype']}: {work}",
         f"Network, {how}: {seconds(network.latency_s)} a message, {gbit:.3g} Gbit/s{burst}",
-        f"Weights: {amount(model.calibration.model_bytes)}",
+        f"Weights: {wording.size(model.calibration.model_bytes)}",
     ]
 
 
@@ -276,7 +277,7 @@ def _steps(found: Mapping[str, Sequence[Training]], advice: Advice) -> Grid:
                     row.step.total_s,
                 )
             ),
-            amount(row.step.sent_bytes),
+            wording.size(row.step.sent_bytes),
         ]
         for row in (found[way][i] for i in chosen)
     ]

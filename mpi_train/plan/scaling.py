@@ -11,11 +11,11 @@ from rich.console import Console
 from mpi_train import devices, environment, files
 from mpi_train.bench.timing import Work, time_in_turn
 from mpi_train.config import as_dict, one_example_a_rank
-from mpi_train.errors import UsageError
+from mpi_train.errors import UsageError, unwritable
 from mpi_train.plan.calibrate import TimedStep, calibrate, while_others_rest
 from mpi_train.plan.config import ScalingConfig
 from mpi_train.plan.cost import Shape
-from mpi_train.plan.output import Grid, make_folder, save, unwritable
+from mpi_train.plan.output import Grid, make_folder, save
 from mpi_train.plan.predict import Model
 from mpi_train.world import World
 

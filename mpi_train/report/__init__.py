@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpi_train import files
-from mpi_train.errors import UsageError
+from mpi_train.errors import unwritable
 from mpi_train.report.collect import collect
 from mpi_train.report.summary import Summary, groups, summarise
 
@@ -42,8 +42,5 @@ def write(folders: Sequence[Path], out: Path) -> list[Summary]:
         files.write_text(out / TEXT, markdown.render(summaries, drawn))
         files.write_text(out / PAGE, page.render(summaries))
     except OSError as error:
-        raise UsageError(
-            f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
-            remedy="--out with another folder",
-        ) from error
+        raise unwritable(out, error) from error
     return summaries

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpi_train import files
 from mpi_train.collectives.catalogue import WAYS
-from mpi_train.errors import UsageError
+from mpi_train.errors import unwritable
 from mpi_train.records import RunRecord, sum_of
 from mpi_train.report import drawing, templates, wording
 from mpi_train.report.collect import Attempt, Collection, collect
@@ -258,10 +258,7 @@ def write(comparison: Comparison, out: Path) -> None:
             _draw(comparison).savefig(temporary, format="png", dpi=150)
         files.write_text(out / TEXT, text)
     except OSError as error:
-        raise UsageError(
-            f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
-            remedy="--out with another folder",
-        ) from error
+        raise unwritable(out, error) from error
 
 
 def _caption(comparison: Comparison) -> str:
