@@ -16,8 +16,8 @@ from mpi_train.world import World
 class MeanAllReduce(AllReduce, ABC):
     """Replaces a float32 vector by its mean over all ranks, inside a graph.
 
-    An array that ``mean`` returned must not be written again before the call after the next one: until then
-    the graph may still hold it.
+    An array that ``mean`` returned must not be written again before the call after the next one, if it is
+    aligned: until then the graph may still hold it.
 
     Args:
         world: The ranks.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 from mpi4py import MPI
 
 from mpi_train import timeline
 from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.host_calls import HostCall
 from mpi_train.memory import aligned_empty
 from mpi_train.world import World
 
@@ -24,15 +26,22 @@ class PlainAllReduce(MeanAllReduce):
         chunk = chunk or length
         self._chunks = [slice(start, start + chunk) for start in range(0, length, chunk)]
         self._inverse_size = np.float32(1 / world.size)
+        self._call = HostCall(self._total)
         self._sum = timeline.traced("all-reduce", self._sum_up, together=world, num_bytes=self.bytes_per_call)
         self._buffers = [aligned_empty((length,), np.float32) for _ in range(2)]
 
+    def __call__(self, vector: tf.Tensor) -> tf.Tensor:
+        # In the graph, as the product is TensorFlow's own: of the weights it would else make a copy, before
+        # the next update in place.
+        return super().__call__(vector) * self._inverse_size
+
     def mean(self, vector: np.ndarray) -> np.ndarray:
+        return self._total(vector) * self._inverse_size
+
+    def _total(self, vector: np.ndarray) -> np.ndarray:
         self._buffers.reverse()
-        mean = self._buffers[0]
-        self._sum(vector, mean)
-        np.multiply(mean, self._inverse_size, out=mean)
-        return mean
+        self._sum(vector, self._buffers[0])
+        return self._buffers[0]
 
     def _sum_up(self, vector: np.ndarray, total: np.ndarray) -> None:
         for chunk in self._chunks:

