@@ -92,10 +92,19 @@ class Steps:
         return int(self.sizes[self.scales > 0].sum())
 
     @property
-    def common_sizes(self) -> tuple[int, ...] | None:
-        """Size of each part, where it is the same in all steps but the last; else None."""
-        first = self.sizes[0, :, 0]
-        return tuple(first.tolist()) if (self.sizes[:-1, :, 0] == first).all() else None
+    def regular_parts(self) -> tuple[tuple[int, float], ...] | None:
+        """Size and scale of each part, where they are the same in all steps but the last; else None."""
+        sizes, scales = self.sizes[..., 0], self.scales
+        if (sizes[:-1] != sizes[0]).any() or (scales[:-1] != scales[0]).any():
+            return None
+        return tuple(zip(sizes[0].tolist(), scales[0].tolist(), strict=True))
+
+    def regular_rows(self, order: np.ndarray) -> np.ndarray:
+        """The examples of each of those steps, part after part, given the order: int32 (steps - 1, n)."""
+        sizes = self.sizes[0, :, 0]
+        return np.concatenate(
+            [order[self.begins[:-1, part] + np.arange(size)] for part, size in enumerate(sizes)], axis=1
+        )
 
 
 def plan_steps(

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -70,6 +71,40 @@ class Chunk:
     exchange_s: float = math.nan
 
 
+Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+"""Images, labels and the scale of the loss, as in ``Steps``."""
+
+
+class _Data:
+    """Images and labels where the training computes, as variables: a loop hands tensors round at each step.
+
+    Args:
+        examples: At first.
+        device: Where.
+    """
+
+    def __init__(self, examples: Examples, device: str) -> None:
+        # On the CPU in the memory of the arrays; on a GPU a copy.
+        tensors = as_tensor(examples.images), as_tensor(examples.labels)
+        with tf.device(device):
+            self._variables = [
+                tf.Variable(tensor, trainable=False, shape=[None, *tensor.shape[1:]]) for tensor in tensors
+            ]
+
+    def assign(self, examples: Examples) -> None:
+        for variable, array in zip(self._variables, (examples.images, examples.labels), strict=True):
+            variable.assign(as_tensor(array))
+
+    def take(self, indices: tf.Tensor, device: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """Inside a graph, the images and labels at ``indices``."""
+        with tf.device(device):
+            # From a variable itself only on a GPU: there nothing else takes bytes, and here it would first be
+            # copied, as one that is shared with NumPy.
+            whole = [v if "GPU" in v.device else v.read_value() for v in self._variables]
+            images, labels = (tf.gather(each, indices) for each in whole)
+            return images, labels
+
+
 class Overseer:
     """Is asked between chunks of steps. This one lets them run."""
 
@@ -127,15 +162,13 @@ class Trainer:
         self.averaging = averaging or Nothing()
         self.averaging.attach(self.update)
         self._from_logits = not returns_probabilities(flat.model)
-        self.feed(examples)
+        self._data = _Data(examples, self.devices[0])
+        self.examples = examples
 
     def feed(self, examples: Examples) -> None:
         """Trains on these ``examples`` from now on."""
         self.examples = examples
-        with tf.device(self.devices[0]):
-            # On the CPU this is the same memory, on a GPU a copy.
-            self.images = tf.identity(as_tensor(examples.images))
-            self.labels = tf.identity(as_tensor(examples.labels))
+        self._data.assign(examples)
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -193,20 +226,19 @@ class Trainer:
             A function of two step numbers, first and stop, that trains the steps between them and
             returns the sums of the loss and the hits over this rank's examples in them.
         """
-        inputs = [tf.convert_to_tensor(array) for array in (order, *_arrays(steps))]
-        common = steps.common_sizes
+        parts = steps.regular_parts
+        regular = () if parts is None else (tf.convert_to_tensor(steps.regular_rows(order)),)
+        inputs = [tf.convert_to_tensor(a) for a in (order, steps.begins, steps.sizes, steps.scales)]
 
         def run(first: int, stop: int) -> tuple[float, float]:
-            # The last step is often smaller. A graph that knows the sizes has fewer kernels to run.
-            regular = stop if common is None or stop < len(steps) else stop - 1
-            loss = correct = 0.0
-            for start, end, sizes in ((first, regular, common), (regular, stop, None)):
-                if start < end:
-                    totals = self._run(
-                        self.images, self.labels, *inputs, tf.constant(start), tf.constant(end), sizes=sizes
-                    )
-                    loss, correct = loss + float(totals[0]), correct + float(totals[1])
-            return self.sums(loss, correct)
+            # The last step is often smaller. A graph that knows the sizes has half as many kernels to run.
+            turn = first if parts is None else min(stop, len(steps) - 1)
+            totals = np.zeros(2)
+            if first < turn:
+                totals += self._run_regular(*regular, tf.constant(first), tf.constant(turn), parts=parts)
+            if turn < stop:
+                totals += self._run(*inputs, tf.constant(turn), tf.constant(stop))
+            return self.sums(*totals.tolist())
 
         return run
 
@@ -215,33 +247,58 @@ class Trainer:
         return loss, correct
 
     @tf.function(autograph=False, reduce_retracing=True)
+    def _run_regular(
+        self, rows: tf.Tensor, first: tf.Tensor, stop: tf.Tensor, *, parts: tuple[tuple[int, float], ...]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Steps ``first`` to ``stop``, of which none is the last, given size and scale of their parts."""
+        sizes = [size for size, _ in parts]
+
+        def batches(step: tf.Tensor) -> list[Batch]:
+            with tf.device("/CPU:0"):
+                row = tf.gather(rows, step)
+                row.set_shape([sum(sizes)])
+                pieces = [row] if len(parts) == 1 else tf.split(row, sizes)
+            return [
+                (*self._data.take(indices, device), tf.constant(scale))
+                for indices, (_, scale), device in zip(pieces, parts, self.devices, strict=True)
+            ]
+
+        return self._loop(first, stop, batches, lambda _: tf.constant(value=False))
+
+    @tf.function(autograph=False, reduce_retracing=True)
     def _run(
         self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
         order: tf.Tensor,
         begins: tf.Tensor,
-        part_sizes: tf.Tensor,
+        sizes: tf.Tensor,
         scales: tf.Tensor,
         first: tf.Tensor,
         stop: tf.Tensor,
-        *,
-        sizes: tuple[int, ...] | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps ``first`` to ``stop``; ``sizes`` are those of their parts, where all have the same."""
-        num_steps = tf.shape(scales)[0]
+        """Steps ``first`` to ``stop``, whatever they are."""
 
+        def batches(step: tf.Tensor) -> list[Batch]:
+            with tf.device("/CPU:0"):
+                begin, size, scale = (tf.gather(array, step) for array in (begins, sizes, scales))
+                pieces = [tf.slice(order, begin[part], size[part]) for part in range(len(self.devices))]
+            return [
+                (*self._data.take(indices, device), scale[part])
+                for part, (indices, device) in enumerate(zip(pieces, self.devices, strict=True))
+            ]
+
+        return self._loop(first, stop, batches, lambda step: step + 1 == tf.shape(scales)[0])
+
+    def _loop(
+        self,
+        first: tf.Tensor,
+        stop: tf.Tensor,
+        batches: Callable[[tf.Tensor], list[Batch]],
+        is_last: Callable[[tf.Tensor], tf.Tensor],
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            begin, size, scale = (tf.gather(array, step) for array in (begins, part_sizes, scales))
-            batches = []
-            for part, device in enumerate(self.devices):
-                with tf.device(device):
-                    indices = tf.slice(order, begin[part], size[part])
-                    indices.set_shape([sizes[part] if sizes else None])
-                    batches.append((tf.gather(images, indices), tf.gather(labels, indices), scale[part]))
-            step_loss, step_correct, gradient = self.gradient(batches)
+            step_loss, step_correct, gradient = self.gradient(batches(step))
             self.update.apply(self.averaging.gradient(gradient))
-            self.averaging.weights(self.flat.weights, step, step + 1 == num_steps)
+            self.averaging.weights(self.flat.weights, step, is_last(step))
             return step + 1, loss + step_loss, correct + step_correct
 
         _, loss, correct = tf.while_loop(
@@ -249,9 +306,7 @@ class Trainer:
         )
         return loss, correct
 
-    def gradient(
-        self, batches: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The gradient of one step, inside a graph; BatchNorm's statistics are updated on the way.
 
         Args:
@@ -356,10 +411,6 @@ def run_chunks(
             length = max(1, int((stop - first) * CHUNK_S / slowest_s))
             first = stop
     return meter.totals()
-
-
-def _arrays(steps: Steps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return steps.begins, steps.sizes, steps.scales
 
 
 class _Meter:

@@ -59,6 +59,11 @@ def test_parts_of_a_step_are_even_and_none_is_empty(num_parts: int) -> None:
     assert split.begins.max() < 509
 
 
-def test_sizes_are_common_where_only_the_last_step_differs() -> None:
-    assert plan_steps(509, 64, num_parts=2).common_sizes == (32, 32)
-    assert plan_steps(509, 64, rank=0, size=3).common_sizes is None
+def test_steps_are_regular_where_only_the_last_one_differs() -> None:
+    steps = plan_steps(509, 64, num_parts=2)
+    assert steps.regular_parts == ((32, 1 / 64), (32, 1 / 64))
+    order = epoch_order(1, 1, 0, 509)
+    assert (steps.regular_rows(order) == order[: 7 * 64].reshape(7, 64)).all()
+    assert plan_steps(509, 64, rank=0, size=3).regular_parts is None
+    # One example a step, which counts in some of them only.
+    assert plan_steps(509, 4, rank=0, size=8).regular_parts is None
