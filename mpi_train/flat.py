@@ -41,7 +41,7 @@ class FlatModel:
             )
             # Keras made its variables where it liked; the training reads these.
             self.states = [tf.Variable(v.value, trainable=False) for v in model.non_trainable_variables]
-        self._pads = [tf.zeros(p - s) for p, s in zip(padded, self.sizes, strict=True)]
+        self._pads = [p - s for p, s in zip(padded, self.sizes, strict=True)]
 
     @property
     def num_padded(self) -> int:
@@ -73,8 +73,8 @@ class FlatModel:
         pieces = []
         for tensor, pad in zip(tensors, self._pads, strict=True):
             pieces.append(tf.reshape(tensor, [-1]))
-            if pad.shape[0]:
-                pieces.append(pad)
+            if pad:
+                pieces.append(tf.zeros(pad))
         return tf.concat(pieces, 0)
 
     def call(
