@@ -152,7 +152,7 @@ def test_training_brings_the_loss_down_and_keeps_ranks_equal(world: World, tiny:
     if world.size > 1:
         with pytest.raises(DivergedError):
             check_equal(world, [v.numpy() for v in flat.moving_statistics], when="before averaging")
-    average_statistics(world, flat, len(trainer.labels.numpy()))
+    average_statistics(world, flat, len(trainer.examples))
     check_equal(world, flat.arrays(), when="after the epoch")
 
 

@@ -41,15 +41,24 @@ class Samples:
     def ratios(self) -> dict[str, list[float]]:
         """What the parts say of the loop and of the ranks, a value a sample.
 
-        The speed-up is that of weak scaling: examples/s of all ranks over those of one that has the
-        machine to itself, with the same share of the batch. The overhead is what averaging adds to a
-        step, against the bare all-reduce of the same bytes.
+        A step against its gradient and update says what the loop adds to them. The speed-up is that of weak
+        scaling: examples/s of all ranks over those of one that has the machine to itself, with the same share
+        of the batch; at most what it is when no rank averages, as all use the same memory. The overhead is
+        what averaging adds to a step, against the bare all-reduce of the same bytes.
         """
-        found = {f"{STEP} / {GRADIENT}": self._each(lambda step, grad: step / grad, STEP, GRADIENT)}
+        found = {
+            f"{STEP} / {GRADIENT}": self._each(lambda step, grad: step / grad, STEP, GRADIENT),
+            f"{STEP} / ({GRADIENT} + {OPTIMIZER})": self._each(
+                lambda step, grad, update: step / (grad + update), STEP, GRADIENT, OPTIMIZER
+            ),
+        }
         if self.world_size > 1:
             size = self.world_size
             found[f"weak scaling: {size} x alone / averaged"] = self._each(
                 lambda alone, averaged: size * alone / averaged, ALONE, AVERAGED
+            )
+            found[f"weak scaling at most: {size} x alone / {STEP}"] = self._each(
+                lambda alone, step: size * alone / step, ALONE, STEP
             )
             found[f"averaging: (averaged - {STEP}) / {ALL_REDUCE}"] = self._each(
                 lambda averaged, step, bare: (averaged - step) / bare, AVERAGED, STEP, ALL_REDUCE

@@ -39,14 +39,19 @@ def samples(*, world_size: int) -> figures.Samples:
 
 
 def test_ratios_are_taken_within_a_sample() -> None:
-    step, scaling, averaging = samples(world_size=2).ratios().values()
+    step, loop, scaling, at_most, averaging = samples(world_size=2).ratios().values()
     assert step == pytest.approx([1.1, 1.2, 1.3])
+    assert loop == pytest.approx([1.1 / 1.1, 2.4 / 2.1, 1.3 / 1.1])
     assert scaling == pytest.approx([1.5, 1.6, 1.6])
+    assert at_most == pytest.approx([2.1 / 1.1, 2, 2.24 / 1.3])
     assert averaging == pytest.approx([1.5, 2, 1])
 
 
 def test_one_rank_has_nothing_to_say_of_others() -> None:
-    assert list(samples(world_size=1).ratios()) == ["step / gradient"]
+    assert list(samples(world_size=1).ratios()) == [
+        "step / gradient",
+        "step / (gradient + optimizer)",
+    ]
     assert len(figures.tables(samples(world_size=1))) == 3
 
 

@@ -35,19 +35,21 @@ WITH_OTHERS = [
     "step, alone",
     "matrix product",
 ]
+LOOP = ["step / gradient", "step / (gradient + optimizer)"]
 
 
 @pytest.mark.parametrize(
     ("ranks", "flags", "parts", "ratios"),
     [
-        (1, ["--dtype", "bfloat16", "--optimizer", "sgd"], ALL, ["step / gradient"]),
+        (1, ["--dtype", "bfloat16", "--optimizer", "sgd"], ALL, LOOP),
         (
             2,
             ["--average", "gradients", "--batch-size", "5"],
             WITH_OTHERS,
             [
-                "step / gradient",
+                *LOOP,
                 "weak scaling: 2 x alone / averaged",
+                "weak scaling at most: 2 x alone / step",
                 "averaging: (averaged - step) / all-reduce",
             ],
         ),
