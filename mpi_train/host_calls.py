@@ -59,7 +59,7 @@ def call_from_graph(
     The registry is not public: where there is none like it, this is ``tf.numpy_function``.
 
     Args:
-        function: From arrays to an array.
+        function: From arrays to an array, not to one of NumPy's numbers.
         inputs: What it is called with.
         dtype: Of what it returns.
     """
@@ -81,7 +81,7 @@ class HostCall:
     after another (``parallel_iterations=1``).
 
     Args:
-        function: From arrays to an array.
+        function: From arrays to an array, as for ``call_from_graph``.
         dtype: Of what it returns.
 
     Attributes:

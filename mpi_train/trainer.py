@@ -227,15 +227,16 @@ class Trainer:
             returns the sums of the loss and the hits over this rank's examples in them.
         """
         parts = steps.regular_parts
-        regular = () if parts is None else (tf.convert_to_tensor(steps.regular_rows(order)),)
-        inputs = [tf.convert_to_tensor(a) for a in (order, steps.begins, steps.sizes, steps.scales)]
+        with tf.device("/CPU:0"):
+            rows = tf.zeros([0, 0], tf.int32) if parts is None else tf.constant(steps.regular_rows(order))
+            inputs = [tf.constant(array) for array in (order, steps.begins, steps.sizes, steps.scales)]
 
         def run(first: int, stop: int) -> tuple[float, float]:
             # The last step is often smaller. A graph that knows the sizes has half as many kernels to run.
             turn = first if parts is None else min(stop, len(steps) - 1)
             totals = np.zeros(2)
             if first < turn:
-                totals += self._run_regular(*regular, tf.constant(first), tf.constant(turn), parts=parts)
+                totals += self._run_regular(rows, tf.constant(first), tf.constant(turn), parts=parts)
             if turn < stop:
                 totals += self._run(*inputs, tf.constant(turn), tf.constant(stop))
             return self.sums(*totals.tolist())
@@ -253,17 +254,13 @@ class Trainer:
         """Steps ``first`` to ``stop``, of which none is the last, given size and scale of their parts."""
         sizes = [size for size, _ in parts]
 
-        def batches(step: tf.Tensor) -> list[Batch]:
-            with tf.device("/CPU:0"):
-                row = tf.gather(rows, step)
-                row.set_shape([sum(sizes)])
-                pieces = [row] if len(parts) == 1 else tf.split(row, sizes)
-            return [
-                (*self._data.take(indices, device), tf.constant(scale))
-                for indices, (_, scale), device in zip(pieces, parts, self.devices, strict=True)
-            ]
+        def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+            row = tf.gather(rows, step)
+            row.set_shape([sum(sizes)])
+            pieces = [row] if len(parts) == 1 else tf.split(row, sizes)
+            return [(piece, tf.constant(scale)) for piece, (_, scale) in zip(pieces, parts, strict=True)]
 
-        return self._loop(first, stop, batches, lambda _: tf.constant(value=False))
+        return self._loop(first, stop, parts_of, lambda _: tf.constant(value=False))
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run(
@@ -277,26 +274,30 @@ class Trainer:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Steps ``first`` to ``stop``, whatever they are."""
 
-        def batches(step: tf.Tensor) -> list[Batch]:
-            with tf.device("/CPU:0"):
-                begin, size, scale = (tf.gather(array, step) for array in (begins, sizes, scales))
-                pieces = [tf.slice(order, begin[part], size[part]) for part in range(len(self.devices))]
-            return [
-                (*self._data.take(indices, device), scale[part])
-                for part, (indices, device) in enumerate(zip(pieces, self.devices, strict=True))
-            ]
+        def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+            begin, size, scale = (tf.gather(array, step) for array in (begins, sizes, scales))
+            parts = range(len(self.devices))
+            return [(tf.slice(order, begin[part], size[part]), scale[part]) for part in parts]
 
-        return self._loop(first, stop, batches, lambda step: step + 1 == tf.shape(scales)[0])
+        return self._loop(first, stop, parts_of, lambda step: step + 1 == tf.shape(scales)[0])
 
     def _loop(
         self,
         first: tf.Tensor,
         stop: tf.Tensor,
-        batches: Callable[[tf.Tensor], list[Batch]],
+        parts_of: Callable[[tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]],
         is_last: Callable[[tf.Tensor], tf.Tensor],
     ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Steps ``first`` to ``stop``, given the indices and the scale of each part of one."""
+
         def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            step_loss, step_correct, gradient = self.gradient(batches(step))
+            with tf.device("/CPU:0"):
+                parts = parts_of(step)
+            batches = [
+                (*self._data.take(indices, device), scale)
+                for (indices, scale), device in zip(parts, self.devices, strict=True)
+            ]
+            step_loss, step_correct, gradient = self.gradient(batches)
             self.update.apply(self.averaging.gradient(gradient))
             self.averaging.weights(self.flat.weights, step, is_last(step))
             return step + 1, loss + step_loss, correct + step_correct

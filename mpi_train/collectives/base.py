@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -16,21 +17,22 @@ from mpi_train.world import World
 class MeanAllReduce(AllReduce, ABC):
     """Replaces a float32 vector by its mean over all ranks, inside a graph.
 
-    An array that ``mean`` returned must not be written again before the call after the next one, if it is
-    aligned: until then the graph may still hold it.
-
     Args:
         world: The ranks.
         length: Of the vector.
+        call: What the graph calls on the host, if not ``mean``. An aligned array that it returned must not be
+            written again before the call after the next one: until then the graph may still hold it.
 
     Attributes:
         bytes_per_call: What a rank sends in one.
     """
 
-    def __init__(self, world: World, length: int) -> None:
+    def __init__(
+        self, world: World, length: int, call: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> None:
         assert world.comm is not None
         self._comm = world.comm
-        self._call = HostCall(self.mean)
+        self._call = HostCall(call or self.mean)
         self.bytes_per_call = all_reduce_bytes(4 * length, world.size)
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:
@@ -38,7 +40,10 @@ class MeanAllReduce(AllReduce, ABC):
 
     @abstractmethod
     def mean(self, vector: np.ndarray) -> np.ndarray:
-        """The mean of ``vector`` over the ranks, the same bits on each: float32 (length,), aligned."""
+        """The mean of ``vector`` over the ranks, the same bits on each: float32 (length,).
+
+        It may lie in memory that the ranks share: it is valid until the next call, or ``free``.
+        """
 
     def free(self) -> None:
         """Gives back what the ranks share; on all of them together. It cannot be called after this."""

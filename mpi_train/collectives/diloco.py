@@ -44,7 +44,7 @@ class DiLoCo(Weights):
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
         if not self._begun.numpy():
-            # A copy: the variable may lie in a buffer of the all-reduce.
+            # A copy: NumPy may see the variable's own memory, which the next update writes.
             self._origin.assign(np.array(self._flat.weights.numpy()))
             self._begun.assign(1.0)
 

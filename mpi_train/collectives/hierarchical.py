@@ -19,18 +19,19 @@ from mpi_train import timeline
 from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
 from mpi_train.collectives.node_memory import NodeMemory
 from mpi_train.errors import PlatformError
+from mpi_train.memory import ALIGNMENT
 from mpi_train.world import World
 
-_ALIGNED = 16
-"""float32 numbers in a cache line."""
+_ALIGNED = ALIGNMENT // 4
+"""In float32 numbers."""
 
 
 class HierarchicalAllReduce(MeanAllReduce):
     """For two ranks or more, on one node or several.
 
     As many ranks of each node are leaders as the node with the fewest ranks has. The mean lies in the shared
-    memory, off the boundary on which TensorFlow could use it there: so TensorFlow copies it into memory of
-    its own, as it would have to before the next update in place.
+    memory until this rank's next call, off the boundary on which TensorFlow could use it there: so TensorFlow
+    copies it at once, into memory of its own, as it would have to before the next update in place.
 
     Raises:
         PlatformError: too little shared memory on some node; on all ranks.
@@ -58,8 +59,8 @@ class HierarchicalAllReduce(MeanAllReduce):
         *vectors, row = self._memory.array.view(np.float32).reshape(node.size + 1, -1)
         self._mean = row[1 : 1 + length]
         self._sum = self._mean[mine]
-        addends = [vector[mine] for vector in vectors]
-        self._before, self._after = addends[: node.rank], addends[node.rank + 1 :]
+        self._rank = node.rank
+        self._addends = [vector[mine] for vector in vectors]
         lent = [part for part in (slice(0, mine.start), slice(mine.stop, length)) if part.start < part.stop]
         self._lent = [(vectors[node.rank][part], part) for part in lent]
         num_across = self._across.size if self._leads else 1
@@ -86,7 +87,7 @@ class HierarchicalAllReduce(MeanAllReduce):
         return self._mean
 
     def free(self) -> None:
-        del self._mean, self._sum, self._lent, self._before, self._after
+        del self._mean, self._sum, self._lent, self._addends
         self._memory.free()
 
     def _lend(self, vector: np.ndarray) -> None:
@@ -96,11 +97,14 @@ class HierarchicalAllReduce(MeanAllReduce):
 
     def _add_up(self, vector: np.ndarray) -> None:
         """This rank's part of the sum over the node; of the mean, where there is no other node."""
-        total = self._sum
-        addends: list[np.ndarray] = [*self._before, vector[self._mine], *self._after]
-        np.copyto(total, addends[0]) if len(addends) == 1 else np.add(addends[0], addends[1], out=total)
-        for other in addends[2:]:
-            np.add(total, other, out=total)
+        total, addends = self._sum, self._addends.copy()
+        addends[self._rank] = vector[self._mine]
+        if len(addends) == 1:
+            np.copyto(total, addends[0])
+        else:
+            np.add(addends[0], addends[1], out=total)
+        for addend in addends[2:]:
+            np.add(total, addend, out=total)
         np.multiply(total, self._inverse_size, out=total)
 
     def _add_nodes(self) -> None:

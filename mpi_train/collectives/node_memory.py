@@ -7,10 +7,11 @@ import os
 import numpy as np
 from mpi4py import MPI
 
+from mpi_train.memory import ALIGNMENT
 from mpi_train.world import World
 
-_LINE = 64
-"""Bytes. Each rank's flag has a cache line to itself."""
+_POLLS = 100
+"""Looks at a flag between two at what else MPI has to do, such as a message that another rank waits for."""
 
 
 class NodeMemory:
@@ -23,18 +24,25 @@ class NodeMemory:
         num_bytes: Of it.
 
     Attributes:
-        array: uint8 (num_bytes,), uninitialised; it begins on a boundary of a cache line.
+        array: uint8 (num_bytes,), uninitialised, from a boundary of ``ALIGNMENT`` on.
     """
 
     def __init__(self, node: World, num_bytes: int) -> None:
         assert node.comm is not None
-        num_flags = node.size * _LINE
-        own_bytes = num_flags + num_bytes if node.is_root else 0
-        self._window = MPI.Win.Allocate_shared(own_bytes, 1, MPI.INFO_NULL, node.comm)
-        memory = np.asarray(self._window.Shared_query(0)[0])[: num_flags + num_bytes]
-        self.array = memory[num_flags:]
+        self._comm = node.comm
+        # Each rank's flag has a cache line to itself.
+        num_flags = node.size * ALIGNMENT
+        own_bytes = ALIGNMENT + num_flags + num_bytes if node.is_root else 0
+        self._window = MPI.Win.Allocate_shared(own_bytes, 1, MPI.INFO_NULL, self._comm)
+        memory = np.asarray(self._window.Shared_query(0)[0])
+        offset = self._comm.bcast(-memory.ctypes.data % ALIGNMENT)
+        flags = [
+            memory[start : start + 8].data.cast("q") for start in range(offset, offset + num_flags, ALIGNMENT)
+        ]
+        self.array = memory[offset + num_flags :][:num_bytes]
+        # All ranks map it at a boundary of pages.
+        assert self.array.ctypes.data % ALIGNMENT == 0
         self._window.Lock_all(MPI.MODE_NOCHECK)
-        flags = [memory[start : start + 8].data.cast("q") for start in range(0, num_flags, _LINE)]
         self._met = 0
         self._own, self._others = flags[node.rank], flags[: node.rank] + flags[node.rank + 1 :]
         self._own[0] = self._met
@@ -50,9 +58,13 @@ class NodeMemory:
         self._met = met = self._met + 1
         self._window.Sync()
         self._own[0] = met
+        polls = 0
         for other in self._others:
             while other[0] < met:
                 os.sched_yield()  # where ranks share a core, the one waited for needs it
+                polls += 1
+                if polls % _POLLS == 0:
+                    self._comm.Iprobe()
         self._window.Sync()
 
     def free(self) -> None:

@@ -8,7 +8,6 @@ from mpi4py import MPI
 
 from mpi_train import timeline
 from mpi_train.collectives.base import MeanAllReduce
-from mpi_train.host_calls import HostCall
 from mpi_train.memory import aligned_empty
 from mpi_train.world import World
 
@@ -22,18 +21,19 @@ class PlainAllReduce(MeanAllReduce):
     """
 
     def __init__(self, world: World, length: int, chunk: int | None = None) -> None:
-        super().__init__(world, length)
+        super().__init__(world, length, self._total)
         chunk = chunk or length
         self._chunks = [slice(start, start + chunk) for start in range(0, length, chunk)]
         self._inverse_size = np.float32(1 / world.size)
-        self._call = HostCall(self._total)
         self._sum = timeline.traced("all-reduce", self._sum_up, together=world, num_bytes=self.bytes_per_call)
         self._buffers = [aligned_empty((length,), np.float32) for _ in range(2)]
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:
+        total = super().__call__(vector)
         # In the graph, as the product is TensorFlow's own: of the weights it would else make a copy, before
         # the next update in place.
-        return super().__call__(vector) * self._inverse_size
+        with tf.device("/CPU:0"):
+            return total * self._inverse_size
 
     def mean(self, vector: np.ndarray) -> np.ndarray:
         return self._total(vector) * self._inverse_size

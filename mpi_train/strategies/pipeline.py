@@ -33,7 +33,7 @@ from mpi_train.run import Run
 from mpi_train.schedule import bubble, in_flight, one_forward_one_backward
 from mpi_train.strategies import own_loop
 from mpi_train.traffic import Traffic
-from mpi_train.trainer import Trainer, as_input, losses_of, mean_states, num_correct
+from mpi_train.trainer import Batch, Trainer, as_input, losses_of, mean_states, num_correct
 from mpi_train.world import World
 
 
@@ -226,9 +226,7 @@ class _StageTrainer(Trainer):
         total = self._pipe.sum(np.array([loss, correct]))
         return float(total[0]), float(total[1])
 
-    def gradient(
-        self, batches: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         before, after = self._links.before, self._links.after
         pieces = self.flat.slices(tf.identity(self.flat.weights.value))
         states = first = [tf.identity(state) for state in self.flat.states]
