@@ -23,7 +23,7 @@ except ImportError:  # they are not public
 Result = TypeVar("Result")
 
 _KEPT = threading.local()
-_from_graphs: list[Any] = []
+_from_graphs: list[_Direct] = []
 
 
 def keep_thread_state() -> None:
@@ -53,7 +53,7 @@ def call_from_graph(
 ) -> tf.Tensor:
     """``tf.numpy_function`` without most of what that does around each call.
 
-    It reads NumPy's version number twice, by a regular expression, and goes in and out of a context of
+    It takes two version numbers of NumPy apart, by a regular expression, and goes in and out of a context of
     AutoGraph: 10 µs where it is called all the time, and 120 µs in a step of 4 ms, whose convolutions have
     driven all of this from the caches. None of it is done around what is registered as an ``EagerFunc``.
     The registry is not public: where there is none like it, this is ``tf.numpy_function``.

@@ -100,7 +100,11 @@ class Steps:
         return tuple(zip(sizes[0].tolist(), scales[0].tolist(), strict=True))
 
     def regular_rows(self, order: np.ndarray) -> np.ndarray:
-        """The examples of each of those steps, part after part, given the order: int32 (steps - 1, n)."""
+        """The examples of all steps but the last, where these are regular: int32 (steps - 1, n).
+
+        Args:
+            order: int32, as from ``epoch_order``; the parts of a step are one after another in its row.
+        """
         sizes = self.sizes[0, :, 0]
         return np.concatenate(
             [order[self.begins[:-1, part] + np.arange(size)] for part, size in enumerate(sizes)], axis=1

@@ -232,7 +232,7 @@ class Trainer:
             inputs = [tf.constant(array) for array in (order, steps.begins, steps.sizes, steps.scales)]
 
         def run(first: int, stop: int) -> tuple[float, float]:
-            # The last step is often smaller. A graph that knows the sizes has half as many kernels to run.
+            # The last step is often smaller. A graph that knows the sizes has fewer kernels to run.
             turn = first if parts is None else min(stop, len(steps) - 1)
             totals = np.zeros(2)
             if first < turn:

@@ -1,10 +1,10 @@
 """In two levels: ranks of one node add up in shared memory what lies there, and the nodes exchange the sums.
 
 An all-reduce by messages copies every byte into shared memory and out again, several times. Here each
-rank lays its vector into memory that its node can read. The leaders of a node add up a part each of all its
-vectors, in rank order; each meets the leaders of the other nodes that have the same part, in an all-reduce
-of that part alone; then all take what the leaders have: a reduce-scatter and an all-gather, between which
-the only bytes leave the node.
+rank lays what others add up into memory that its node can read. The leaders of a node add up a part each
+of all its vectors, in rank order; each meets the leaders of the other nodes that have the same part, in an
+all-reduce of that part alone; then all take what the leaders have: a reduce-scatter and an all-gather,
+between which the only bytes leave the node.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpi_train.collectives.node_memory import NodeMemory
+from mpi_train.memory import ALIGNMENT
 from mpi_train.world import World
 
 
@@ -24,6 +25,6 @@ def test_what_was_written_before_a_meeting_is_read_after_it(world: World) -> Non
         seen.append((rows == turn * world.size + np.arange(world.size)[:, np.newaxis]).all())
         memory.meet()
     assert all(seen)
-    assert memory.array.ctypes.data % 64 == 0
+    assert memory.array.ctypes.data % ALIGNMENT == 0
     del rows
     memory.free()
