@@ -42,7 +42,7 @@ MPIEXEC = $(firstword $(wildcard .venv/bin/mpiexec) mpiexec)
 RANKS = $(MPIEXEC) -n $(or $(NP),2) $(RUN)
 PYTEST = $(RUN) -m pytest
 
-# A flag is passed only for a variable that was set: the defaults live in mpi_train/config.py.
+# A flag is passed only for a variable that was set: the defaults live in mpi_train/runs/config.py.
 STEP = $(MODEL:%=--model %) $(BATCH:%=--batch-size %) $(SEED:%=--seed %) $(OUT:%=--out %) $(ARGS)
 TRAINING = $(DATASET:%=--dataset %) $(EPOCHS:%=--epochs %) $(STEP)
 DEVICES = $(NP:%=--devices %)

@@ -9,7 +9,7 @@ Leaves run.json, events.jsonl and epochs.csv in --out (default: results/baseline
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import BaselineConfig
+from mpi_train.runs.config import BaselineConfig
 
 if __name__ == "__main__":
     run_training("baseline", BaselineConfig, description="Train in one process with plain Keras fit.")

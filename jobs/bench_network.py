@@ -10,7 +10,7 @@ Exits with the code of the first run that failed, after all the others had their
 
 from pathlib import Path
 
-from mpi_train.bench.network_runner import main
+from mpi_train.benchmarks.network.runner import main
 from mpi_train.cli import guarded
 
 if __name__ == "__main__":

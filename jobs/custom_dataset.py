@@ -7,7 +7,7 @@ Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: res
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import DevicesConfig
+from mpi_train.runs.config import DevicesConfig
 
 if __name__ == "__main__":
     run_training(

@@ -6,7 +6,7 @@ Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: res
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import RanksConfig
+from mpi_train.runs.config import RanksConfig
 
 if __name__ == "__main__":
     run_training("ddp", RanksConfig, description="Train with PyTorch's DistributedDataParallel.", mpi=True)

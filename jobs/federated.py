@@ -11,7 +11,7 @@ each client has, and how the final model does on it).
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import FederatedConfig
+from mpi_train.runs.config import FederatedConfig
 
 if __name__ == "__main__":
     run_training("federated", FederatedConfig, description="Federated averaging over MPI ranks.", mpi=True)

@@ -8,7 +8,7 @@ Leaves run.json, events.jsonl and epochs.csv in --out (default: results/mirrored
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import DevicesConfig
+from mpi_train.runs.config import DevicesConfig
 
 if __name__ == "__main__":
     run_training("mirrored", DevicesConfig, description="Train under tf.distribute.MirroredStrategy.")

@@ -9,7 +9,7 @@ interruption the same command goes on from the last checkpoint, on as many ranks
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import MpiConfig
+from mpi_train.runs.config import MpiConfig
 
 if __name__ == "__main__":
     run_training("mpi", MpiConfig, description="Train over MPI ranks, averaging with Allreduce.", mpi=True)

@@ -8,7 +8,7 @@ Leaves in --out (default: results/pipeline) run.json, events.jsonl, epochs.csv a
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import PipelineConfig
+from mpi_train.runs.config import PipelineConfig
 
 if __name__ == "__main__":
     run_training(

@@ -12,11 +12,11 @@ plan.md and plan.png in --out.
 import io
 from contextlib import nullcontext, redirect_stdout
 
-from mpi_train import world as worlds
+from mpi_train.benchmarks.scaling import plan
+from mpi_train.benchmarks.scaling.config import PlanConfig
 from mpi_train.cli import guarded, run_job
-from mpi_train.config import parse
-from mpi_train.plan import planner
-from mpi_train.plan.config import PlanConfig
+from mpi_train.runs.config import parse
+from mpi_train.runtime import world as worlds
 
 DESCRIPTION = "Predict what a training would take on more nodes."
 
@@ -26,9 +26,15 @@ def work() -> None:
     with nullcontext() if worlds.speaks() else redirect_stdout(io.StringIO()):
         config = parse(PlanConfig, description=DESCRIPTION, prog="python jobs/plan.py")
     if config.calibration is None:
-        run_job("plan", PlanConfig, "mpi_train.plan.measure:plan", description=DESCRIPTION, mpi=True)
+        run_job(
+            "plan",
+            PlanConfig,
+            "mpi_train.benchmarks.scaling.measure_plan:plan",
+            description=DESCRIPTION,
+            mpi=True,
+        )
     worlds.alone(job="plan --calibration")
-    planner.from_file(config)
+    plan.from_file(config)
 
 
 if __name__ == "__main__":

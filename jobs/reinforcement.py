@@ -10,7 +10,7 @@ events.jsonl.
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import ReinforcementConfig
+from mpi_train.runs.config import ReinforcementConfig
 
 if __name__ == "__main__":
     run_training(

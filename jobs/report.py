@@ -15,9 +15,9 @@ from rich.console import Console
 
 from mpi_train import report
 from mpi_train.cli import guarded
-from mpi_train.config import Parser
-from mpi_train.errors import UsageError
 from mpi_train.report import compare, index, terminal
+from mpi_train.runs.config import Parser
+from mpi_train.runtime.errors import UsageError
 
 
 def main() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpi_train.bench.plan import BenchConfig
+from mpi_train.benchmarks.strategies.bench import BenchConfig
 from mpi_train.cli import guarded
-from mpi_train.config import (
+from mpi_train.cluster import queue
+from mpi_train.cluster.script import TEMPLATES, Resources, compose, template
+from mpi_train.runs.config import (
     BaselineConfig,
     DevicesConfig,
     FederatedConfig,
@@ -27,8 +29,6 @@ from mpi_train.config import (
     add_options,
     as_flags,
 )
-from mpi_train.submit import queue
-from mpi_train.submit.script import TEMPLATES, Resources, compose, template
 
 COUNTS = {
     "nodes": "nodes",

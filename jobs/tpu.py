@@ -8,7 +8,7 @@ results/tpu).
 """
 
 from mpi_train.cli import run_training
-from mpi_train.config import TrainConfig
+from mpi_train.runs.config import TrainConfig
 
 if __name__ == "__main__":
     run_training("tpu", TrainConfig, description="Train on a TPU, or on what there is instead.")

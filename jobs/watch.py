@@ -14,9 +14,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from mpi_train.cli import guarded
-from mpi_train.config import Parser
-from mpi_train.errors import UsageError
-from mpi_train.live.table import SHOWN_S, Watcher, table
+from mpi_train.monitor.watch_table import SHOWN_S, Watcher, table
+from mpi_train.runs.config import Parser
+from mpi_train.runtime.errors import UsageError
 
 DEFAULT = Path("results")
 

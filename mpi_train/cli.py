@@ -9,19 +9,23 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from typing import NoReturn
 
-from mpi_train import control, devices, preflight, watch
-from mpi_train import world as worlds
-from mpi_train.autotune.threads import tuned_threads
-from mpi_train.config import JobConfig, MpiConfig, TrainConfig, WatchedConfig, parse
-from mpi_train.errors import EXIT_DONE, JobError
-from mpi_train.progress import Progress
+from mpi_train.benchmarks.threads.tune import tuned_threads
+from mpi_train.monitor.progress import Progress
+from mpi_train.runs import coordinator, preflight
+from mpi_train.runs.config import JobConfig, MpiConfig, TrainConfig, WatchedConfig, parse
+from mpi_train.runtime import devices, watchdog
+from mpi_train.runtime import world as worlds
+from mpi_train.runtime.errors import EXIT_DONE, JobError
 
 
 def run_training(
     job: str, kind: type[TrainConfig | WatchedConfig], *, description: str, mpi: bool = False
 ) -> NoReturn:
     """Runs the strategy of the job's name and exits; arguments as for ``run_job``."""
-    run_job(job, kind, f"mpi_train.strategies.{job}:train", description=description, mpi=mpi)
+    place = {"federated": "federated.train", "pipeline": "pipeline.train", "ddp": "pytorch.train"}.get(
+        job, job
+    )
+    run_job(job, kind, f"mpi_train.strategies.{place}:train", description=description, mpi=mpi)
 
 
 def run_job(
@@ -44,9 +48,9 @@ def run_job(
         with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
             config = parse(kind, description=description, prog=f"python jobs/{job}.py")
         if isinstance(config, TrainConfig | WatchedConfig):
-            control.listen()
+            coordinator.listen()
         if isinstance(config, WatchedConfig):
-            watch.start(world, config.stall_timeout)
+            watchdog.start(world, config.stall_timeout)
         if isinstance(config, TrainConfig):
             if preflight.is_finished(config, world):
                 ended = f"this job had come to its end before it was queued again: {config.out}/run.json"

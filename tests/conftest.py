@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import devices
-from mpi_train import world as worlds
 from mpi_train.data.shards import ShardSet
-from mpi_train.world import World
+from mpi_train.runtime import devices
+from mpi_train.runtime import world as worlds
+from mpi_train.runtime.world import World
 
 WORLD = pytest.StashKey[World]()
 

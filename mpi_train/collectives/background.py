@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from mpi4py import MPI
 
-from mpi_train import timeline
 from mpi_train.collectives.base import all_reduce_bytes
-from mpi_train.errors import PlatformError
-from mpi_train.traffic import Traffic, moving_s
-from mpi_train.world import World
+from mpi_train.collectives.traffic import Traffic, moving_s
+from mpi_train.monitor import timeline
+from mpi_train.runtime.errors import PlatformError
+from mpi_train.runtime.world import World
 
 NAP_S = 100e-6
 """Between two looks at an all-reduce that is under way: 12 kB at 1 Gbit/s."""

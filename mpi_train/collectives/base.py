@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.averaging import AllReduce
-from mpi_train.host_calls import HostCall
-from mpi_train.traffic import Traffic, moving_s
-from mpi_train.world import World
+from mpi_train.collectives.averaging import AllReduce
+from mpi_train.collectives.host_call import HostCall
+from mpi_train.collectives.traffic import Traffic, moving_s
+from mpi_train.runtime.world import World
 
 
 class MeanAllReduce(AllReduce, ABC):

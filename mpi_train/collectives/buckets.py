@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import timeline
-from mpi_train.averaging import AllReduce, Gradients
+from mpi_train.collectives.averaging import AllReduce, Gradients
 from mpi_train.collectives.background import Background
-from mpi_train.flat import FlatModel
-from mpi_train.host_calls import HostCall
-from mpi_train.memory import aligned_empty
-from mpi_train.traffic import Traffic
-from mpi_train.world import World
+from mpi_train.collectives.host_call import HostCall
+from mpi_train.collectives.traffic import Traffic
+from mpi_train.models.flat import FlatModel
+from mpi_train.monitor import timeline
+from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.runtime.world import World
 
 BUCKET_BYTES = 2**18
 """At the least; the first layers may have fewer."""

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.averaging import AllReduce, Held, Weights
-from mpi_train.flat import FlatModel
+from mpi_train.collectives.averaging import AllReduce, Held, Weights
+from mpi_train.models.flat import FlatModel
 
 
 class DiLoCo(Weights):

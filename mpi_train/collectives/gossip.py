@@ -15,12 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import timeline
-from mpi_train.averaging import AllReduce, Held, Weights
+from mpi_train.collectives.averaging import AllReduce, Held, Weights
 from mpi_train.collectives.base import HostArray, MeanAllReduce
-from mpi_train.memory import aligned_empty
-from mpi_train.traffic import Traffic
-from mpi_train.world import World
+from mpi_train.collectives.traffic import Traffic
+from mpi_train.monitor import timeline
+from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.runtime.world import World
 
 
 class Neighbours(MeanAllReduce):

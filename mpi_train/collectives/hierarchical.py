@@ -15,12 +15,12 @@ from itertools import pairwise
 import numpy as np
 from mpi4py import MPI
 
-from mpi_train import timeline
 from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
-from mpi_train.collectives.node_memory import NodeMemory
-from mpi_train.errors import PlatformError
-from mpi_train.memory import ALIGNMENT
-from mpi_train.world import World
+from mpi_train.collectives.shared_memory import NodeMemory
+from mpi_train.monitor import timeline
+from mpi_train.runtime.aligned import ALIGNMENT
+from mpi_train.runtime.errors import PlatformError
+from mpi_train.runtime.world import World
 
 _ALIGNED = ALIGNMENT // 4
 """In float32 numbers."""

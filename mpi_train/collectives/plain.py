@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from mpi_train import timeline
 from mpi_train.collectives.base import MeanAllReduce
-from mpi_train.memory import aligned_empty
-from mpi_train.world import World
+from mpi_train.monitor import timeline
+from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.runtime.world import World
 
 
 class PlainAllReduce(MeanAllReduce):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.averaging import AllReduce
-from mpi_train.errors import UsageError
-from mpi_train.flat import FlatModel
-from mpi_train.traffic import Traffic
-from mpi_train.world import World
+from mpi_train.collectives.averaging import AllReduce
+from mpi_train.collectives.traffic import Traffic
+from mpi_train.models.flat import FlatModel
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.world import World
 
 Shape = tuple[int, ...]
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpi_train import timeline
 from mpi_train.collectives.base import HostArray, MeanAllReduce
-from mpi_train.memory import aligned_empty
-from mpi_train.world import World
+from mpi_train.monitor import timeline
+from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.runtime.world import World
 
 _MAGNITUDE = 0x7FFFFFFF
 """The bits of a float32 but for its sign. As integers they are in the order of the magnitudes."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mpi_train.data.examples import Examples
-from mpi_train.errors import DataError
+from mpi_train.runtime.errors import DataError
 
 SHAPE = (32, 32, 3)
 _RECORD = 1 + 32 * 32 * 3

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_train.data.progress import progress
-from mpi_train.errors import DataError, UsageError
+from mpi_train.data.progress_bar import progress
+from mpi_train.runtime.errors import DataError, UsageError
 
 ROUNDS = 3
 """How often each mirror is tried for a file, unless it cannot be reached at all."""

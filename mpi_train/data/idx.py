@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mpi_train.errors import DataError
+from mpi_train.runtime.errors import DataError
 
 # Third byte of the magic number: the type of an element.
 _UINT8 = 0x08

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpi_train import files
 from mpi_train.data.partition import Partition
 from mpi_train.data.sources import how_to_prepare, require_dataset
-from mpi_train.errors import DataError, UsageError
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import DataError, UsageError
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"

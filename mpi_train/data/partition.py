@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from mpi_train.errors import UsageError
+from mpi_train.runtime.errors import UsageError
 
 Kind = Literal["iid", "dirichlet", "classes"]
 KINDS: tuple[Kind, ...] = ("iid", "dirichlet", "classes")

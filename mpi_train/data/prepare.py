@@ -8,7 +8,7 @@ from pathlib import Path
 from mpi_train.data.partition import IID, Partition
 from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.data.sources import find_raw, require_dataset
-from mpi_train.errors import DataError, UsageError
+from mpi_train.runtime.errors import DataError, UsageError
 
 
 def prepare(

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mpi_train import files
+from mpi_train.data import hdf5
 from mpi_train.data import manifest as manifests
-from mpi_train.data import shard_file
 from mpi_train.data.examples import Examples, RawData
+from mpi_train.data.hdf5 import UnsoundError
 from mpi_train.data.manifest import Manifest, ShardFile, Split, shard_name
 from mpi_train.data.partition import Partition
 from mpi_train.data.partition import partition as divide
-from mpi_train.data.progress import progress
-from mpi_train.data.shard_file import UnsoundError
+from mpi_train.data.progress_bar import progress
 from mpi_train.data.sources import how_to_prepare
-from mpi_train.errors import DataError, UsageError
-from mpi_train.memory import aligned_empty
+from mpi_train.runtime import files
+from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.runtime.errors import DataError, UsageError
 
 __all__ = ["Examples", "ShardSet", "balanced_range", "write_shards"]
 
@@ -143,7 +143,7 @@ class ShardSet:
         )
         path = self.directory / part.shard.name
         try:
-            shard_file.read_into(into, path, start, part.shard.num_examples, attributes)
+            hdf5.read_into(into, path, start, part.shard.num_examples, attributes)
         except UnsoundError as error:
             raise self._bad(part.shard, error.expected, error.received) from error
         largest = int(into.labels.max())
@@ -244,7 +244,7 @@ def write_shards(
                     attributes = _attributes(raw.name, name, index, len(indices), seed, cut)
                     with files.replacing(path) as temporary:
                         own = Examples(examples.images[part], examples.labels[part])
-                        shard_file.write(temporary, own, attributes)
+                        hdf5.write(temporary, own, attributes)
                     size = path.stat().st_size
                     written[name].append(ShardFile(path.name, len(part), size, files.sha256_of(path)))
                     advance(len(part))
@@ -269,9 +269,9 @@ def write_shards(
 
 def _attributes(
     dataset: str, split: str, index: int, num_shards: int, seed: int, cut: Partition
-) -> shard_file.Attributes:
+) -> hdf5.Attributes:
     """What a shard says of itself."""
-    attributes: shard_file.Attributes = {
+    attributes: hdf5.Attributes = {
         "dataset": dataset,
         "split": split,
         "shard": index,

@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_train import files
 from mpi_train.data import cifar, download, synthetic
 from mpi_train.data.download import RemoteFile
 from mpi_train.data.examples import Examples, RawData
 from mpi_train.data.idx import read_idx
-from mpi_train.errors import DataError, UsageError
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import DataError, UsageError
 
 __all__ = ["DATASETS", "MissingRawDataError", "RawData", "find_raw", "how_to_prepare", "require_dataset"]
 

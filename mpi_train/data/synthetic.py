@@ -17,7 +17,7 @@ from mpi_train.data.canvas import SIDE, Canvas, Field, inside, line
 from mpi_train.data.digits import STROKES, ink
 from mpi_train.data.examples import Examples, RawData
 from mpi_train.data.garments import GARMENTS, Garment
-from mpi_train.data.progress import progress
+from mpi_train.data.progress_bar import progress
 
 # Images drawn at once: few enough that the fields of one batch (0.6 MB each) stay in the cache.
 _BATCH = 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpi_train.world import World
+from mpi_train.runtime.world import World
 
 
 def estimate(

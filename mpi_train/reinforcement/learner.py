@@ -12,10 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.averaging import Nothing
-from mpi_train.config import NUM_MINIBATCHES
-from mpi_train.flat import FlatModel
-from mpi_train.optimizers import update_for
+from mpi_train.collectives.averaging import Nothing
+from mpi_train.models.flat import FlatModel
+from mpi_train.models.optimizers import update_for
+from mpi_train.runs.config import NUM_MINIBATCHES
 
 NUM_PASSES = 6
 """Over each batch."""

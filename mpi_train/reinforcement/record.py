@@ -36,7 +36,7 @@ class ReinforcementRecord:
     """One run: what was asked, what came out, where.
 
     Attributes:
-        run_id: Its name (see ``mpi_train/run_id.py``).
+        run_id: Its name (see ``mpi_train/runs/run_id.py``).
         command: The words that started it.
         environment_name: As Gymnasium has it.
         num_envs: Over all ranks together.
@@ -50,7 +50,7 @@ class ReinforcementRecord:
         weights_sha256: Digest of the final weights, in layer order.
         startup_s: From the start of the process to the first step, of the slowest rank.
         peak_rss_mib: Of the rank with the most.
-        environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``mpi_train/environment.py``).
+        environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``runtime/machine.py``).
     """
 
     schema_version: int = SCHEMA_VERSION

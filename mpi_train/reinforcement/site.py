@@ -12,20 +12,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mpi_train import optimizers, timeline, watch
-from mpi_train.averaging import Gradients, Nothing
-from mpi_train.collectives.choose import mean_all_reduce
-from mpi_train.config import NUM_MINIBATCHES, ReinforcementConfig
-from mpi_train.control import Control
+from mpi_train.collectives.averaging import Gradients, Nothing
+from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.data.shards import balanced_range
-from mpi_train.equality import check_equal, start_equal
-from mpi_train.errors import DivergedError
-from mpi_train.flat import FlatModel
+from mpi_train.models import optimizers
+from mpi_train.models.flat import FlatModel
+from mpi_train.monitor import timeline
 from mpi_train.reinforcement import advantages, policy
 from mpi_train.reinforcement.environments import MAX_STEPS, Environments, Experience, first_returns
 from mpi_train.reinforcement.learner import NUM_PASSES, Learner, Lesson
 from mpi_train.reinforcement.record import UpdateRecord
-from mpi_train.world import World
+from mpi_train.runs.config import NUM_MINIBATCHES, ReinforcementConfig
+from mpi_train.runs.coordinator import Control
+from mpi_train.runtime import watchdog
+from mpi_train.runtime.errors import DivergedError
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal, start_equal
 
 DISCOUNT, DECAY = 0.99, 0.99
 NUM_EVALUATED = 20
@@ -76,7 +78,7 @@ class Site:
         config, world = self._config, self.world
         begin = time.perf_counter()
         for number in range(1, config.updates + 1):
-            watch.note(f"update {number}")
+            watchdog.note(f"update {number}")
             timeline.begin_epoch(number)
             with timeline.phase("host"):
                 returns = self._update(number)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpi_train import files
-from mpi_train.errors import unwritable
 from mpi_train.report.collect import collect
 from mpi_train.report.summary import Summary, groups, summarise
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import unwritable
 
 PAGE, TEXT = "report.html", "report.md"
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mpi_train.records import EpochRecord
 from mpi_train.report import tables, wording
 from mpi_train.report.drawing import (
     colour_of,
@@ -24,6 +23,7 @@ from mpi_train.report.drawing import (
 )
 from mpi_train.report.look import PARTS, Look
 from mpi_train.report.summary import Summary, elapsed_s, workers_with_efficiency
+from mpi_train.runs.record import EpochRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
-from mpi_train import earlier, files
-from mpi_train.errors import DataError
-from mpi_train.records import RunRecord, read_run
+from mpi_train.runs import folder as earlier
+from mpi_train.runs.record import RunRecord, read_run
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import DataError
 
 BENCH_FILE = "bench.json"
 SCHEMA_VERSION = 1

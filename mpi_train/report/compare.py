@@ -11,11 +11,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mpi_train.errors import DataError, UsageError
-from mpi_train.records import RunRecord, read_run
 from mpi_train.report import wording
 from mpi_train.report.collect import files_below
 from mpi_train.report.summary import TARGETS, sized, time_to, workers_of
+from mpi_train.runs.record import RunRecord, read_run
+from mpi_train.runtime.errors import DataError, UsageError
 
 _SETTINGS = (
     "strategy", "model", "dataset", "dataset_sha256", "world_size", "threads_per_rank", "global_batch_size",

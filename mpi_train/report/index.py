@@ -7,12 +7,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
-from mpi_train import earlier, files
-from mpi_train.errors import DataError, UsageError
-from mpi_train.records import read_run
 from mpi_train.report import templates, wording
 from mpi_train.report.collect import files_below
 from mpi_train.report.summary import sized, workers_of
+from mpi_train.runs import folder as earlier
+from mpi_train.runs.record import read_run
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import DataError, UsageError
 
 INDEX = "index.html"
 _REPORT = "report.html"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mpi_train.collectives.catalogue import WAYS
-from mpi_train.records import RunRecord
+from mpi_train.collectives.registry import WAYS
 from mpi_train.report import wording
 from mpi_train.report.summary import Row, Summary
+from mpi_train.runs.record import RunRecord
 
 
 def notes(summary: Summary) -> list[str]:

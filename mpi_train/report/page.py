@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mpi_train.earlier import MISTAKES
-from mpi_train.records import RunRecord
 from mpi_train.report import charts, look, svg, templates
 from mpi_train.report.collect import Run
 from mpi_train.report.contents import contents
 from mpi_train.report.summary import Row, Summary
+from mpi_train.runs.folder import MISTAKES
+from mpi_train.runs.record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)

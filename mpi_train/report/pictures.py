@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_train import files
 from mpi_train.report import wording
 from mpi_train.report.charts import charts
 from mpi_train.report.look import PICTURE
 from mpi_train.report.summary import Summary
+from mpi_train.runtime import files
 
 
 @dataclass(frozen=True)

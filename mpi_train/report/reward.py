@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpi_train import files
 from mpi_train.reinforcement.record import ReinforcementRecord
+from mpi_train.runtime import files
 
 
 def draw(record: ReinforcementRecord, path: Path) -> None:

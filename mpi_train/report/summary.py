@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpi_train.records import RankTimes, RunRecord, sum_of
 from mpi_train.report.collect import Attempt, Collection, Run
+from mpi_train.runs.record import RankTimes, RunRecord, sum_of
 
 _T = TypeVar("_T")
 SAME_WORK = (

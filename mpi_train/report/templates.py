@@ -7,10 +7,10 @@ from typing import Any
 import jinja2
 
 
-def fill(name: str, **values: Any) -> str:
-    """The template ``name`` filled with ``values``; what goes into HTML is escaped."""
+def fill(name: str, package: str = "mpi_train.report", **values: Any) -> str:
+    """The template ``name`` of ``package`` filled with ``values``; what goes into HTML is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mpi_train.report", "."),
+        loader=jinja2.PackageLoader(package, "."),
         undefined=jinja2.StrictUndefined,
         autoescape=name.endswith(".html.j2"),
         trim_blocks=True,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mpi_train.records import RunRecord
 from mpi_train.report.collect import Attempt
 from mpi_train.report.summary import Row, Spread, Summary, unique
+from mpi_train.runs.record import RunRecord
 
 COLUMNS = ("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/s", "Test accuracy")
 ABSENT = "-"

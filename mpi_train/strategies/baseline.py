@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from mpi_train import devices
-from mpi_train.config import BaselineConfig
-from mpi_train.records import RunRecord
-from mpi_train.run import Run
+from mpi_train.runs.config import BaselineConfig
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.world import World
 from mpi_train.strategies import keras_fit
-from mpi_train.world import World
 
 STEPS_PER_EXECUTION = 32
 """Of ``--tuned``: one visit to Python for so many steps."""

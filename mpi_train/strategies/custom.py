@@ -6,19 +6,19 @@ batch, and returns the gradient of its part; the sum is applied once. All of it 
 
 from __future__ import annotations
 
-from mpi_train import devices
-from mpi_train.averaging import Nothing
-from mpi_train.config import DevicesConfig
-from mpi_train.records import RunRecord
-from mpi_train.run import Run
-from mpi_train.strategies import own_loop
-from mpi_train.world import World
+from mpi_train.collectives.averaging import Nothing
+from mpi_train.runs.config import DevicesConfig
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.world import World
+from mpi_train.strategies import custom_loop
 
 
 def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:
     """Trains over the devices of this process and writes the record."""
     names = devices.local_devices(config.devices)
-    return own_loop.train(
+    return custom_loop.train(
         Run("custom", config, world, threads),
         devices=names,
         averaging=lambda _: Nothing(),

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from mpi_train import devices
-from mpi_train.config import DevicesConfig
-from mpi_train.records import RunRecord
-from mpi_train.run import Run
-from mpi_train.strategies import distributed
-from mpi_train.world import World
+from mpi_train.runs.config import DevicesConfig
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.world import World
+from mpi_train.strategies import tf_distribute
 
 
 def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:
     """Trains over the GPUs of this machine, or logical CPU devices, and writes the record."""
     names = devices.local_devices(config.devices)
-    return distributed.train(
+    return tf_distribute.train(
         Run("custom_dataset", config, world, threads),
         tf.distribute.MirroredStrategy(names),
         sync={"average": "gradients", "every": 1, "devices": len(names)},

@@ -19,16 +19,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train import models, optimizers, timeline
 from mpi_train.data.examples import Examples
-from mpi_train.errors import DivergedError
-from mpi_train.evaluation import Evaluator
-from mpi_train.flat import digest_of
-from mpi_train.records import EpochTotals, RunRecord
-from mpi_train.run import Run
-from mpi_train.session import Session
-from mpi_train.strategies.keras_state import KerasState
-from mpi_train.trainer import CHUNK_S, Chunk, as_input
+from mpi_train.models import optimizers, zoo
+from mpi_train.models.flat import digest_of
+from mpi_train.monitor import timeline
+from mpi_train.runs.keras_state import KerasState
+from mpi_train.runs.record import EpochTotals, RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runs.session import Session
+from mpi_train.runtime.errors import DivergedError
+from mpi_train.training.evaluation import Evaluator
+from mpi_train.training.trainer import CHUNK_S, Chunk, as_input
 
 STALL_S, STALL_FACTOR = 1.0, 20
 """An epoch has stalled when a step took longer than the one, in seconds, and than the other median steps."""
@@ -52,11 +53,11 @@ def train(
     config = run.config
     examples, test_examples = run.read("train"), run.read("test")
     with scope():
-        model = models.build(
+        model = zoo.build(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
-        from_logits = not models.returns_probabilities(model)
+        from_logits = not zoo.returns_probabilities(model)
         model.compile(
             optimizer,
             keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from mpi_train import devices
-from mpi_train.config import DevicesConfig
-from mpi_train.errors import UsageError
-from mpi_train.records import RunRecord
-from mpi_train.run import Run
+from mpi_train.runs.config import DevicesConfig
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.world import World
 from mpi_train.strategies import keras_fit
-from mpi_train.world import World
 
 
 def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:

@@ -7,18 +7,18 @@ from typing import Any
 
 import keras
 
-from mpi_train import devices
-from mpi_train.autotune.exchange import Choice
-from mpi_train.averaging import AllReduce, Nothing
-from mpi_train.batchnorm import synchronised
-from mpi_train.collectives import choose
-from mpi_train.config import MpiConfig
-from mpi_train.flat import FlatModel
-from mpi_train.optimizers import LearningRate
-from mpi_train.records import RunRecord
-from mpi_train.run import Run
-from mpi_train.strategies import own_loop
-from mpi_train.world import World
+from mpi_train.collectives import build
+from mpi_train.collectives.autotune import Choice
+from mpi_train.collectives.averaging import AllReduce, Nothing
+from mpi_train.models.flat import FlatModel
+from mpi_train.models.optimizers import LearningRate
+from mpi_train.runs.config import MpiConfig
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.world import World
+from mpi_train.strategies import custom_loop
+from mpi_train.training.sync_batchnorm import synchronised
 
 
 def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
@@ -37,16 +37,16 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         run.progress.say(f"autotune: all-reduce: {choice}", "autotune", **dataclasses.asdict(choice))
 
     def averaging(flat: FlatModel) -> Nothing:
-        return choose.averaging(config, world, flat, within_model, tuned)
+        return build.averaging(config, world, flat, within_model, tuned)
 
     def mean_within_model(length: int) -> AllReduce:
-        within_model.append(choose.mean_all_reduce(world, length))
+        within_model.append(build.mean_all_reduce(world, length))
         return within_model[-1]
 
     def synchronise(model: keras.Model) -> keras.Model:
         return synchronised(model, mean_within_model if world.size > 1 else None)
 
-    return own_loop.train(
+    return custom_loop.train(
         run,
         # A device that is named again takes its parts one after another.
         devices=[device] * config.accumulate,

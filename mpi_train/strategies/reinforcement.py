@@ -10,18 +10,20 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mpi_train import devices, earlier, environment, run_id, timeline, watch
-from mpi_train.config import ReinforcementConfig, one_environment_a_rank
-from mpi_train.control import Control
-from mpi_train.errors import RunAgainError
-from mpi_train.flat import digest_of
-from mpi_train.progress import Progress
-from mpi_train.records import Recorder
+from mpi_train.models.flat import digest_of
+from mpi_train.monitor import timeline
+from mpi_train.monitor.progress import Progress
 from mpi_train.reinforcement.environments import NAME
 from mpi_train.reinforcement.record import FILE, ReinforcementRecord, UpdateRecord
 from mpi_train.reinforcement.site import Site
 from mpi_train.report import reward
-from mpi_train.world import World
+from mpi_train.runs import folder, run_id
+from mpi_train.runs.config import ReinforcementConfig, one_environment_a_rank
+from mpi_train.runs.coordinator import Control
+from mpi_train.runs.record import Recorder
+from mpi_train.runtime import devices, machine, watchdog
+from mpi_train.runtime.errors import RunAgainError
+from mpi_train.runtime.world import World
 
 PICTURE = "reward.png"
 
@@ -42,7 +44,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         timeline.lap("import")
     with world.together():
         device = devices.own_device(world)
-    began = time.time() - environment.process_age_s()
+    began = time.time() - machine.process_age_s()
     name = run_id.new(began, ("reinforcement", f"{world.size}x", NAME, f"s{config.seed}"))
     name = recorder.begin(name, anew=True)
     recorder.event("submission_benchmark", "reinforcement")
@@ -50,7 +52,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     site = Site(config, world, device)
     timeline.lap("build")
     world.barrier()
-    startup_s = world.maximum(environment.process_age_s())
+    startup_s = world.maximum(machine.process_age_s())
     recorder.event("init_stop")
     recorder.event("global_batch_size", config.batch_size)
     recorder.event("seed", config.seed)
@@ -70,7 +72,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     control = Control(world)
     updates = []
     every = max(1, config.updates // 10)
-    with control.listening(), timeline.kept(config.out / earlier.TRACE, progress.say):
+    with control.listening(), timeline.kept(config.out / folder.TRACE, progress.say):
         for update in site.updates(control):
             updates.append(update)
             recorder.event("tracked_stats", {"mean_reward": update.mean_reward}, samples=update.env_steps)
@@ -79,7 +81,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
             if control.stopping and update.update < config.updates:
                 recorder.event("run_stop", status="aborted")
                 raise _stopped(world, control, update, config.updates)
-        watch.note("evaluation")
+        watchdog.note("evaluation")
         recorder.event("eval_start")
         start = time.perf_counter()
         with timeline.phase("evaluate"):
@@ -91,7 +93,7 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
     recorder.event("run_stop", status="success")
     record = ReinforcementRecord(
         run_id=name,
-        command=environment.command(),
+        command=machine.command(),
         environment_name=NAME,
         world_size=world.size,
         threads_per_rank=threads,
@@ -107,8 +109,8 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         episode_rewards=rewards,
         weights_sha256=digest_of(site.flat.export()),
         startup_s=startup_s,
-        peak_rss_mib=environment.peak_rss_mib(world),
-        environment=environment.describe(world),
+        peak_rss_mib=machine.peak_rss_mib(world),
+        environment=machine.describe(world),
     )
     recorder.write(record)
     if world.is_root:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from mpi_train import devices
-from mpi_train.config import TrainConfig
-from mpi_train.records import RunRecord
-from mpi_train.run import Run
-from mpi_train.strategies import distributed
-from mpi_train.world import World
+from mpi_train.runs.config import TrainConfig
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.world import World
+from mpi_train.strategies import tf_distribute
 
 
 def train(config: TrainConfig, world: World, threads: int) -> RunRecord:
@@ -23,7 +23,7 @@ def train(config: TrainConfig, world: World, threads: int) -> RunRecord:
     run = Run("tpu", config, world, threads)
     strategy, device = _strategy(run)
     sync = {"average": "gradients", "every": 1, "devices": strategy.num_replicas_in_sync, "device": device}
-    return distributed.train(run, strategy, sync)
+    return tf_distribute.train(run, strategy, sync)
 
 
 def _strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:

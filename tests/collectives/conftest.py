@@ -7,16 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mpi_train import models, optimizers
-from mpi_train.averaging import Nothing
+from mpi_train.collectives.averaging import Nothing
 from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.data.shards import ShardSet
-from mpi_train.equality import check_equal
-from mpi_train.flat import FlatModel
-from mpi_train.order import Steps, epoch_order, plan_steps
-from mpi_train.records import EpochTotals
-from mpi_train.trainer import Trainer
-from mpi_train.world import World
+from mpi_train.models import optimizers, zoo
+from mpi_train.models.flat import FlatModel
+from mpi_train.runs.record import EpochTotals
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal
+from mpi_train.training.steps import Steps, epoch_order, plan_steps
+from mpi_train.training.trainer import Trainer
 
 
 class Small:
@@ -38,7 +38,7 @@ class Small:
         self, averaging: Callable[[FlatModel], Nothing], *, model: str = "mlp", optimizer: str = "sgd"
     ) -> Trainer:
         """A trainer whose exchange ``averaging`` makes."""
-        flat = FlatModel(models.build(model, (28, 28, 1), 10, seed=3, dtype="float32"))
+        flat = FlatModel(zoo.build(model, (28, 28, 1), 10, seed=3, dtype="float32"))
         return Trainer(
             flat,
             optimizers.build(optimizer, {"sgd": 0.1, "adam": 0.002}[optimizer]),

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from mpi_train.averaging import Nothing, Weights
-from mpi_train.collectives.choose import mean_all_reduce
+from mpi_train.collectives.averaging import Nothing, Weights
+from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip, Neighbours
-from mpi_train.equality import check_equal
-from mpi_train.flat import FlatModel
-from mpi_train.world import World
+from mpi_train.models.flat import FlatModel
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal
 
 
 @pytest.mark.mpi(min_size=2)

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from mpi_train.collectives import hierarchical
 from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
-from mpi_train.collectives.choose import mean_all_reduce
+from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.errors import PlatformError
-from mpi_train.world import World
+from mpi_train.runtime.errors import PlatformError
+from mpi_train.runtime.world import World
 
 # Node of each rank. The memory that the "nodes" share is real, and so are the messages between them.
 LAYOUTS = [
@@ -81,5 +81,5 @@ def test_too_little_shared_memory_is_said_by_all_ranks(world: World, monkeypatch
     with pytest.raises(PlatformError, match=r"--collective hierarchical: expected .* of shared memory"):
         HierarchicalAllReduce(world, too_long)
     assert isinstance(mean_all_reduce(world, 16), HierarchicalAllReduce)
-    monkeypatch.setattr("mpi_train.collectives.choose.has_room", lambda world, length: world.rank != 1)
+    monkeypatch.setattr("mpi_train.collectives.build.has_room", lambda world, length: world.rank != 1)
     assert isinstance(mean_all_reduce(world, 16), PlainAllReduce)

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mpi_train import models, optimizers
-from mpi_train.averaging import Nothing
-from mpi_train.collectives import choose
+from mpi_train.collectives import build as choose
+from mpi_train.collectives.averaging import Nothing
 from mpi_train.collectives.bfloat16 import BFloat16AllReduce
 from mpi_train.collectives.topk import TopK
-from mpi_train.config import MpiConfig
 from mpi_train.data.shards import ShardSet
-from mpi_train.equality import check_equal
-from mpi_train.errors import UsageError
-from mpi_train.flat import FlatModel
-from mpi_train.order import epoch_order, plan_steps
-from mpi_train.trainer import Trainer
-from mpi_train.world import World
+from mpi_train.models import optimizers, zoo
+from mpi_train.models.flat import FlatModel
+from mpi_train.runs.config import MpiConfig
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal
+from mpi_train.training.steps import epoch_order, plan_steps
+from mpi_train.training.trainer import Trainer
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
@@ -29,7 +29,7 @@ WAYS = ["bfloat16", "powersgd", "topk"]
 
 
 def build(name: str = "mlp", device: str = "/CPU:0") -> FlatModel:
-    return FlatModel(models.build(name, (28, 28, 1), 10, seed=3, dtype="float32"), device)
+    return FlatModel(zoo.build(name, (28, 28, 1), 10, seed=3, dtype="float32"), device)
 
 
 def averaging(world: World, flat: FlatModel, collective: str, **settings: Any) -> Nothing:

@@ -12,18 +12,18 @@ import pytest
 import tensorflow as tf
 from mpi4py import MPI
 
-from mpi_train import timeline
-from mpi_train.averaging import Gradients, Nothing
+from mpi_train.collectives.averaging import Gradients, Nothing
 from mpi_train.collectives.background import Background
 from mpi_train.collectives.base import all_reduce_bytes
 from mpi_train.collectives.buckets import BUCKET_BYTES, Buckets, grouped
 from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.equality import check_equal
-from mpi_train.flat import FlatModel
-from mpi_train.spans import TRAINING
-from mpi_train.traffic import Traffic
-from mpi_train.world import World
+from mpi_train.collectives.traffic import Traffic
+from mpi_train.models.flat import FlatModel
+from mpi_train.monitor import timeline
+from mpi_train.monitor.spans import TRAINING
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal
 
 
 def delayed(world: World, flat: FlatModel) -> Delayed:

@@ -16,7 +16,7 @@ from mpi_train.data.download import RemoteFile
 from mpi_train.data.examples import RawData
 from mpi_train.data.shards import write_shards
 from mpi_train.data.sources import FASHION_MNIST, IdxFiles
-from mpi_train.files import sha256_of
+from mpi_train.runtime.files import sha256_of
 
 NUM_TRAIN, NUM_TEST = 509, 128
 

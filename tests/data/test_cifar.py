@@ -15,8 +15,8 @@ from mpi_train.data.cifar import read_batches
 from mpi_train.data.download import RemoteFile
 from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.data.sources import CIFAR10, find_raw
-from mpi_train.errors import DataError
-from mpi_train.files import sha256_of
+from mpi_train.runtime.errors import DataError
+from mpi_train.runtime.files import sha256_of
 
 NAMES = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)]
 TEST = "cifar-10-batches-bin/test_batch.bin"

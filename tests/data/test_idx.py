@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpi_train.data.idx import read_idx
-from mpi_train.errors import DataError
+from mpi_train.runtime.errors import DataError
 
 HEADER = bytes([0, 0, 8, 2, 0, 0, 0, 3, 0, 0, 0, 4])
 CONTENT = bytes(range(12))

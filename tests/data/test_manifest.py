@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mpi_train.data.manifest import read_manifest
-from mpi_train.errors import DataError, UsageError
+from mpi_train.runtime.errors import DataError, UsageError
 
 
 def refused(directory: Path, dataset: str = "synthetic") -> DataError:

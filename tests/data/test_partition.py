@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpi_train.data.partition import KINDS, Partition, partition
-from mpi_train.errors import UsageError
+from mpi_train.runtime.errors import UsageError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 1003).astype(np.uint8)
 ALPHA = {"iid": None, "dirichlet": 0.3, "classes": None}

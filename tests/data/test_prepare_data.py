@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import launch
 from mpi_train.data import synthetic
 from mpi_train.data.prepare import prepare
 from mpi_train.data.shards import ShardSet
+from mpi_train.runtime import launch
 
 JOB = Path(__file__).parents[2] / "jobs" / "prepare_data.py"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mpi_train.data import progress
+from mpi_train.data import progress_bar
 
 WORK = """
 from mpi_train.data.progress import progress
@@ -20,8 +20,8 @@ print("done")
 
 def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("mpi_train.data.progress.time.monotonic", lambda: float(next(clock)))
-    with progress.progress("counting sheep", 8) as advance:
+    monkeypatch.setattr("mpi_train.data.progress_bar.time.monotonic", lambda: float(next(clock)))
+    with progress_bar.progress("counting sheep", 8) as advance:
         for _ in range(8):
             advance(1)
     captured = capsys.readouterr()
@@ -33,7 +33,7 @@ def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.progress("counting sheep", 8) as advance:
+    with progress_bar.progress("counting sheep", 8) as advance:
         advance(8)
     assert capsys.readouterr().err == ""
 

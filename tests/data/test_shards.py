@@ -13,8 +13,8 @@ import pytest
 
 from mpi_train.data.examples import Examples, RawData
 from mpi_train.data.shards import ShardSet, balanced_range, write_shards
-from mpi_train.errors import DataError, UsageError
-from mpi_train.files import sha256_of
+from mpi_train.runtime.errors import DataError, UsageError
+from mpi_train.runtime.files import sha256_of
 
 
 def rows(examples: Examples) -> list[bytes]:
@@ -134,7 +134,7 @@ def test_a_write_that_fails_leaves_no_manifest_behind(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpi_train.data.shard_file.write", full_disk)
+    monkeypatch.setattr("mpi_train.data.hdf5.write", full_disk)
     with pytest.raises(UsageError, match="No space left"):
         write_shards(raw, tiny_shards, num_shards=2)
     with pytest.raises(DataError, match="found no manifest"):

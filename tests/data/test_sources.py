@@ -15,7 +15,7 @@ import pytest
 
 from mpi_train.data import download, sources
 from mpi_train.data.sources import MissingRawDataError, find_raw, how_to_prepare, require_dataset
-from mpi_train.errors import DataError, UsageError
+from mpi_train.runtime.errors import DataError, UsageError
 
 
 class Mirror(http.server.SimpleHTTPRequestHandler):

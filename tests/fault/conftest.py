@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import launch
-from mpi_train.records import RunRecord, read_run
+from mpi_train.runs.record import RunRecord, read_run
+from mpi_train.runtime import launch
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mpi_train.checkpoint_file import CheckpointFile
-from mpi_train.live.status import read_status
+from mpi_train.monitor.status import read_status
+from mpi_train.runs.checkpoint_file import CheckpointFile
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(300)]
 
@@ -34,7 +34,7 @@ def limit(self, first, stop):
 
 Session.limit = limit
 from mpi_train.cli import run_training
-from mpi_train.config import MpiConfig
+from mpi_train.runs.config import MpiConfig
 run_training("mpi", MpiConfig, description="", mpi=True)
 """
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import files
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
-from mpi_train.errors import DataError, JobError
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import DataError, JobError
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(300)]
 

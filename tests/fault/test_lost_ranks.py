@@ -90,7 +90,7 @@ def broken(*args, **kwargs):
 
 setattr(owner, name, broken)
 from mpi_train.cli import run_training
-from mpi_train.config import MpiConfig
+from mpi_train.runs.config import MpiConfig
 run_training("mpi", MpiConfig, description="", mpi=True)
 """
 
@@ -99,10 +99,10 @@ run_training("mpi", MpiConfig, description="", mpi=True)
     ("function", "nth"),
     [
         pytest.param("mpi_train.data.shards:ShardSet.read", 1, id="loading"),
-        pytest.param("mpi_train.trainer:Trainer.gradient", 1, id="tracing"),
+        pytest.param("mpi_train.training.trainer:Trainer.gradient", 1, id="tracing"),
         pytest.param("mpi_train.collectives.hierarchical:HierarchicalAllReduce.mean", 100, id="a_step"),
-        pytest.param("mpi_train.evaluation:Evaluator.evaluate", 1, id="evaluation"),
-        pytest.param("mpi_train.checkpoints:Checkpoints.save", 2, id="checkpointing"),
+        pytest.param("mpi_train.training.evaluation:Evaluator.evaluate", 1, id="evaluation"),
+        pytest.param("mpi_train.runs.checkpoints:Checkpoints.save", 2, id="checkpointing"),
     ],
 )
 def test_an_exception_on_one_rank_ends_all_with_one_traceback(
@@ -124,7 +124,7 @@ def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(start: Star
     driver = tmp_path / "driver.py"
     text = DRIVER.replace('run_training("mpi", MpiConfig', 'run_training("ddp", RanksConfig')
     text = text.replace("import MpiConfig", "import RanksConfig")
-    driver.write_text(text.format(function="mpi_train.peers.torch_loop:Loop.prepare", nth=2))
+    driver.write_text(text.format(function="mpi_train.strategies.pytorch.loop:Loop.prepare", nth=2))
     job = start("ddp", driver=driver, ranks=2)
     assert job.ended(within_s=60) != 0, job.printed
     assert "ZeroDivisionError: made by the test" in job.printed
@@ -137,7 +137,7 @@ def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: P
     driver = tmp_path / "driver.py"
     sleeps = DRIVER.replace('raise ZeroDivisionError("made by the test")', "import time; time.sleep(1000)")
     sleeps = sleeps.replace(".rank == 1", f".rank == {victim}")
-    driver.write_text(sleeps.format(function="mpi_train.session:Session.limit", nth=20))
+    driver.write_text(sleeps.format(function="mpi_train.runs.session:Session.limit", nth=20))
     job = start("mpi", "--stall-timeout", "5", driver=driver, ranks=3)
     assert job.ended(within_s=60) == 6, job.printed
     message = rf"error: rank {victim} on \S+ hangs: the others have waited 8 s for it in a step"
@@ -152,7 +152,7 @@ def test_a_rank_that_does_not_come_to_tensorflows_cluster_holds_up_nobody(
     sleeps = DRIVER.replace('raise ZeroDivisionError("made by the test")', "import time; time.sleep(1000)")
     sleeps = sleeps.replace('run_training("mpi", MpiConfig', 'run_training("multiworker", RanksConfig')
     sleeps = sleeps.replace("import MpiConfig", "import RanksConfig")
-    driver.write_text(sleeps.format(function="mpi_train.devices.quiet_start", nth=2))
+    driver.write_text(sleeps.format(function="mpi_train.runtime.devices.quiet_start", nth=2))
     job = start("multiworker", "--stall-timeout", "5", driver=driver, ranks=2)
     assert job.ended(within_s=90) == 6, job.printed
     # While it waits, TensorFlow holds the interpreter's lock, so that rank 0 cannot be heard.

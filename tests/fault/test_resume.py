@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet, write_shards
-from mpi_train.order import Leg, dealt, epoch_order, plan_steps
 from mpi_train.report.collect import collect
-from mpi_train.sinks.base import scalars
+from mpi_train.runs.loggers.base import scalars
+from mpi_train.training.steps import Leg, dealt, epoch_order, plan_steps
 
 Start = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import launch
+from mpi_train.runtime import launch
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import launch
-from mpi_train.records import read_run
+from mpi_train.runs.record import read_run
+from mpi_train.runtime import launch
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train import launch
-from mpi_train.collectives.catalogue import WAYS
+from mpi_train.collectives.registry import WAYS
+from mpi_train.runtime import launch
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mpi_train.config import ReinforcementConfig
-from mpi_train.control import Control
-from mpi_train.errors import DataError, DivergedError, UsageError
 from mpi_train.reinforcement.site import Site
 from mpi_train.report.collect import collect
-from mpi_train.world import World
+from mpi_train.runs.config import ReinforcementConfig
+from mpi_train.runs.coordinator import Control
+from mpi_train.runtime.errors import DataError, DivergedError, UsageError
+from mpi_train.runtime.world import World
 from tests.fault.conftest import Job
 from tests.jobs.test_jobs import assert_one_message, start
 

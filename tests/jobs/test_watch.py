@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mpi_train import launch
-from mpi_train.live.status import Status, read_status
-from mpi_train.live.table import Look, Watcher, table
+from mpi_train.monitor.status import Status, read_status
+from mpi_train.monitor.watch_table import Look, Watcher, table
+from mpi_train.runtime import launch
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

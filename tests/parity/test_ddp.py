@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_train.checkpoint_file import CheckpointFile
 from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
-from mpi_train.records import read_run
+from mpi_train.runs.checkpoint_file import CheckpointFile
+from mpi_train.runs.record import read_run
 from tests.jobs.test_jobs import assert_one_message, start
 
 pytestmark = [pytest.mark.peers, pytest.mark.mpi_skip, pytest.mark.timeout(240)]
@@ -21,12 +21,12 @@ pytestmark = [pytest.mark.peers, pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 def test_with_keras_weights_its_models_are_those_of_keras(model: str, shape: tuple[int, int, int]) -> None:
     import torch
 
-    from mpi_train import models
-    from mpi_train.peers import torch_models
-    from mpi_train.peers.torch_loop import as_input
+    from mpi_train.models import zoo
+    from mpi_train.strategies.pytorch import models as torch_models
+    from mpi_train.strategies.pytorch.loop import as_input
 
     theirs = torch_models.build(model, shape, 10, dtype="float32")
-    ours = models.build(model, shape, 10, seed=1, dtype="float32")
+    ours = zoo.build(model, shape, 10, seed=1, dtype="float32")
     views = torch_models.keras_views(theirs)
     for view, variable in zip(views, ours.variables, strict=True):
         view.copy_(torch.from_numpy(variable.numpy()))
@@ -45,8 +45,8 @@ def test_its_optimizers_are_those_of_keras(name: str) -> None:
     import keras
     import torch
 
-    from mpi_train import optimizers
-    from mpi_train.peers import torch_optimizers
+    from mpi_train.models import optimizers
+    from mpi_train.strategies.pytorch import optimizers as torch_optimizers
 
     like = optimizers.build(name, None)
     ours = keras.Variable(np.zeros((1, 6), np.float32))
@@ -66,8 +66,8 @@ def weights_after_an_epoch(
     job: str, flags: list[str], model: str, batch_size: int, rate: float, data: Path, out: Path
 ) -> list[np.ndarray]:
     """Trains on 2 ranks with SGD; the model's variables as Keras orders them."""
-    from mpi_train import models
-    from mpi_train.flat import FlatModel
+    from mpi_train.models import zoo
+    from mpi_train.models.flat import FlatModel
 
     result = start(
         job, "--dataset", "synthetic", "--data", data, "--model", model, "--batch-size", str(batch_size),
@@ -79,7 +79,7 @@ def weights_after_an_epoch(
     arrays = {entry.name: file.read(entry.name, 0) for entry in file.entries}
     if job == "ddp":
         return [arrays[f"model/{i}"] for i in range(sum(name.startswith("model/") for name in arrays))]
-    flat = FlatModel(models.build(model, (28, 28, 1), 10, seed=1, dtype="float32"))
+    flat = FlatModel(zoo.build(model, (28, 28, 1), 10, seed=1, dtype="float32"))
     flat.weights.assign(arrays["weights"])
     for i, state in enumerate(flat.states):
         state.assign(arrays[f"states/{i}"])

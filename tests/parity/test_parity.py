@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from keras import layers
 
-from mpi_train import models
-from mpi_train.averaging import Gradients, Nothing, Weights, WeightsAndSlots
-from mpi_train.batchnorm import synchronised
-from mpi_train.collectives.choose import mean_all_reduce
+from mpi_train.collectives.averaging import Gradients, Nothing, Weights, WeightsAndSlots
+from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
-from mpi_train.equality import check_equal
-from mpi_train.errors import UsageError
-from mpi_train.flat import FlatModel
-from mpi_train.order import epoch_order, plan_steps
-from mpi_train.trainer import Trainer
-from mpi_train.world import World
+from mpi_train.models import zoo
+from mpi_train.models.flat import FlatModel
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal
+from mpi_train.training.steps import epoch_order, plan_steps
+from mpi_train.training.sync_batchnorm import synchronised
+from mpi_train.training.trainer import Trainer
 
 TOLERANCE = 1e-5
 
@@ -56,7 +56,7 @@ def adam() -> keras.Optimizer:
 
 
 def build(name: str = "mlp", dtype: str = "float32") -> keras.Model:
-    return models.build(name, (28, 28, 1), 10, seed=3, dtype=dtype)
+    return zoo.build(name, (28, 28, 1), 10, seed=3, dtype=dtype)
 
 
 def averaging(kind: str, world: World, flat: FlatModel) -> Nothing:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_train.checkpoint_file import CheckpointFile
-from mpi_train.records import read_run
+from mpi_train.runs.checkpoint_file import CheckpointFile
+from mpi_train.runs.record import read_run
 from tests.jobs.test_jobs import assert_one_message, start
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]

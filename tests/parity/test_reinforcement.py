@@ -7,11 +7,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mpi_train.config import ReinforcementConfig
-from mpi_train.control import Control
-from mpi_train.equality import check_equal
 from mpi_train.reinforcement.site import Site
-from mpi_train.world import World
+from mpi_train.runs.config import ReinforcementConfig
+from mpi_train.runs.coordinator import Control
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import check_equal
 
 TOLERANCE = 1e-4
 """Adam makes steps of one size of gradients of any: rounding shows more than in the gradients themselves."""

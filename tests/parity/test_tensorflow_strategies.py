@@ -12,7 +12,7 @@ import pytest
 
 from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
-from mpi_train.records import RunRecord, read_run
+from mpi_train.runs.record import RunRecord, read_run
 from tests.jobs.test_jobs import start
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]

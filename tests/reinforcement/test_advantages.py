@@ -7,7 +7,7 @@ import pytest
 
 from mpi_train.data.shards import balanced_range
 from mpi_train.reinforcement.advantages import estimate, standardise
-from mpi_train.world import World
+from mpi_train.runtime.world import World
 
 DISCOUNT, DECAY = 0.9, 0.7
 

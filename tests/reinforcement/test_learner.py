@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpi_train import optimizers
-from mpi_train.averaging import Nothing
-from mpi_train.flat import FlatModel
+from mpi_train.collectives.averaging import Nothing
+from mpi_train.models import optimizers
+from mpi_train.models.flat import FlatModel
 from mpi_train.reinforcement import policy
 from mpi_train.reinforcement.learner import CLIP, NUM_PASSES, Learner, Lesson
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mpi_train import files
-from mpi_train.records import EpochRecord, RankTimes, RunRecord, median_rate
+from mpi_train.runs.record import EpochRecord, RankTimes, RunRecord, median_rate
+from mpi_train.runtime import files
 
 MakeRun = Callable[..., RunRecord]
 

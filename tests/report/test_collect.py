@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.errors import DataError
 from mpi_train.report.collect import BENCH_FILE, Attempt, collect, read_attempts, write_attempts
+from mpi_train.runtime.errors import DataError
 
 
 def attempt(folder: str, exit_code: int | None = 0) -> Attempt:

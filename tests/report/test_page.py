@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from mpi_train import report
-from mpi_train.earlier import MISTAKES
-from mpi_train.records import RankTimes, RunRecord
 from mpi_train.report import wording
+from mpi_train.runs.folder import MISTAKES
+from mpi_train.runs.record import RankTimes, RunRecord
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import write_run
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from mpi_train import report
-from mpi_train.errors import EXIT_DATA, EXIT_USAGE, UsageError
 from mpi_train.report import markdown, terminal, wording
 from mpi_train.report.collect import Attempt, collect, write_attempts
 from mpi_train.report.summary import groups, summarise
+from mpi_train.runtime.errors import EXIT_DATA, EXIT_USAGE, UsageError
 
 MakeRun = Callable[..., Any]
 ROOT = Path(__file__).parents[2]

@@ -1,1 +1,0 @@
-"""The bench: every strategy on the same work, in turn, and the report that compares them."""

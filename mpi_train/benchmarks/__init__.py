@@ -1,0 +1,1 @@
+"""Measurements: strategies against each other, one step, slow networks, scaling."""

@@ -1,0 +1,1 @@
+"""Compare collectives on slow links between nodes."""

@@ -1,0 +1,1 @@
+"""Measure and predict how training scales with the number of ranks."""

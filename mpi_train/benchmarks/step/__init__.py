@@ -1,0 +1,1 @@
+"""Take one training step apart."""

@@ -1,0 +1,1 @@
+"""Run the strategies in turn and report."""

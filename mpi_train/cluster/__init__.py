@@ -1,0 +1,1 @@
+"""The machine and its queue: checks of the environment, job scripts, submission."""

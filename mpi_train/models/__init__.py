@@ -1,0 +1,1 @@
+"""Keras models, their weights as one flat buffer, and optimizers on that buffer."""

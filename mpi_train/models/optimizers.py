@@ -1,0 +1,197 @@
+"""Keras's optimizers, applied to the flat buffer of weights.
+
+Most optimizers treat every weight alike, so that updating one long vector equals updating each
+layer's tensor, with far fewer kernels. The few that look at a layer as a whole (its norm, its
+singular vectors) are given the layers one by one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from mpi_train.models.flat import FlatModel
+from mpi_train.runtime.errors import UsageError
+
+_CLASSES: dict[str, type[keras.Optimizer]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        keras.optimizers.Adadelta,
+        keras.optimizers.Adagrad,
+        keras.optimizers.Adam,
+        keras.optimizers.Adamax,
+        keras.optimizers.AdamW,
+        keras.optimizers.Ftrl,
+        keras.optimizers.Lamb,
+        keras.optimizers.Lion,
+        keras.optimizers.Muon,
+        keras.optimizers.Nadam,
+        keras.optimizers.RMSprop,
+        keras.optimizers.SGD,
+        # Not Adafactor: Keras's makes NaN of a pixel that is black in every image of a batch.
+    )
+}
+OPTIMIZERS = tuple(_CLASSES)
+LAYERWISE = (keras.optimizers.Lamb, keras.optimizers.Muon)
+
+
+def build(name: str, learning_rate: float | None) -> keras.Optimizer:
+    """A fresh Keras optimizer.
+
+    Raises:
+        UsageError: no such optimizer.
+    """
+    kind = _CLASSES.get(name.lower())
+    if kind is None:
+        near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}. Received: {name}.{hint}")
+    return kind() if learning_rate is None else kind(learning_rate=learning_rate)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """What the learning rate is, and how it gets there.
+
+    Attributes:
+        factor: What the one that was asked for is multiplied by.
+        warmup_epochs: In which it changes from that one to the product, a little with every step.
+    """
+
+    factor: float = 1.0
+    warmup_epochs: float = 0.0
+
+    def apply_to(self, optimizer: keras.Optimizer) -> None:
+        """Gives an optimizer that was made with the rate that was asked for its final one."""
+        if self.factor != 1:
+            optimizer.learning_rate = float(optimizer.learning_rate) * self.factor
+
+
+class FlatUpdate:
+    """Applies a Keras optimizer to the whole buffer at once.
+
+    Attributes:
+        variables: The optimizer's state: step count, learning rate, slots as long as the buffer.
+    """
+
+    def __init__(self, optimizer: keras.Optimizer, flat: FlatModel, device: str) -> None:
+        self.optimizer = optimizer
+        self.flat = flat
+        with tf.device(device):
+            optimizer.build([flat.weights])
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        return [v.value for v in self.optimizer.variables]
+
+    def apply(self, gradient: tf.Tensor) -> None:
+        """Updates the weights with a gradient of float32 (num_padded,)."""
+        self.optimizer.apply([gradient], [self.flat.weights])
+
+    def slow_down(self) -> float:
+        """Halves the learning rate, and says what it is now."""
+        rate = self.optimizer.learning_rate
+        rate.assign(rate / 2)
+        return float(rate)
+
+
+class LayerUpdate(FlatUpdate):
+    """Applies a Keras optimizer layer by layer, through the model's own variables."""
+
+    def __init__(self, optimizer: keras.Optimizer, flat: FlatModel, device: str) -> None:
+        self.optimizer = optimizer
+        self.flat = flat
+        self._layers = flat.model.trainable_variables
+        with tf.device(device):
+            optimizer.build(self._layers)
+
+    def apply(self, gradient: tf.Tensor) -> None:
+        weights = self.flat.slices(self.flat.weights.value.read_value())
+        for variable, value in zip(self._layers, weights, strict=True):
+            variable.assign(value)
+        self.optimizer.apply(self.flat.slices(gradient), self._layers)
+        self.flat.weights.assign(self.flat.concat([variable.value.read_value() for variable in self._layers]))
+
+
+class FusedAdam(FlatUpdate):
+    """Keras's Adam as TensorFlow's one kernel for it, in place of a dozen: Kingma & Ba 2015, section 2."""
+
+    def apply(self, gradient: tf.Tensor) -> None:
+        adam = self.optimizer
+        iterations, learning_rate, momentum, velocity = self.variables
+        step = tf.cast(iterations.assign_add(1), tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=self.flat.weights.value.handle,
+            m=momentum.handle,
+            v=velocity.handle,
+            beta1_power=tf.pow(adam.beta_1, step),
+            beta2_power=tf.pow(adam.beta_2, step),
+            lr=learning_rate,
+            beta1=adam.beta_1,
+            beta2=adam.beta_2,
+            epsilon=adam.epsilon,
+            grad=gradient,
+        )
+
+
+class FusedSGD(FlatUpdate):
+    """Keras's SGD without momentum as one kernel."""
+
+    def apply(self, gradient: tf.Tensor) -> None:
+        iterations, learning_rate = self.variables
+        iterations.assign_add(1)
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=self.flat.weights.value.handle, alpha=learning_rate, delta=gradient
+        )
+
+
+class WarmedUp(FlatUpdate):
+    """Another update, with a learning rate that rises linearly over its first steps.
+
+    Args:
+        update: The other.
+        start: The rate before the first step, as a part of the final one.
+        num_steps: That it takes to rise.
+    """
+
+    def __init__(self, update: FlatUpdate, start: float, num_steps: int) -> None:
+        self.optimizer, self.flat = update.optimizer, update.flat
+        self._update, self._start, self._num_steps = update, start, num_steps
+        self._final = tf.Variable(self.optimizer.learning_rate.value, trainable=False)
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        return [*self._update.variables, self._final]
+
+    def apply(self, gradient: tf.Tensor) -> None:
+        # Counted by the optimizer's own steps, which are in every checkpoint.
+        done = tf.minimum(1.0, tf.cast(self.optimizer.iterations.value, tf.float32) / self._num_steps)
+        part = self._start + (1 - self._start) * done
+        self.optimizer.learning_rate.assign(self._final * part)
+        self._update.apply(gradient)
+
+    def slow_down(self) -> float:
+        self._final.assign(self._final / 2)
+        return super().slow_down()
+
+
+def update_for(optimizer: keras.Optimizer, flat: FlatModel, device: str) -> FlatUpdate:
+    """The fastest way to apply ``optimizer`` that does what Keras would do layer by layer."""
+    if isinstance(optimizer, LAYERWISE) or optimizer.clipnorm:
+        return LayerUpdate(optimizer, flat, device)
+    # The kernels know none of what Keras adds to every optimizer. By exact type: AdamW is an Adam too.
+    extras = (
+        optimizer.weight_decay
+        or optimizer.use_ema
+        or optimizer.gradient_accumulation_steps
+        or optimizer.clipvalue
+        or optimizer.global_clipnorm
+    )
+    if type(optimizer) is keras.optimizers.Adam and not (extras or optimizer.amsgrad):
+        return FusedAdam(optimizer, flat, device)
+    if type(optimizer) is keras.optimizers.SGD and not (extras or optimizer.momentum):
+        return FusedSGD(optimizer, flat, device)
+    return FlatUpdate(optimizer, flat, device)

@@ -1,0 +1,1 @@
+"""Observation of a run while it trains: progress, live status, timeline."""

@@ -1,1 +1,0 @@
-"""What other frameworks need to do the same work, so that the suite's own figures have a yardstick."""

@@ -1,1 +1,0 @@
-"""What training would cost on more ranks: measured on one and two of them, predicted for the rest."""

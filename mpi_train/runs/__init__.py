@@ -1,0 +1,1 @@
+"""One run: begin, checkpoint, resume, stop, record, log."""

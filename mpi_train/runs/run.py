@@ -1,0 +1,309 @@
+"""The frame that every strategy runs in: data in, progress and records out, whatever trains in between."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mpi_train.data.examples import Examples
+from mpi_train.data.shards import ShardSet
+from mpi_train.monitor import timeline
+from mpi_train.monitor.progress import Progress
+from mpi_train.monitor.status import StatusFile
+from mpi_train.runs import run_id
+from mpi_train.runs.config import TrainConfig, as_dict
+from mpi_train.runs.loggers import About, Sinks, chosen
+from mpi_train.runs.record import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
+from mpi_train.runtime import machine, watchdog
+from mpi_train.runtime.errors import DivergedError
+from mpi_train.runtime.world import World
+from mpi_train.training.scores import Scores
+
+
+class Run:
+    """One run of one strategy.
+
+    Args:
+        strategy: Its name.
+        config: What the user asked for.
+        world: The ranks.
+        threads: CPU threads of each rank.
+
+    Attributes:
+        peers: The ranks that divide the data between them: all, unless ``divide_among`` says otherwise.
+        part: Which part of the model this rank and its peers have, where it is not the whole.
+        shards: The data set.
+        input_shape: Height, width, channels.
+        out: Folder of the run's record.
+        is_finished: Whether it held the record of a run that had come to its end, on the root.
+        epochs: Records of the epochs that are done.
+        run_id: The run's name, once it has begun.
+        sinks: Who is told of the epochs, beside the record.
+
+    Raises:
+        DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
+    """
+
+    def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
+        self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
+        self.peers, self.part = world, 0
+        if config.trace:
+            timeline.start(world)
+        self._startup = dict.fromkeys(("import", "load", "build", "trace"), 0.0)
+        self.lap("import")
+        with world.together():
+            self.shards = ShardSet.open(config.data_dir, config.dataset)
+        shape = self.shards.manifest.image_shape
+        self.input_shape = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
+        self.num_classes = self.shards.manifest.num_classes
+        self.num_train = self.shards.num_examples("train")
+        self.epochs: list[EpochRecord] = []
+        self.out = config.out or Path("results") / strategy
+        self._scores: Scores | None = None
+        self._recorder = Recorder(self.out, world)
+        self._recorder.open()
+        self.is_finished = (self.out / "run.json").exists()
+        self.event = self._recorder.event
+        self.progress = Progress(
+            speaks=world.is_root, style=config.style, status=StatusFile(self.out, strategy, world.hosts)
+        )
+        self.run_id = ""
+        self.sinks = Sinks(chosen(config, self.out) if world.is_root else [], self.progress.warn)
+
+    def divide_among(self, peers: World, *, part: int) -> None:
+        """Has these ranks divide the data between them, where others work on the same examples."""
+        self.peers, self.part = peers, part
+
+    def read(self, split: str) -> Examples:
+        """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
+        with self.world.together():
+            examples = self.shards.read(split, self.peers.rank, self.peers.size)
+        self.lap("load")
+        return examples
+
+    def lap(self, phase: str) -> None:
+        """Ends a phase of the start-up, which began where the last one ended."""
+        timeline.lap(phase)
+        before = sum(self._startup.values())
+        self._startup[phase] += machine.process_age_s() - before
+
+    def begin(self, epochs: Sequence[EpochRecord] = (), *, anew: bool = True) -> None:
+        """Begins a run under a new id, or goes on with the one that was interrupted in its folder.
+
+        Args:
+            epochs: Those that are done.
+            anew: Whether it is a new run, also where it goes on from the checkpoint of another.
+        """
+        config = self.config
+        new_id = run_id.new(
+            time.time() - machine.process_age_s(),
+            (self.strategy, f"{self.world.size}x", config.model, config.dataset, f"s{config.seed}"),
+        )
+        self.run_id = self._recorder.begin(new_id, anew=anew)
+        self.epochs = list(epochs)
+        self.progress.say(f"run {self.run_id} in {self.out}", "run", run_id=self.run_id, out=str(self.out))
+        self.event("submission_benchmark", self.strategy)
+        self.event("init_start")
+
+    def start(self, model_name: str, num_weights: int) -> None:
+        """To be called when everything is built and traced, just before the first step."""
+        self.world.barrier()
+        self.lap("trace")
+        everyone = self.world.gather_all(self._startup)
+        self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
+        self._startup_s = max(sum(rank.values()) for rank in everyone)
+        self.environment = machine.describe(self.world)
+        self.sinks.start(self._about(), self.epochs)
+        self.world.barrier()
+        self.event("init_stop")
+        self.event("global_batch_size", self.config.batch_size)
+        self.event("train_samples", self.num_train)
+        self.event("seed", self.config.seed)
+        self.event("run_start")
+        ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} x {self.threads} threads"
+        self.progress.say(
+            f"{self.strategy}: {model_name} ({num_weights:,} weights), {self.config.dataset} "
+            f"({self.num_train:,} images), global batch {self.config.batch_size}, "
+            f"{self.config.dtype}, {ranks}",
+            "start",
+            strategy=self.strategy,
+            model=model_name,
+            num_weights=num_weights,
+            dataset=self.config.dataset,
+            num_images=self.num_train,
+            global_batch_size=self.config.batch_size,
+            dtype=self.config.dtype,
+            world_size=self.world.size,
+            threads_per_rank=self.threads,
+        )
+
+    def begin_epoch(self, epoch: int, num_steps: int) -> None:
+        """To be called before the first step of an epoch, counted from 1."""
+        watchdog.note(f"epoch {epoch}, before the first step")
+        timeline.begin_epoch(epoch)
+        self.event("epoch_start", epoch_num=epoch)
+        self.progress.begin(epoch, self.config.epochs, num_steps)
+
+    def end_epoch(
+        self,
+        epoch: int,
+        totals: EpochTotals,
+        evaluate: Callable[[], Scores],
+        *,
+        stalled: bool = False,
+        expected: int | None = None,
+    ) -> EpochRecord:
+        """Evaluates, records and shows an epoch.
+
+        Args:
+            epoch: Counted from 1.
+            totals: What its training came to, over all ranks together.
+            evaluate: Gives how this rank's part of the test set came out.
+            stalled: A single step took unusually long.
+            expected: Examples that were to be visited (default: each of the training set once).
+
+        Raises:
+            DivergedError: the loss is not finite; on all ranks.
+        """
+        if totals.count != (expected or self.num_train):
+            raise RuntimeError(
+                f"epoch {epoch} visited {totals.count} examples of {expected or self.num_train}"
+            )
+        self.progress.evaluate()
+        watchdog.note(f"epoch {epoch}, evaluation")
+        self.event("epoch_stop", epoch_num=epoch)
+        _require_finite(epoch, "training loss", totals.loss / totals.count)
+        self.event("eval_start", epoch_num=epoch)
+        self.world.barrier()
+        start = time.perf_counter()
+        with timeline.phase("evaluate"):
+            self._scores = evaluate()
+            test_loss, test_accuracy = self._scores.means(self.world)
+        _require_finite(epoch, "test loss", test_loss)
+        eval_s = max(self.world.gather_all(time.perf_counter() - start))
+        self.event("eval_stop", epoch_num=epoch)
+        self.event("eval_accuracy", test_accuracy, epoch_num=epoch)
+        record = EpochRecord(
+            epoch=epoch,
+            train_s=totals.train_s,
+            eval_s=eval_s,
+            images_per_s=totals.count / totals.train_s,
+            sync_s=totals.sync_s,
+            train_loss=totals.mean_loss,
+            train_accuracy=totals.accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            stalled=stalled,
+            by_rank=totals.by_rank,
+        )
+        self.epochs.append(record)
+        timeline.end_epoch()
+        self.sinks.epoch(record)
+        self.progress.say(
+            f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
+            f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
+            f"accuracy {totals.accuracy:.4f}, test {test_accuracy:.4f}"
+            + ("  (stalled: one step took most of this)" if stalled else ""),
+            "epoch",
+            **asdict(record),
+        )
+        return record
+
+    def rewind(self, epochs: Sequence[EpochRecord]) -> None:
+        """Goes back to where only these epochs were done."""
+        self.epochs = list(epochs)
+        self.sinks.rewind(epochs)
+
+    def finish(
+        self,
+        *,
+        optimizer: keras.Optimizer,
+        sync: dict[str, Any],
+        weights_sha256: str,
+        details: dict[str, Any] | None = None,
+        history: Sequence[dict[str, Any]] = (),
+        checkpoint_s: float = 0.0,
+    ) -> RunRecord:
+        """Writes ``run.json``, ``mistakes.json`` and returns what the first holds."""
+        self.event("run_stop", status="success")
+        confusion = None
+        # A run that was cut off between its last epoch and its record has not looked again.
+        if self._scores is not None:
+            confusion = self._scores.confusion(self.world, self.num_classes)
+            self._recorder.write_mistakes(self.input_shape, self._scores.worst(self.world))
+        record = RunRecord(
+            strategy=self.strategy,
+            run_id=self.run_id,
+            started=run_id.started(self.run_id),
+            command=machine.command(),
+            model=self.config.model,
+            dataset=self.config.dataset,
+            dataset_sha256=self.shards.manifest.raw_sha256,
+            world_size=self.world.size,
+            threads_per_rank=self.threads,
+            global_batch_size=self.config.batch_size,
+            optimizer=self.config.optimizer,
+            learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
+            seed=self.config.seed,
+            dtype=self.config.dtype,
+            sync=sync,
+            epochs=self.epochs,
+            train_s=sum(epoch.train_s for epoch in self.epochs),
+            images_per_s=median_rate(self.epochs),
+            test_accuracy=self.epochs[-1].test_accuracy,
+            weights_sha256=weights_sha256,
+            startup_s=self._startup_s,
+            startup=self._startup,
+            peak_rss_mib=machine.peak_rss_mib(self.world),
+            environment=self.environment,
+            details=details or {},
+            history=list(history),
+            bytes_per_step=self._bytes_per_step(),
+            class_names=list(self.shards.manifest.class_names),
+            confusion=confusion,
+            checkpoint_s=checkpoint_s,
+        )
+        self._recorder.write(record)
+        self.sinks.finish(record)
+        self.progress.leave("finished")
+        self.progress.say(
+            f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
+            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}",
+            "finish",
+            train_s=record.train_s,
+            images_per_s=record.images_per_s,
+            test_accuracy=record.test_accuracy,
+            record=str(self._recorder.path),
+        )
+        return record
+
+    def _about(self) -> About:
+        return About(
+            run_id=self.run_id,
+            strategy=self.strategy,
+            command=machine.command(),
+            world_size=self.world.size,
+            environment=self.environment,
+            config=as_dict(self.config),
+        )
+
+    def _bytes_per_step(self) -> float | None:
+        if self.world.size == 1:
+            return 0.0
+        if not all(epoch.by_rank for epoch in self.epochs):
+            return None
+        sent = sum(max(rank.sent_bytes for rank in epoch.by_rank) for epoch in self.epochs)
+        # Of the examples that were trained on: under federated, clients left out and local epochs change it.
+        counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
+        return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
+
+
+def _require_finite(epoch: int, name: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"epoch {epoch}: the {name} became {loss}", remedy="a smaller --learning-rate")

@@ -1,0 +1,1 @@
+"""The ground that every job stands on: ranks, devices, addresses, failure detection, files, errors."""

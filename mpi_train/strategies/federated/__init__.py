@@ -1,0 +1,1 @@
+"""Federated learning: ranks train clients, a server averages their models."""

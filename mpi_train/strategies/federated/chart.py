@@ -1,0 +1,48 @@
+"""The picture of a federated run: which classes each client has, and how the final model does on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpi_train.runtime import files
+
+
+def draw(
+    clients: Sequence[dict[str, Any]], class_names: Sequence[str], test_accuracy: float, path: Path
+) -> None:
+    """Writes the picture as PNG.
+
+    Args:
+        clients: For each ``client`` (its number), ``classes`` (examples of each label) and ``accuracy``
+            (of the final model on its data).
+        class_names: Name of each label.
+        test_accuracy: Of the final model on the test set.
+        path: Where it goes.
+    """
+    # Without pyplot, so that no display is looked for and no figure stays open.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.2 + 0.28 * len(clients)), layout="constrained")
+    classes, score = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = range(len(clients))
+    colours = mpl.colormaps["tab20" if len(class_names) > 10 else "tab10"]
+    left = [0] * len(clients)
+    for label, name in enumerate(class_names):
+        counts = [client["classes"][label] for client in clients]
+        classes.barh(places, counts, left=left, height=0.8, color=colours(label % colours.N), label=name)
+        left = [before + count for before, count in zip(left, counts, strict=True)]
+    classes.set_yticks(places, [f"client {client['client']}" for client in clients])
+    classes.invert_yaxis()
+    classes.set_xlabel("training examples")
+    classes.set_title("What each client has")
+    score.plot([client["accuracy"] for client in clients], places, "o", color="#222222")
+    score.axvline(test_accuracy, color="#0072B2", linestyle="--")
+    score.set_xlabel(f"accuracy on its own data (dashed: test set, {test_accuracy:.4f})")
+    score.set_title("The final model on it")
+    score.grid(axis="x", linewidth=0.5)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: each rank trains a stage of the model."""

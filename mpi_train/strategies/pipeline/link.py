@@ -1,0 +1,103 @@
+"""Point to point between two ranks, from inside graphs: activations one way, gradients the other."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import tensorflow as tf
+from mpi4py import MPI
+
+from mpi_train.collectives.host_call import HostCall
+from mpi_train.collectives.traffic import Traffic
+from mpi_train.monitor import timeline
+from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.runtime.world import World
+
+
+class Link:
+    """One end of it; both ends must agree on all but ``neighbour`` and the depths.
+
+    Args:
+        world: The ranks.
+        neighbour: Whose is the other end.
+        shape: Of what is sent for one example.
+        dtype: float32 or bfloat16.
+        capacity: Examples that are sent at once, at most.
+        receive_depth: Tensors that were received and may still be in use when the next one is.
+        send_depth: Tensors that may be under way.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        neighbour: int,
+        shape: tuple[int, ...],
+        dtype: tf.DType,
+        *,
+        capacity: int,
+        receive_depth: int,
+        send_depth: int,
+    ) -> None:
+        assert world.comm is not None
+        self._comm, self._neighbour = world.comm, neighbour
+        self._shape, self._dtype = shape, dtype
+        # NumPy has no bfloat16; its bits travel as integers.
+        self._wire = tf.float32 if dtype == tf.float32 else tf.uint16
+        self._numbers = math.prod(shape)
+
+        def buffers(count: int) -> list[np.ndarray]:
+            length = capacity * self._numbers
+            return [aligned_empty((length,), self._wire.as_numpy_dtype) for _ in range(count)]
+
+        self._arriving, self._leaving = buffers(receive_depth + 1), buffers(send_depth)
+        self._requests = [MPI.REQUEST_NULL] * send_depth
+        self._num_received = self._num_sent = 0
+        self._receive = HostCall(self._receive_now, self._wire)
+        self._send = HostCall(timeline.traced("send", self._send_now), tf.int32)
+        self._probe = timeline.traced("wait", self._comm.Probe)
+        self._take = timeline.traced("receive", self._comm.Recv)
+        self._waiting_s, self._sent_bytes = 0.0, 0
+
+    def receive(self, count: tf.Tensor, known: int | None) -> tf.Tensor:
+        """What the neighbour sent next, of ``count`` examples; ``known`` is their number or None."""
+        received = self._receive([count], (known, *self._shape))
+        return received if self._wire == self._dtype else tf.bitcast(received, self._dtype)
+
+    def send(self, tensor: tf.Tensor) -> None:
+        """Sends a tensor of (examples, *shape); returns before it has arrived."""
+        self._send([tensor if self._wire == self._dtype else tf.bitcast(tensor, self._wire)], ())
+
+    def _receive_now(self, count: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        self._probe(self._neighbour)
+        self._waiting_s += time.perf_counter() - start
+        array = self._arriving[self._num_received % len(self._arriving)][: int(count) * self._numbers]
+        self._num_received += 1
+        self._take(array, self._neighbour)
+        return array.reshape(-1, *self._shape)
+
+    def _send_now(self, array: np.ndarray) -> np.ndarray:
+        turn = self._num_sent % len(self._leaving)
+        self._num_sent += 1
+        self._requests[turn].Wait()
+        # Out of TensorFlow's hands, which takes its memory back when this returns. A send that waited for its
+        # receiver would bring two stages to a stand that send to each other.
+        buffer = self._leaving[turn][: array.size]
+        np.copyto(buffer, array.reshape(-1))
+        self._requests[turn] = self._comm.Isend(buffer, self._neighbour)
+        self._sent_bytes += array.nbytes
+        return np.zeros((), np.int32)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds in sending and receiving so far, waiting included."""
+        return self._receive.total_s + self._send.total_s
+
+    def take_traffic(self) -> Traffic:
+        """What there was since this was last called, of this rank alone."""
+        total_s = float(self._receive.take_durations().sum() + self._send.take_durations().sum())
+        traffic = Traffic(total_s - self._waiting_s, self._waiting_s, self._sent_bytes)
+        self._waiting_s, self._sent_bytes = 0.0, 0
+        return traffic

@@ -1,0 +1,363 @@
+"""Model parallelism: each rank has a stage of the model, and a step's examples flow through them in parts.
+
+A rank holds its stage's weights alone, sends activations to the rank after it and gradients to the one
+before it, point to point. Ranks beyond one pipeline make copies of it, among which the data is divided:
+the ranks with the same stage then average their gradients. The arithmetic is that of one process, but for
+BatchNorm, which normalises each micro-batch by itself, and dropout, which draws in each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mpi_train.collectives.averaging import Gradients, Nothing
+from mpi_train.collectives.build import mean_all_reduce
+from mpi_train.collectives.traffic import Traffic
+from mpi_train.data.examples import Examples
+from mpi_train.models import optimizers, zoo
+from mpi_train.models.flat import FlatModel
+from mpi_train.monitor import timeline
+from mpi_train.runs.checkpoints import Arrays, work_of
+from mpi_train.runs.config import PipelineConfig
+from mpi_train.runs.record import EpochRecord, RunRecord
+from mpi_train.runs.run import Run
+from mpi_train.runtime import devices
+from mpi_train.runtime.digest import digest
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.world import World
+from mpi_train.strategies import custom_loop
+from mpi_train.strategies.pipeline import partition
+from mpi_train.strategies.pipeline.link import Link
+from mpi_train.strategies.pipeline.schedule import bubble, in_flight, one_forward_one_backward
+from mpi_train.training import evaluation
+from mpi_train.training.evaluation import Evaluator
+from mpi_train.training.replicas import part_seeds, start_equal
+from mpi_train.training.trainer import Batch, Trainer, as_input, losses_of, mean_states, num_correct
+
+
+def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
+    """Trains the stages of all ranks and writes the record."""
+    run = Run("pipeline", config, world, threads)
+    asked = [] if config.cut is None else [name.strip() for name in config.cut.split(",")]
+    # The whole model is built in the host's memory, on every rank for the same first weights.
+    with world.together(), tf.device("/CPU:0"):
+        device = devices.own_device(world)
+        whole = zoo.build(
+            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
+        )
+        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        pieces = partition.pieces_of(whole)
+        num_stages = partition.how_many(
+            pieces, config.stages or (len(asked) + 1 if asked else None), world.size
+        )
+        _require_examples(config, num_parts=world.size // num_stages * config.micro_batches)
+        # Either says what cannot be cut, before anything is timed.
+        starts = (
+            partition.cut_after(pieces, asked, num_stages)
+            if asked
+            else partition.balanced(pieces, [1.0] * len(pieces), num_stages)
+        )
+    if not asked:
+        starts = world.gather_all(_measured(run, pieces, num_stages) if world.is_root else [])[0]
+    cut = [pieces[start - 1].name for start in starts]
+    run.lap("build")
+    # Neighbouring ranks are neighbouring stages, as those exchange the most.
+    copy, number = divmod(world.rank, num_stages)
+    pipe, peers = world.split(copy), world.split(number)
+    run.divide_among(peers, part=number)
+    examples, test_examples = run.read("train"), run.read("test")
+    shown = test_examples
+    if number > 0:
+        examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
+    with world.together(), tf.device("/CPU:0"):
+        model = partition.stage_of(pieces, starts, number)
+    name, num_weights = whole.name, whole.count_params()
+    from_logits = not zoo.returns_probabilities(whole)
+    del whole, pieces
+    flat = FlatModel(model, device)
+    links = _links(pipe, flat, config, copies=peers.size)
+    over_peers = Gradients(mean_all_reduce(peers, flat.num_padded)) if peers.size > 1 else Nothing()
+    trainer = _StageTrainer(
+        flat,
+        optimizer,
+        examples,
+        averaging=_Exchange(over_peers, peers, links),
+        devices=[device] * config.micro_batches,
+        pipe=pipe,
+        links=links,
+        from_logits=from_logits,
+    )
+    evaluator = Evaluator(
+        lambda images: _predict(flat, links, images, run.num_classes),
+        test_examples,
+        from_logits=from_logits,
+        counts=links.after is None,
+        shown=shown,
+    )
+    start_equal(peers, trainer.variables)
+    part_seeds(world, flat.states)
+    layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches}
+    run.progress.say(
+        f"pipeline: {num_stages} stage{'s' if num_stages > 1 else ''} in {peers.size} "
+        f"cop{'ies' if peers.size > 1 else 'y'}, cut after {', '.join(cut) or 'nothing'}"
+    )
+    record = custom_loop.fit(
+        run,
+        trainer,
+        evaluator,
+        name=name,
+        num_weights=num_weights,
+        state=_StageState(trainer),
+        # Another rank could not do with the weights of this stage.
+        work={**layout, "cut": cut},
+        sync={"average": "gradients", "every": 1, **layout, **({"cut": asked} if asked else {})},
+        details=lambda: {
+            "cut": cut,
+            "stage_weights": world.gather_all(model.count_params())[:num_stages],
+            "bubble": _waiting_share(run.epochs),
+            "bubble_in_theory": bubble(num_stages, config.micro_batches),
+        },
+        digest=lambda: digest(_all_weights(flat, pipe)),
+    )
+    run.progress.say(
+        f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; were all stages equally fast "
+        f"it would be {record.details['bubble_in_theory']:.0%} (with {config.micro_batches} micro-batches)"
+    )
+    return record
+
+
+@dataclass(frozen=True)
+class _Links:
+    """To the stages before and after this one, where there are any."""
+
+    before: Link | None
+    after: Link | None
+
+    def __iter__(self) -> Iterator[Link]:
+        return (link for link in (self.before, self.after) if link is not None)
+
+
+def _labels_alone(examples: Examples) -> Examples:
+    """What a stage needs of ``examples`` that gets its input from another."""
+    return replace(examples, images=np.empty((len(examples), 0), np.uint8))
+
+
+def _require_examples(config: PipelineConfig, *, num_parts: int) -> None:
+    if config.batch_size < num_parts:
+        raise UsageError(
+            f"--batch-size is the global batch: expected at least one example for each of the {num_parts} "
+            f"micro-batches of a step. Received: {config.batch_size}",
+            remedy="fewer --micro-batches, or a larger --batch-size",
+        )
+
+
+def _measured(run: Run, pieces: Sequence[partition.Piece], num_stages: int) -> list[int]:
+    """Where stages begin that take the same time; or where they began in the run that is gone on with."""
+    config = run.config
+    assert isinstance(config, PipelineConfig)
+    # Measured again it might come out differently, and the checkpoint would fit no longer.
+    goes_on = not (run.is_finished and config.resume == "auto")
+    before = work_of(run.out, config.resume) if goes_on else {}
+    if (before.get("model"), before.get("stages")) == (config.model, num_stages):
+        names = [piece.name for piece in pieces]
+        return [names.index(name) + 1 for name in before["cut"]]
+    size = -(-config.batch_size * num_stages // (run.world.size * config.micro_batches))
+    with tf.device("/CPU:0"):
+        return partition.balanced(pieces, partition.costs_of(pieces, size), num_stages)
+
+
+def _links(pipe: World, flat: FlatModel, config: PipelineConfig, *, copies: int) -> _Links:
+    largest = max(evaluation.BATCH, -(-config.batch_size // (copies * config.micro_batches)))
+    depth = in_flight(pipe.rank, pipe.size, config.micro_batches)
+
+    def link(neighbour: int, tensor: keras.KerasTensor, receive_depth: int, send_depth: int) -> Link | None:
+        if not 0 <= neighbour < pipe.size:
+            return None
+        return Link(
+            pipe,
+            neighbour,
+            tuple(tensor.shape[1:]),
+            tf.as_dtype(tensor.dtype),
+            capacity=largest,
+            receive_depth=receive_depth,
+            send_depth=send_depth,
+        )
+
+    return _Links(
+        before=link(pipe.rank - 1, flat.model.inputs[0], receive_depth=depth, send_depth=2),
+        after=link(pipe.rank + 1, flat.model.outputs[0], receive_depth=1, send_depth=depth + 1),
+    )
+
+
+class _StageTrainer(Trainer):
+    """A trainer of one stage; a step's parts, one for each of ``devices``, are its micro-batches.
+
+    Args:
+        pipe: The ranks of this copy of the model, stage after stage.
+        links: To the neighbouring stages.
+        from_logits: Whether the last stage returns logits.
+    """
+
+    def __init__(
+        self,
+        flat: FlatModel,
+        optimizer: keras.Optimizer,
+        examples: Examples,
+        *,
+        averaging: _Exchange,
+        devices: Sequence[str],
+        pipe: World,
+        links: _Links,
+        from_logits: bool,
+    ) -> None:
+        super().__init__(flat, optimizer, examples, averaging=averaging, devices=devices)
+        self._exchange = averaging
+        self._pipe, self._links, self._from_logits = pipe, links, from_logits
+        self._schedule = one_forward_one_backward(pipe.rank, pipe.size, len(devices))
+        # All stages work on the same examples; they count once.
+        self.counts = links.after is None
+
+    def sums(self, loss: float, correct: float) -> tuple[float, float]:
+        """The last stage's, on all of the pipe."""
+        start = time.perf_counter()
+        with timeline.phase("wait"):
+            self._pipe.barrier()
+        self._exchange.idle(time.perf_counter() - start)
+        total = self._pipe.sum(np.array([loss, correct]))
+        return float(total[0]), float(total[1])
+
+    def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        before, after = self._links.before, self._links.after
+        pieces = self.flat.slices(tf.identity(self.flat.weights.value))
+        states = first = [tf.identity(state) for state in self.flat.states]
+        parts: list[list[tf.Tensor]] = []
+        loss, correct, gradient = tf.constant(0.0), tf.constant(0.0), tf.zeros(self.flat.num_padded)
+        kept: dict[int, tuple[tf.GradientTape, list[tf.Tensor], tf.Tensor]] = {}
+        done: list[tf.Tensor] = []
+        for direction, part in self._schedule:
+            images, labels, scale = batches[part]
+            count, known = tf.shape(labels)[0], labels.shape[0]
+            # One after another: a kernel that could begin sooner would need memory sooner.
+            with tf.control_dependencies(done):
+                if direction == "forward":
+                    inputs = as_input(images) if before is None else before.receive(count, known)
+                    sources = pieces if before is None else [*pieces, inputs]
+                    with tf.GradientTape(watch_accessed_variables=False) as tape:
+                        tape.watch(sources)
+                        # BatchNorm's statistics go on from the step's first, seeds from the last part's.
+                        states = [a if a.dtype.is_floating else b for a, b in zip(first, states, strict=True)]
+                        outputs, states = self.flat.call(pieces, states, inputs, training=True)
+                        parts.append(states)
+                        if after is None:
+                            labels = tf.cast(labels, tf.int32)
+                            hits = num_correct(outputs, labels)
+                            outputs = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
+                            loss, correct = loss + tf.sign(scale) * outputs, correct + tf.sign(scale) * hits
+                    if after is not None:
+                        after.send(outputs)
+                    kept[part] = tape, sources, outputs
+                    done = [outputs]
+                else:
+                    tape, sources, outputs = kept.pop(part)
+                    upstream = scale if after is None else after.receive(count, known)
+                    gradients = tape.gradient(
+                        outputs, sources, output_gradients=upstream, unconnected_gradients="zero"
+                    )
+                    if before is not None:
+                        before.send(gradients.pop())
+                    gradient += self.flat.concat(gradients)
+                    done = [gradient]
+        for variable, state in zip(self.flat.states, mean_states(parts), strict=True):
+            variable.assign(state)
+        return loss, correct, gradient
+
+
+class _Exchange(Nothing):
+    """Averages the gradients of a stage over its copies, and counts what went over the links."""
+
+    def __init__(self, over_peers: Nothing, peers: World, links: _Links) -> None:
+        self._over_peers, self._peers, self._links = over_peers, peers, links
+        self._idle_s = self._all_idle_s = 0.0
+
+    def idle(self, seconds: float) -> None:
+        """Counts what the rank waited for others between two chunks of steps."""
+        self._idle_s += seconds
+        self._all_idle_s += seconds
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        return self._over_peers.gradient(gradient)
+
+    def take_traffic(self, world: World) -> Traffic:
+        idle_s, self._idle_s = self._idle_s, 0.0
+        own = (link.take_traffic() for link in self._links)
+        return sum(own, self._over_peers.take_traffic(self._peers)) + Traffic(waiting_s=idle_s)
+
+    def exchange_s(self) -> float:
+        over_peers_s = self._over_peers.exchange_s() if self._peers.size > 1 else 0.0
+        return sum(link.total_s for link in self._links) + over_peers_s + self._all_idle_s
+
+
+def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Takes a batch through this stage; zeros, but from the last one."""
+    count = tf.shape(images)[0]
+    outputs = flat.predict(images if links.before is None else links.before.receive(count, None))
+    if links.after is None:
+        return outputs
+    links.after.send(outputs)
+    return tf.zeros([count, num_classes])
+
+
+def _waiting_share(epochs: Sequence[EpochRecord]) -> float:
+    """Of the training time of all ranks, what they waited for others."""
+    times = [rank for epoch in epochs for rank in epoch.by_rank]
+    total_s = sum(rank.compute_s + rank.moving_s + rank.waiting_s + rank.host_s for rank in times)
+    return sum(rank.waiting_s for rank in times) / total_s
+
+
+def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
+    """The whole model's, in layer order, a stage at a time, on the pipe's root; there none elsewhere."""
+    own = [weight.numpy() for weight in flat.export().weights]
+    if not pipe.is_root:
+        pipe.send_object(own, to=0)
+        return
+    yield from own
+    for stage in range(1, pipe.size):
+        yield from pipe.receive_object(source=stage)
+
+
+class _StageState:
+    """A stage's variables, for a checkpoint: in rows, so that all ranks have the same names."""
+
+    def __init__(self, trainer: _StageTrainer) -> None:
+        self._trainer = trainer
+        flat = trainer.flat
+        self._rows: dict[str, list[tf.Variable]] = {
+            "weights": [flat.weights.value],
+            "statistics": flat.moving_statistics,
+            "seeds": [state for state in flat.states if not state.dtype.is_floating],
+            "slots": [v for v in trainer.update.variables if v.dtype.is_floating],
+            "counts": [v for v in trainer.update.variables if not v.dtype.is_floating],
+        }
+
+    def arrays(self) -> Arrays:
+        return {
+            name: np.concatenate([np.ravel(v.numpy()) for v in row] or [np.zeros(0, np.float32)])
+            for name, row in self._rows.items()
+        }
+
+    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        for name, row in self._rows.items():
+            start = 0
+            for variable in row:
+                stop = start + variable.shape.num_elements()
+                variable.assign(arrays[name][start:stop].reshape(variable.shape))
+                start = stop
+
+    def slow_down(self) -> float:
+        return self._trainer.update.slow_down()

@@ -1,0 +1,1 @@
+"""PyTorch's DistributedDataParallel, as a yardstick."""

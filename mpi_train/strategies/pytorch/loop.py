@@ -1,0 +1,137 @@
+"""Training and evaluation in PyTorch, step by step as the suite's own loop lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mpi_train.data.examples import Examples
+from mpi_train.strategies.pytorch.models import keras_views
+from mpi_train.training.evaluation import BATCH
+from mpi_train.training.scores import Scores
+from mpi_train.training.steps import Steps
+
+
+class Loop:
+    """Trains a model on the examples of this process.
+
+    Args:
+        model: What is called to train; it averages the gradients over the ranks as they are made.
+        optimizer: Of its parameters.
+        examples: This process's part of the training set.
+
+    Attributes:
+        examples: What is trained on.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.feed(examples)
+
+    def feed(self, examples: Examples) -> None:
+        """Trains on these ``examples`` from now on."""
+        self.examples = examples
+        self._images, self._labels = _as_tensors(examples)
+
+    def weights(self) -> list[np.ndarray]:
+        """The trainable weights, as views."""
+        return [parameter.detach().numpy() for parameter in self.model.parameters()]
+
+    def warm_up(self, order: np.ndarray, steps: Steps) -> None:
+        """Runs steps of both sizes once and undoes them; arguments as for ``prepare``.
+
+        PyTorch makes its kernels, buckets and optimizer state when they are first wanted.
+        """
+        variables = keras_views(self.model)
+        before = [variable.clone() for variable in variables]
+        run = self.prepare(order, steps)
+        run(0, 1)
+        run(len(steps) - 1, len(steps))
+        for variable, value in zip(variables, before, strict=True):
+            variable.copy_(value)
+        for state in self.optimizer_state():
+            state.zero_()
+
+    def optimizer_state(self) -> list[torch.Tensor]:
+        """All that the optimizer remembers, once it has made a step."""
+        return [
+            value
+            for parameter in self.model.parameters()
+            for value in self.optimizer.state[parameter].values()
+            if value is not None
+        ]
+
+    def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
+        """Hands an epoch to PyTorch.
+
+        Args:
+            order: int32 (n,): the rank's examples in the order of this epoch.
+            steps: How they are laid out in steps.
+
+        Returns:
+            A function of two step numbers that trains the steps between them and returns the sums of the
+            loss and the hits over this rank's examples in them.
+        """
+        numbers = torch.from_numpy(order)
+        begins, sizes = steps.begins[:, 0, 0].tolist(), steps.sizes[:, 0, 0].tolist()
+        scales = steps.scales[:, 0].tolist()
+
+        def run(first: int, stop: int) -> tuple[float, float]:
+            self.model.train()
+            totals = torch.zeros(2)
+            for step in range(first, stop):
+                some = numbers[begins[step] : begins[step] + sizes[step]]
+                totals += self._step(self._images[some], self._labels[some], scales[step])
+            loss, correct = totals.tolist()
+            return loss, correct
+
+        return run
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
+        """One step. Returns the sums of the loss and the hits over its examples, if they count."""
+        outputs = self.model(as_input(images))
+        loss = functional.cross_entropy(outputs, labels, reduction="sum")
+        self.optimizer.zero_grad()
+        (loss * scale).backward()
+        self.optimizer.step()
+        correct = (outputs.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach(), correct]) * (scale > 0)
+
+
+class Evaluator:
+    """Args:
+    model: float32 images (n, channels, height, width) to logits (n, num_classes).
+    examples: This rank's part of the test set.
+    """
+
+    def __init__(self, model: nn.Module, examples: Examples) -> None:
+        self._model = model
+        self._examples = examples
+        self._images, self._labels = _as_tensors(examples)
+
+    def evaluate(self) -> Scores:
+        """How the model does on them."""
+        self._model.train(False)
+        losses, predicted = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
+        with torch.inference_mode():
+            for images, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):
+                outputs = self._model(as_input(images))
+                losses.append(functional.cross_entropy(outputs, labels, reduction="none"))
+                predicted.append(outputs.argmax(1))
+        return Scores(
+            self._examples, torch.cat(losses).numpy(), torch.cat(predicted).numpy().astype(np.int32)
+        )
+
+
+def as_input(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (n, h, w) or (n, h, w, c) to float32 (n, c, h, w) in [0, 1], channels last in memory."""
+    scaled = images.to(torch.float32).mul_(1 / 255)
+    return scaled[:, None] if images.ndim == 3 else scaled.permute(0, 3, 1, 2)
+
+
+def _as_tensors(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(examples.images), torch.from_numpy(examples.labels).long()

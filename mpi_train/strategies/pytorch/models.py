@@ -1,0 +1,179 @@
+"""The models of ``mpi_train.models.zoo`` in PyTorch: the same layers, which can hold the same weights.
+
+What Keras does by another convention than PyTorch is done Keras's way here: ``same`` padding, the moving
+variance of BatchNorm, the order in which ``Flatten`` takes pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mpi_train.models.zoo import ImageShape
+from mpi_train.runtime.errors import UsageError
+
+
+class Classifier(nn.Module):
+    """Args:
+    body: float32 images (n, channels, height, width), in [0, 1], to features (n, num_features).
+    head: Features to logits, in float32 whatever the precision of the body.
+
+    Attributes:
+        mixed: Whether the body computes in bfloat16.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.mixed = False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            features = self.body(images)
+        return self.head(features.float())
+
+
+class Flatten(nn.Module):
+    """Takes pixels row by row and their channels together; no copy where images are channels-last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class SameConv(nn.Conv2d):
+    """A convolution without bias; of an odd number of padded pixels the last goes below and to the right."""
+
+    def __init__(self, num_in: int, num_out: int, *, size: int = 3, stride: int = 1) -> None:
+        super().__init__(num_in, num_out, size, stride=stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size, stride = self.kernel_size[0], self.stride[0]
+        height, width = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[2:])
+        if height % 2 or width % 2:
+            edges = (width // 2, width - width // 2, height // 2, height - height // 2)
+            return functional.conv2d(functional.pad(x, edges), self.weight, stride=stride)
+        return functional.conv2d(x, self.weight, stride=stride, padding=(height // 2, width // 2))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """The moving variance follows that of the batch; PyTorch would multiply it by n / (n - 1) first."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_channels, eps=1e-3, momentum=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        count = x.numel() // x.shape[1]
+        step = torch.zeros_like(self.running_var)
+        y = functional.batch_norm(
+            x, self.running_mean, step, self.weight, self.bias, True, self.momentum, self.eps
+        )
+        self.running_var.mul_(1 - self.momentum).add_(step * ((count - 1) / count))
+        return y
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut; its parts are made in the order of Keras's variables, by depth."""
+
+    def __init__(self, num_in: int, num_out: int, *, stride: int) -> None:
+        super().__init__()
+        self.first = SameConv(num_in, num_out, stride=stride)
+        self.first_norm = BatchNorm(num_out)
+        self.second = SameConv(num_out, num_out)
+        self.shortcut = nn.Identity() if stride == 1 else SameConv(num_in, num_out, size=1, stride=stride)
+        self.second_norm = BatchNorm(num_out)
+        self.shortcut_norm = nn.Identity() if stride == 1 else BatchNorm(num_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.first_norm(self.first(x)))
+        y = self.second_norm(self.second(y))
+        return functional.relu(y + self.shortcut_norm(self.shortcut(x)))
+
+
+def cnn(input_shape: ImageShape, num_classes: int) -> Classifier:
+    """As ``mpi_train.models.zoo.cnn``."""
+    height, width, num_channels = input_shape
+    height, width = (((n - 2) // 2 - 2) // 2 for n in (height, width))
+    body = nn.Sequential(
+        nn.Conv2d(num_channels, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        Flatten(),
+        nn.Linear(height * width * 64, 128),
+        nn.ReLU(),
+    )
+    return Classifier(body, nn.Linear(128, num_classes))
+
+
+def mlp(input_shape: ImageShape, num_classes: int) -> Classifier:
+    """As ``mpi_train.models.zoo.mlp``."""
+    height, width, num_channels = input_shape
+    body = nn.Sequential(Flatten(), nn.Linear(height * width * num_channels, 128), nn.ReLU())
+    return Classifier(body, nn.Linear(128, num_classes))
+
+
+def resnet(input_shape: ImageShape, num_classes: int) -> Classifier:
+    """As ``mpi_train.models.zoo.resnet``."""
+    body = nn.Sequential(
+        SameConv(input_shape[2], 16),
+        BatchNorm(16),
+        nn.ReLU(),
+        Residual(16, 16, stride=1),
+        Residual(16, 32, stride=2),
+        Residual(32, 64, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        Flatten(),
+    )
+    return Classifier(body, nn.Linear(64, num_classes))
+
+
+MODELS = {"cnn": cnn, "mlp": mlp, "resnet": resnet}
+
+
+def build(name: str, input_shape: ImageShape, num_classes: int, *, dtype: str) -> Classifier:
+    """A model for the CPU, with weights that mean nothing yet (see ``keras_views``).
+
+    Args:
+        name: One of ``MODELS``.
+        input_shape: Height, width, channels.
+        num_classes: Length of its output.
+        dtype: ``float32``, or ``bfloat16`` for PyTorch's autocast.
+
+    Raises:
+        UsageError: no such model.
+    """
+    if name not in MODELS:
+        raise UsageError(
+            f"--model: PyTorch's models are {', '.join(MODELS)}. Received: {name}",
+            remedy="one of them, or another strategy: those train any Keras model",
+        )
+    model = MODELS[name](input_shape, num_classes).to(memory_format=torch.channels_last)
+    model.mixed = dtype == "bfloat16"
+    return model
+
+
+def keras_views(model: nn.Module) -> list[torch.Tensor]:
+    """Weights and moving statistics, in the order and the layout of the Keras model's ``variables``.
+
+    They are views: writing to them writes to the model.
+    """
+    views: list[torch.Tensor] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            views.append(layer.weight.detach().permute(2, 3, 1, 0))
+        elif isinstance(layer, nn.Linear):
+            views.append(layer.weight.detach().T)
+        elif isinstance(layer, nn.BatchNorm2d):
+            views.append(layer.weight.detach())
+        else:
+            continue
+        if layer.bias is not None:
+            views.append(layer.bias.detach())
+        if isinstance(layer, nn.BatchNorm2d):
+            views += [layer.running_mean, layer.running_var]
+    return views

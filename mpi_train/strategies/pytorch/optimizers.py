@@ -1,0 +1,49 @@
+"""Keras's Adam and SGD in PyTorch: the same numbers, the same update."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import torch
+from torch import nn
+
+from mpi_train.runtime.errors import UsageError
+
+
+class Adam(torch.optim.Adam):
+    """Adds epsilon before the correction of the bias, as Keras does: Kingma & Ba 2015, end of section 2.
+
+    Args: a model's parameters, and the optimizer of Keras that has the numbers.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], like: keras.optimizers.Adam) -> None:
+        self._like = like
+        super().__init__(
+            parameters, lr=float(like.learning_rate), betas=(like.beta_1, like.beta_2), eps=like.epsilon,
+            fused=True,
+        )  # fmt: skip
+
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        done = self.state.get(group["params"][0], {}).get("step", 0)
+        group["eps"] = self._like.epsilon / math.sqrt(1 - self._like.beta_2 ** (int(done) + 1))
+        return super().step(closure)
+
+
+def build(like: keras.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """PyTorch's optimizer for ``model`` that does what the Keras optimizer ``like`` does.
+
+    Raises:
+        UsageError: there is none.
+    """
+    parameters = list(model.parameters())
+    if type(like) is keras.optimizers.Adam:
+        return Adam(parameters, like)
+    if type(like) is keras.optimizers.SGD:
+        return torch.optim.SGD(parameters, lr=float(like.learning_rate), fused=True)
+    raise UsageError(
+        f"--optimizer: in PyTorch there are adam and sgd. Received: {like.name}",
+        remedy="one of them, or another strategy: those take any Keras optimizer",
+    )

@@ -1,0 +1,141 @@
+"""Collectives on slow links: the time to an accuracy, and what the tables say of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpi_train.benchmarks.network import report
+from mpi_train.benchmarks.network.report import Row
+from mpi_train.report.collect import Attempt, write_attempts
+from mpi_train.runs.record import RankTimes, RunRecord
+
+MakeRun = Callable[..., RunRecord]
+
+
+def attempt_of(name: str, rate: str = "100mbit", exit_code: int | None = 0) -> Attempt:
+    return Attempt(
+        strategy=name,
+        workers=4,
+        unit="rank",
+        repeat=1,
+        seed=1,
+        folder=f"{rate}/{name}",
+        command=f"slurm/local_cluster.sh rate {rate} && srun python jobs/mpi.py --collective {name}",
+        exit_code=exit_code,
+    )
+
+
+def sync(collective: str, average: str = "weights", every: int = 1) -> dict[str, Any]:
+    return {
+        "strategy": "mpi",
+        "world_size": 4,
+        "sync": {"average": average, "every": every, "collective": collective},
+    }
+
+
+@pytest.fixture
+def rows(make_run: MakeRun) -> dict[str, Row]:
+    """Rows at one rate: plain, which takes 100 s an epoch, and others; the target is 0.88."""
+    slow = {"epoch_s": (100.0, 100.0, 100.0), "scores": (0.86, 0.88, 0.90)}
+    moving = RankTimes(compute_s=1, moving_s=9, waiting_s=5, host_s=0, sent_bytes=8, hidden_s=0)
+    hidden = dataclasses.replace(moving, moving_s=1, hidden_s=3)
+    records = {
+        "plain": make_run("plain", **sync("plain"), **slow, by_rank=(moving, moving)),
+        "delayed": make_run("delayed", **sync("delayed"), by_rank=(moving, hidden)),
+        "plain+every=8": make_run("every", **sync("plain", every=8), scores=(0.5, 0.89, 0.87)),
+        "gossip": make_run("gossip", **sync("gossip"), scores=(0.5, 0.6, 0.7)),
+    }
+    runs: list[tuple[Attempt, RunRecord | None]] = [(attempt_of(name), records[name]) for name in records]
+    runs.append((attempt_of("topk", exit_code=5), None))
+    return {row.name: row for row in report.rows(runs, target=0.88, plain="plain")}
+
+
+def test_time_to_the_target_is_that_of_the_first_epoch_that_has_it(rows: dict[str, Row]) -> None:
+    assert {name: row.reached_s for name, row in rows.items()} == {
+        "plain": 200,
+        "delayed": 14,
+        "plain+every=8": 14,  # that it is lost again later does not count
+        "gossip": None,
+        "topk": None,
+    }
+    assert rows["delayed"].speedup == pytest.approx(200 / 14)
+    assert (rows["plain"].speedup, rows["gossip"].speedup) == (1, None)
+
+
+def test_nothing_is_measured_against_a_plain_run_that_is_missing(make_run: MakeRun) -> None:
+    delayed = make_run("delayed", **sync("delayed"))
+    unfinished = (attempt_of("plain", exit_code=None), None)
+    for runs in ([(attempt_of("delayed"), delayed)], [unfinished, (attempt_of("delayed"), delayed)]):
+        row = report.rows(runs, target=0.88, plain="plain")[-1]
+        assert (row.reached_s, row.speedup) == (14, None)
+
+
+def test_hidden_is_the_part_of_the_moving_time_of_all_ranks(rows: dict[str, Row]) -> None:
+    assert rows["plain"].hidden == 0
+    assert rows["delayed"].hidden == pytest.approx(3 / (3 + 9 + 1))
+    assert rows["gossip"].hidden is None  # nothing is known of its ranks
+
+
+def test_result_is_changed_by_what_is_no_exact_mean_at_every_step(rows: dict[str, Row]) -> None:
+    assert {name: row.changes_result for name, row in rows.items()} == {
+        "plain": False,
+        "delayed": True,
+        "plain+every=8": True,
+        "gossip": True,
+        "topk": None,
+    }
+
+
+@pytest.fixture
+def comparison(make_run: MakeRun, tmp_path: Path) -> report.Comparison:
+    """Two rates in ``tmp_path``: at one, plain was too slow and topk failed."""
+    fast, slow = "1gbit", "100mbit"
+    make_run(f"{fast}/plain", **sync("plain"), bytes_per_step=1_350_000.0)
+    make_run(f"{fast}/powersgd", **sync("powersgd", "gradients"), epoch_s=(4.0, 3.0, 3.0))
+    make_run(f"{slow}/plain", **sync("plain"), scores=(0.7, 0.8, 0.85))
+    make_run(f"{slow}/powersgd", **sync("powersgd", "gradients"))
+    attempts = [attempt_of(name, rate) for rate in (fast, slow) for name in ("plain", "powersgd")]
+    attempts.append(attempt_of("topk", slow, exit_code=6))
+    for rate in (fast, slow):
+        own = [a for a in attempts if a.folder.startswith(f"{rate}/")]
+        listed = [dataclasses.replace(a, folder=a.folder.removeprefix(f"{rate}/")) for a in own]
+        write_attempts(tmp_path / rate, listed)
+    return report.compare(tmp_path, attempts, target=0.88, plain="plain")
+
+
+def test_page_has_a_table_for_each_rate(comparison: report.Comparison, tmp_path: Path) -> None:
+    report.write(comparison, tmp_path)
+    text = (tmp_path / report.TEXT).read_text()
+    fast, slow = text.split("## 1gbit")[1].split("## 100mbit")
+    assert "| plain | weights | exact | 10,000 | 1.35 MB | - | 14.00 s | 1.00x | 0.9000 |" in fast
+    assert "| powersgd | gradients | changed | 20,000 | - | - | 7.00 s | 2.00x | 0.9000 |" in fast
+    assert "| plain | weights | exact | 10,000 | - | - | not in 3 epochs | - | 0.8500 |" in slow
+    assert "| powersgd | gradients | changed | 10,000 | - | - | 14.00 s | - | 0.9000 |" in slow
+    assert "| topk | failed (exit code 6) |  | - | - | - | - | - | - |" in slow
+    assert "The 4 nodes share the 2 cores of one machine" in text
+    assert "slurm/local_cluster.sh rate 1gbit && srun" in text
+    assert (tmp_path / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_terminal_shows_the_same_figures(comparison: report.Comparison) -> None:
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    for table in report.terminal(comparison):
+        console.print(table)
+    text = console.export_text()
+    for words in (
+        "1gbit",
+        "100mbit",
+        "gradients, changed",
+        "2.00x",
+        "not in 3 epochs",
+        "failed (exit code 6)",
+    ):
+        assert words in text

@@ -1,0 +1,171 @@
+"""The scripts that are made to measure, exactly; and jobs that are followed to their end."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mpi_train.cluster.script import TEMPLATES, Resources, compose, shown, template
+from mpi_train.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from tests.slurm.conftest import Clone
+
+ROOT = Path(__file__).parents[2]
+SLURM = ROOT / "slurm"
+SOURCE = next(line for line in (SLURM / "custom.sh").read_text().splitlines() if line.startswith("source"))
+
+# What is asked for, and the script's #SBATCH lines and last line.
+GOLDEN = [
+    (
+        "mpi",
+        Resources(nodes=8, time="00:30:00", partition="long", account="ab-12"),
+        ["--epochs", "10", "--model", "my.module:net work"],
+        """\
+#SBATCH --job-name=mpi
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=00:30:00
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
+#SBATCH --partition=long
+#SBATCH --account=ab-12
+@SOURCE@
+
+launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID" --epochs 10 --model 'my.module:net work'\n""",
+    ),
+    (
+        "mpi",
+        Resources(nodes=2, ntasks_per_node=4, cpus_per_task=1, gpus_per_node=4, qos="high"),
+        [],
+        """\
+#SBATCH --job-name=mpi
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=1
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
+#SBATCH --gpus-per-node=4
+#SBATCH --qos=high
+@SOURCE@
+
+launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID"\n""",
+    ),
+    (
+        "bench",
+        Resources(time="2-00"),
+        ["--repeats", "5"],
+        """\
+#SBATCH --job-name=bench
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --exclusive
+#SBATCH --time=2-00
+@SOURCE@
+
+python jobs/bench.py --out "results/bench-$SLURM_JOB_ID" --repeats 5\n""",
+    ),
+]
+
+
+@pytest.mark.parametrize(("strategy", "resources", "flags", "expected"), GOLDEN)
+def test_the_script_is_exactly(strategy: str, resources: Resources, flags: list[str], expected: str) -> None:
+    text = template(strategy, SLURM)
+    script = compose(strategy, text, resources, flags)
+    head = text[: text.index("#SBATCH")]
+    assert script == head + expected.replace("@SOURCE@", SOURCE)
+
+
+@pytest.mark.parametrize("strategy", TEMPLATES)
+def test_nothing_asked_for_is_the_template_itself(strategy: str) -> None:
+    text = template(strategy, SLURM)
+    assert compose(strategy, text, Resources(), []) == text.replace(' "$@"', "")
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean mirrored\?"):
+        template("miror", SLURM)
+    with pytest.raises(UsageError, match=r"custom is one process\. Received: 2"):
+        compose("custom", template("custom", SLURM), Resources(nodes=2), [])
+    with pytest.raises(UsageError, match="--nodes: expected at least 1"):
+        Resources(nodes=0)
+    with pytest.raises(UsageError, match="--partition: expected a word"):
+        Resources(partition="a\n#SBATCH --uid=0")
+
+
+def test_a_state_in_one_line() -> None:
+    assert shown({"JobState": "PENDING", "Reason": "Priority", "NodeList": "(null)"}) == "PENDING (Priority)"
+    assert (
+        shown({"JobState": "RUNNING", "NodeList": "n[1-4]", "Restarts": "2"})
+        == "RUNNING on n[1-4] restarts 2"
+    )
+
+
+def submit(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs/submit.py"), *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_prints_without_a_cluster_and_says_what_is_missing(tmp_path: Path) -> None:
+    printed = submit(ROOT, "mpi", "--nodes", "2", "--epochs", "3", "--print", PATH="/nowhere")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert "#SBATCH --nodes=2\n" in printed.stdout
+    assert printed.stdout.endswith(' --out "results/mpi-$SLURM_JOB_ID" --epochs 3\n')
+    for words, folder, code, text in (
+        (["mpi"], ROOT, 4, "expected sbatch. Received: none on this machine"),
+        (["mpi", "--print"], tmp_path, 2, "expected a template in slurm/mpi_4nodes.sh"),
+        (["mpi", "--node", "2", "--print"], ROOT, 2, "Did you mean --nodes"),
+        (["mpi", "--epochs", "0", "--print"], ROOT, 2, "--epochs: expected at least 1"),
+        (["--print"], ROOT, 2, "required: strategy"),
+    ):
+        done = submit(folder, *words, PATH="/nowhere")
+        assert done.returncode == code, done.stderr
+        assert text in done.stderr
+        assert done.stderr.count("error: ") == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_submits_and_follows_a_job_to_its_end(cluster_clone: Clone) -> None:
+    small = ["--dataset", "synthetic", "--model", "mlp", "--batch-size", "512", "--epochs", "1"]
+    done = submit(cluster_clone.root, "mpi", "--nodes", "2", "--wait", *small)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    job_id = re.search(r"job (\d+): mpi", done.stdout)
+    assert job_id is not None
+    assert f"job {job_id[1]}: COMPLETED" in done.stdout
+    assert "  | epoch 1/1 " in done.stdout
+    assert (cluster_clone.root / f"results/mpi-{job_id[1]}/run.json").is_file()
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_a_job_that_fails_gives_its_code_and_its_log(cluster_clone: Clone) -> None:
+    done = submit(cluster_clone.root, "custom", "--wait", "--dataset", "fashion_mnist", "--data", "nowhere")
+    assert done.returncode == 3, done.stdout
+    assert "  | error: " in done.stdout
+    assert re.search(
+        r"error: job \d+ ended as FAILED, exit code 3\n  To mend it: its log: logs/", done.stderr
+    )
+
+
+@pytest.mark.slurm
+def test_what_slurm_refuses_is_said_in_its_words(cluster_clone: Clone) -> None:
+    done = submit(cluster_clone.root, "mpi", "--partition", "nowhere")
+    assert done.returncode == 4
+    assert "sbatch refused the job: " in done.stderr
+    assert "invalid partition" in done.stderr
