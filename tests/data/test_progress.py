@@ -10,7 +10,7 @@ import pytest
 from mpi_train.data import progress_bar
 
 WORK = """
-from mpi_train.data.progress import progress
+from mpi_train.data.progress_bar import progress
 with progress("counting sheep", 10) as advance:
     for _ in range(10):
         advance(1)

@@ -19,7 +19,7 @@ Start = Callable[..., Any]
 # Puts NaN into the weights of rank 1 before the n-th chunk.
 DRIVER = """
 import sys
-from mpi_train.session import Session
+from mpi_train.runs.session import Session
 from mpi_train.strategies import own_loop
 
 whole, calls = Session.limit, 0

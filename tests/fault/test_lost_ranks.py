@@ -74,7 +74,7 @@ def test_a_rank_that_dies_under_pytorch_is_named_too(start: Start) -> None:
 # Runs the job, and raises on rank 1 at the n-th call of a function.
 DRIVER = """
 import functools, pkgutil, sys
-from mpi_train import world as worlds
+from mpi_train.runtime import world as worlds
 
 owner, _, name = {function!r}.rpartition(".")
 owner = pkgutil.resolve_name(owner)

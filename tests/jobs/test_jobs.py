@@ -219,7 +219,7 @@ def test_an_exception_on_one_rank_ends_all_with_one_traceback(tiny_shards: Path,
     model.write_text(
         "from mpi4py import MPI\n"
         "def build(input_shape, num_classes):\n"
-        "    from mpi_train.models import mlp\n"
+        "    from mpi_train.models.zoo import mlp\n"
         "    if MPI.COMM_WORLD.rank == 1:\n"
         "        raise RuntimeError('only here')\n"
         "    return mlp(input_shape, num_classes)\n"
@@ -262,7 +262,7 @@ def test_a_model_that_one_rank_cannot_import_stops_all(tiny_shards: Path, tmp_pa
     model = tmp_path / "elsewhere.py"
     model.write_text(
         "from mpi4py import MPI\n"
-        "from mpi_train.models import mlp\n"
+        "from mpi_train.models.zoo import mlp\n"
         "if MPI.COMM_WORLD.rank == 1:\n"
         "    raise ImportError('not on this node')\n"
     )

@@ -26,7 +26,7 @@ Open = Any
 DRIVER = """
 import sys, time
 import numpy as np
-from mpi_train import progress as module
+from mpi_train.monitor import progress as module
 from mpi_train.monitor.pace import ByRank
 
 module.LOG_EVERY_S, module.REFRESH_S = 0.05, 0.02
@@ -176,7 +176,7 @@ def test_quiet_is_silent_but_for_warnings_as_of_a_status_that_cannot_be_written(
 import sys
 from pathlib import Path
 from mpi_train.monitor.status import StatusFile
-from mpi_train.progress import Progress
+from mpi_train.monitor.progress import Progress
 progress = Progress(speaks=True, style="quiet", status=StatusFile(Path("/proc/no/such"), "mpi", ("n1",)))
 progress.say("mpi: mlp")
 progress.begin(1, 1, 8)

@@ -212,8 +212,8 @@ def test_each_rank_gets_its_own_arrays_and_on_another_size_their_mean(world: Wor
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from mpi_train.checkpoints import Checkpoints, Position
-from mpi_train.order import Leg
+from mpi_train.runs.checkpoints import Checkpoints, Position
+from mpi_train.training.steps import Leg
 from mpi_train.runtime.world import World
 checkpoints = Checkpoints(Path(sys.argv[1]), World(), {})
 found = checkpoints.find("auto")

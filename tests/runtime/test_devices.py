@@ -9,7 +9,7 @@ import pytest
 
 IMPORTS = """
 import sys
-from mpi_train import devices
+from mpi_train.runtime import devices
 
 with devices.lean_imports():
     import keras
