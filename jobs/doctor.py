@@ -26,7 +26,7 @@ def main() -> None:
         level = (f"{finding.level:8}", COLOURS[finding.level])
         console.print(Text.assemble(level, f"{finding.check:12} {finding.text}"))
         if finding.remedy is not None:
-            console.print(Text(f"{'':20} to mend it: {finding.remedy}", style="bold"))
+            console.print(Text(f"{'':20} fix: {finding.remedy}", style="bold"))
         if finding.level == "fail":
             failed.append(finding.check)
     if failed:

@@ -33,7 +33,7 @@ def main() -> None:
     )
     flags = parser.parse_args()
     if (flags.compare or flags.index) and (flags.folders or flags.out):
-        raise UsageError("--compare and --index stand alone. Received: folders or --out beside them")
+        raise UsageError("--compare and --index stand alone. Got: folders or --out beside them")
     console = Console(highlight=False)
     if flags.compare:
         console.print(compare.table(*(compare.find(path) for path in flags.compare)))
@@ -54,7 +54,7 @@ def main() -> None:
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UsageError(
-            f"expected a folder with runs. Received: {folder}",
+            f"expected a folder with runs. Got: {folder}",
             remedy="make bench, or name the folder given to a job as --out",
         )
 

@@ -30,11 +30,11 @@ def main() -> None:
     # The default one is made by the first run.
     if flags.folder != DEFAULT and not flags.folder.is_dir():
         raise UsageError(
-            f"expected a folder with runs. Received: {flags.folder}",
+            f"expected a folder with runs. Got: {flags.folder}",
             remedy="name the folder given to a job as --out, or one above it",
         )
     if not 0.1 <= flags.interval <= 3600:
-        raise UsageError(f"--interval: expected 0.1 to 3600 seconds. Received: {flags.interval:g}")
+        raise UsageError(f"--interval: expected 0.1 to 3600 seconds. Got: {flags.interval:g}")
     console, watcher = Console(highlight=False, markup=False), Watcher(flags.folder)
 
     def view() -> RenderableType:

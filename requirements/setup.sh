@@ -16,7 +16,7 @@ readonly DONE=$VENV/installed # what was installed, written last: without it a s
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 fail() {
-    printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
+    printf 'error: %s\n  Fix: %s\n' "$1" "$2" >&2
     exit 4
 }
 
@@ -30,7 +30,7 @@ find_python() {
         fi
         seen+=" $candidate ($("$candidate" --version 2>/dev/null || echo none))"
     done
-    fail "expected Python 3.10 to 3.13. Received:$seen" \
+    fail "expected Python 3.10 to 3.13. Got:$seen" \
         "module load a Python in that range, or name one: make setup PYTHON=/path/to/python3"
 }
 
@@ -56,7 +56,7 @@ make_environment() {
         "apt-get install python3-venv, or another interpreter: make setup PYTHON=/path/to/python3"
 }
 
-[[ $MPI == wheel || $MPI == site ]] || fail "MPI: expected wheel or site. Received: $MPI" "make setup MPI=site"
+[[ $MPI == wheel || $MPI == site ]] || fail "MPI: expected wheel or site. Got: $MPI" "make setup MPI=site"
 
 if [[ $(cat "$DONE" 2>/dev/null) == "$WANTED" ]]; then
     rm "$DONE" # same choices, newer pins

@@ -11,6 +11,6 @@
 #SBATCH --time=01:00:00
 #SBATCH --signal=B:USR2@120
 #SBATCH --requeue
-source slurm/env.sh || { echo "error: $PWD is no clone. To mend it: cd CLONE, sbatch again" >&2; exit 4; }
+source slurm/env.sh || { echo "error: $PWD is no clone. Fix: cd CLONE, sbatch again" >&2; exit 4; }
 
 run python jobs/baseline.py --out "results/baseline-$SLURM_JOB_ID" "$@"

@@ -7,7 +7,7 @@
 #   sbatch --nodes=8 --time=04:00:00 slurm/mpi_4nodes.sh --epochs 10
 
 fail() { # fail MESSAGE REMEDY
-    printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
+    printf 'error: %s\n  Fix: %s\n' "$1" "$2" >&2
     exit 4
 }
 
@@ -35,7 +35,7 @@ VENV=$PWD/.venv
 
 # ---- The suite's part ------------------------------------------------------------------------------------
 
-[ -n "${SLURM_JOB_ID:-}" ] || fail "expected a Slurm job. Received: a plain shell" "sbatch $0"
+[ -n "${SLURM_JOB_ID:-}" ] || fail "expected a Slurm job. Got: a plain shell" "sbatch $0"
 
 # Slurm opens the output file before a script runs, and a job whose folder for it is missing dies without a
 # word. So the templates leave it at Slurm's default, in the folder of submission, which always exists, and
@@ -51,12 +51,12 @@ fi
 if [ -n "${CONTAINER:-}" ]; then
     export CONTAINER
     slurm/container/python -c '' || fail \
-        "expected apptainer on $(hostname) and an image that it runs. Received: CONTAINER=$CONTAINER, and the above" \
+        "expected apptainer on $(hostname) and an image that it runs. Got: CONTAINER=$CONTAINER, and the above" \
         "module load apptainer in slurm/env.sh; make container, where there is internet"
     export PATH=$PWD/slurm/container:$PATH
 else
     "$VENV/bin/python" -c '' 2>/dev/null ||
-        fail "expected an environment in $VENV whose Python runs on $(hostname). Received: none" "make setup"
+        fail "expected an environment in $VENV whose Python runs on $(hostname). Got: none" "make setup"
     export PATH=$VENV/bin:$PATH
 fi
 
@@ -128,7 +128,7 @@ stage() {
     on_each_node bash -c 'mkdir -p "$2"; for file in "$1"/*.h5 "$1"/manifest.json; do '"$each; done" \
         - "$data" "$staged" && return
     unstage
-    fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Received: the error above" \
+    fail "expected room for $(du -sh "$data" | cut -f1) in $STAGE_TO on each node. Got: the error above" \
         "another STAGE_TO in slurm/env.sh, or none: the shards are then read where they are"
 }
 

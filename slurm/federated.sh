@@ -13,6 +13,6 @@
 #SBATCH --time=01:00:00
 #SBATCH --signal=B:USR2@120
 #SBATCH --requeue
-source slurm/env.sh || { echo "error: $PWD is no clone. To mend it: cd CLONE, sbatch again" >&2; exit 4; }
+source slurm/env.sh || { echo "error: $PWD is no clone. Fix: cd CLONE, sbatch again" >&2; exit 4; }
 
 launch_ranks jobs/federated.py --out "results/federated-$SLURM_JOB_ID" "$@"

@@ -34,7 +34,7 @@ export SLURM_CONF=$DIR/etc/slurm.conf
 say() { echo "local_cluster: $*"; }
 
 fail() { # fail MESSAGE REMEDY
-    printf 'error: %s\n  To mend it: %s\n' "$1" "$2" >&2
+    printf 'error: %s\n  Fix: %s\n' "$1" "$2" >&2
     exit 4
 }
 
@@ -82,12 +82,12 @@ fail_with_logs() { # fail_with_logs MESSAGE
 # ---- The machine: what must be there before anything is started.
 
 need_root() {
-    [ "$(id -u)" = 0 ] || fail "expected root. Received: $(id -un)" "sudo slurm/local_cluster.sh $*"
+    [ "$(id -u)" = 0 ] || fail "expected root. Got: $(id -un)" "sudo slurm/local_cluster.sh $*"
 }
 
 check_machine() {
     if [ -e /etc/slurm/slurm.conf ] && [ "$(readlink /etc/slurm/slurm.conf)" != "$SLURM_CONF" ]; then
-        fail "expected a machine without Slurm. Received: /etc/slurm/slurm.conf of another cluster" \
+        fail "expected a machine without Slurm. Got: /etc/slurm/slurm.conf of another cluster" \
             "use that cluster (sbatch slurm/mpi_4nodes.sh), or another machine"
     fi
     install_packages
@@ -189,14 +189,14 @@ node_main() {
 }
 
 pid_of_node() {
-    pid_of "node-$1" || fail "expected a node that is up. Received: '$1'" "slurm/local_cluster.sh status"
+    pid_of "node-$1" || fail "expected a node that is up. Got: '$1'" "slurm/local_cluster.sh status"
 }
 
 # ---- What the nodes' links let through.
 
 check_rate() { # check_rate RATE
     [[ $1 = none || $1 =~ ^[1-9][0-9]{0,4}[mg]bit$ ]] && return
-    printf "error: expected a rate. Received: '%s'\n  To mend it: 10gbit, 1gbit, 100mbit or the like, or none\n" "$1" >&2
+    printf "error: expected a rate. Got: '%s'\n  Fix: 10gbit, 1gbit, 100mbit or the like, or none\n" "$1" >&2
     exit 2
 }
 
@@ -314,7 +314,7 @@ is_down() { sinfo -h -N -n "$1" -o %T | grep -q down; }
 
 boot() {
     if ! nodes | grep -qx "$1" || pid_of "node-$1" >/dev/null; then
-        fail "expected a node without power. Received: '$1'" "slurm/local_cluster.sh status"
+        fail "expected a node without power. Got: '$1'" "slurm/local_cluster.sh status"
     fi
     ip link del "slurmv${1#n}" 2>/dev/null || true
     # A real machine boots slower than Slurm notices; one that came back sooner would keep its lost job.
@@ -334,7 +334,7 @@ case $1 in
     boot) boot "$2" ;;
     rate)
         check_rate "${2:-none}"
-        [ -n "$(nodes)" ] || fail "expected a cluster that is up. Received: none" "slurm/local_cluster.sh up"
+        [ -n "$(nodes)" ] || fail "expected a cluster that is up. Got: none" "slurm/local_cluster.sh up"
         if [ $# = 2 ]; then set_rate "$2"; else cat "$DIR/run/rate"; fi
         ;;
     kill)

@@ -10,6 +10,6 @@
 #SBATCH --cpus-per-task=2
 #SBATCH --exclusive
 #SBATCH --time=00:15:00
-source slurm/env.sh || { echo "error: $PWD is no clone. To mend it: cd CLONE, sbatch again" >&2; exit 4; }
+source slurm/env.sh || { echo "error: $PWD is no clone. Fix: cd CLONE, sbatch again" >&2; exit 4; }
 
 launch_ranks jobs/plan.py --out "results/plan-$SLURM_JOB_ID" "$@"

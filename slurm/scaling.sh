@@ -6,9 +6,9 @@
 # The global batch is the same at all sizes (strong scaling). Leaves OUT/report.md, when all have come to an end.
 # Flags of sbatch, such as the time, come from its variables: SBATCH_TIMELIMIT=00:30:00.
 set -euo pipefail
-[ -f slurm/mpi_4nodes.sh ] || { echo "error: $PWD is no clone. To mend it: cd CLONE" >&2; exit 4; }
+[ -f slurm/mpi_4nodes.sh ] || { echo "error: $PWD is no clone. Fix: cd CLONE" >&2; exit 4; }
 command -v sbatch >/dev/null || {
-    printf 'error: expected sbatch. Received: none here\n  To mend it: a login node of the cluster\n' >&2
+    printf 'error: expected sbatch. Got: none here\n  Fix: a login node of the cluster\n' >&2
     exit 4
 }
 

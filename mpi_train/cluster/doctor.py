@@ -77,9 +77,7 @@ def check_python() -> list[Finding]:
     text = f"{platform.python_version()}, {sys.executable}"
     if (3, 10) <= sys.version_info < (3, 14):
         return [Finding("Python", "ok", text)]
-    return [
-        Finding("Python", "fail", f"expected 3.10 to 3.13. Received: {text}", "make clean setup PYTHON=...")
-    ]
+    return [Finding("Python", "fail", f"expected 3.10 to 3.13. Got: {text}", "make clean setup PYTHON=...")]
 
 
 def check_mpi_library() -> list[Finding]:

@@ -75,7 +75,7 @@ def _ring() -> dict[str, Any]:
     world.comm.Sendrecv(np.array([world.rank], np.int32), (world.rank + 1) % world.size, recvbuf=received)
     lap_us = (time.perf_counter() - start) * 1e6
     if received[0] != (world.rank - 1) % world.size:
-        raise PlatformError(f"{world.name} expected the number of its neighbour. Received: {received[0]}")
+        raise PlatformError(f"{world.name} expected the number of its neighbour. Got: {received[0]}")
     return {"size": world.size, "lap_us": lap_us}
 
 

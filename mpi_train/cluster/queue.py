@@ -43,7 +43,7 @@ def submit(script: str, asked: dict[str, str]) -> int:
     """
     if shutil.which("sbatch") is None:
         raise PlatformError(
-            "expected sbatch. Received: none on this machine",
+            "expected sbatch. Got: none on this machine",
             remedy="a login node of the cluster; --print shows the script without one",
         )
     done = subprocess.run(

@@ -53,9 +53,9 @@ class Resources:
         for name, value in vars(self).items():
             flag = "--" + name.replace("_", "-")
             if isinstance(value, int) and value < 1:
-                raise UsageError(f"{flag}: expected at least 1. Received: {value}")
+                raise UsageError(f"{flag}: expected at least 1. Got: {value}")
             if isinstance(value, str) and not re.fullmatch(r"[\w.:,+-]+", value):
-                raise UsageError(f"{flag}: expected a word that sbatch takes. Received: {value!r}")
+                raise UsageError(f"{flag}: expected a word that sbatch takes. Got: {value!r}")
 
     def lines(self) -> dict[str, str]:
         """What is asked for, by the names of sbatch's flags."""
@@ -71,13 +71,13 @@ def template(strategy: str, folder: Path) -> str:
     if strategy not in TEMPLATES:
         near = difflib.get_close_matches(strategy, TEMPLATES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"expected one of {', '.join(TEMPLATES)}. Received: {strategy}.{hint}")
+        raise UsageError(f"expected one of {', '.join(TEMPLATES)}. Got: {strategy}.{hint}")
     path = folder / TEMPLATES[strategy]
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"expected a template in {path}. Received: {error.strerror}", remedy="cd to the clone"
+            f"expected a template in {path}. Got: {error.strerror}", remedy="cd to the clone"
         ) from error
 
 
@@ -98,7 +98,7 @@ def compose(strategy: str, text: str, resources: Resources, flags: Sequence[str]
         for name in ("nodes", "ntasks-per-node"):
             if asked.get(name, "1") != "1":
                 raise UsageError(
-                    f"--{name}: {strategy} is one process. Received: {asked[name]}",
+                    f"--{name}: {strategy} is one process. Got: {asked[name]}",
                     remedy="mpi, multiworker, pipeline and federated take several",
                 )
     out: list[str] = []

@@ -42,7 +42,7 @@ class Background:
             if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
                 raise PlatformError(
                     "expected an MPI library that several threads may call at once (MPI_THREAD_MULTIPLE). "
-                    f"Received: level {MPI.Query_thread()} from {MPI.get_vendor()[0]}",
+                    f"Got: level {MPI.Query_thread()} from {MPI.get_vendor()[0]}",
                     remedy="--collective plain, or another build of the MPI library (the wheel's: make setup "
                     "MPI=wheel)",
                 )

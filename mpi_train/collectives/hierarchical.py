@@ -44,7 +44,7 @@ class HierarchicalAllReduce(MeanAllReduce):
                 raise PlatformError(
                     "--collective hierarchical: expected "
                     f"{1.1 * _num_bytes(length, world.local_size):,.0f} bytes of shared memory. "
-                    f"Received: {shutil.disk_usage('/dev/shm').free:,} free in /dev/shm",
+                    f"Got: {shutil.disk_usage('/dev/shm').free:,} free in /dev/shm",
                     remedy="--collective plain; in a container, --shm-size=1g or more",
                 )
         node = _of_one_node(world)

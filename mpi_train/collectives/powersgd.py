@@ -69,7 +69,7 @@ class PowerSGD(AllReduce):
         if not self._matrices:
             raise UsageError(
                 f"--powersgd-rank: expected a rank so small that it halves the bytes of some layer. "
-                f"Received: {rank}",
+                f"Got: {rank}",
                 remedy="a smaller one, or --average gradients alone",
             )
         indices = {matrix.index for matrix in self._matrices}

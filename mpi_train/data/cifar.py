@@ -46,13 +46,12 @@ def read_batches(path: Path, names: Sequence[str], num_examples: int) -> Example
                 file = archive.extractfile(member)
                 if member.size != size or file is None:
                     raise DataError(
-                        f"{path}: expected {member.name} to be a file of {size} bytes. "
-                        f"Received: {member.size}"
+                        f"{path}: expected {member.name} to be a file of {size} bytes. Got: {member.size}"
                     )
                 flat[names.index(member.name)] = np.frombuffer(file.read(size), np.uint8)
                 found.add(member.name)
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-        raise DataError(f"{path}: expected a tar archive compressed with gzip. Received: {error}") from error
+        raise DataError(f"{path}: expected a tar archive compressed with gzip. Got: {error}") from error
     if missing := [name for name in names if name not in found]:
         raise DataError(f"{path}: expected {', '.join(missing)} in it, found nothing of that name")
     # Channel by channel, each row by row.

@@ -57,7 +57,7 @@ def fetch(files: Sequence[RemoteFile], mirrors: Sequence[str], folder: Path) -> 
                 _fetch_one(file, mirrors, folder, advance)
     except OSError as error:
         raise UsageError(
-            f"expected a cache folder that can be written. Received: {folder} ({error.strerror})",
+            f"expected a cache folder that can be written. Got: {folder} ({error.strerror})",
             remedy="export MPI_TRAIN_CACHE=DIR, with a folder of yours",
         ) from error
 
@@ -92,7 +92,7 @@ def _fetch_one(
                 failures[mirror] = str(error)
             counter.reset()
     raise DataError(
-        f"{file.name}: no mirror gave it. Received:\n"
+        f"{file.name}: no mirror gave it. Got:\n"
         + "\n".join(f"    {mirror}: {failure}" for mirror, failure in failures.items())
     )
 

@@ -38,24 +38,24 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
             return _read(file, path, shape)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected an IDX file compressed with gzip. Received: {error}") from error
+        raise DataError(f"{path}: expected an IDX file compressed with gzip. Got: {error}") from error
 
 
 def _read(file: gzip.GzipFile | BinaryIO, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     header = struct.Struct(f">4B{len(shape)}I")
     start = file.read(header.size)
     if len(start) < header.size:
-        raise DataError(f"{path}: expected an IDX header of {header.size} bytes. Received: {len(start)}")
+        raise DataError(f"{path}: expected an IDX header of {header.size} bytes. Got: {len(start)}")
     *magic, num_dims = header.unpack(start)[:4]
     if magic != [0, 0, _UINT8] or num_dims != len(shape):
         expected = bytes([0, 0, _UINT8, len(shape)]).hex()
-        raise DataError(f"{path}: expected the IDX magic number {expected}. Received: {start[:4].hex()}")
+        raise DataError(f"{path}: expected the IDX magic number {expected}. Got: {start[:4].hex()}")
     received = header.unpack(start)[4:]
     if received != shape:
-        raise DataError(f"{path}: expected an IDX array of shape {shape}. Received: {received}")
+        raise DataError(f"{path}: expected an IDX array of shape {shape}. Got: {received}")
     # One byte more than there should be shows what is left over.
     content = file.read(math.prod(shape) + 1)
     if len(content) != math.prod(shape):
         size = f"{len(content)} bytes" if len(content) < math.prod(shape) else "more"
-        raise DataError(f"{path}: expected {math.prod(shape)} bytes after the header. Received: {size}")
+        raise DataError(f"{path}: expected {math.prod(shape)} bytes after the header. Got: {size}")
     return np.frombuffer(content, np.uint8).reshape(shape)

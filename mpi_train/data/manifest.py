@@ -104,7 +104,7 @@ def read_manifest(directory: Path, dataset: str) -> Manifest:
         ) from None
     except OSError as error:
         raise DataError(
-            f"{path}: expected a file that can be read. Received: {error.strerror}", remedy=f"ls -l {path}"
+            f"{path}: expected a file that can be read. Got: {error.strerror}", remedy=f"ls -l {path}"
         ) from error
     try:
         manifest = _parse(content)
@@ -112,7 +112,7 @@ def read_manifest(directory: Path, dataset: str) -> Manifest:
         raise DataError(f"{path}: {error}", remedy=remedy) from error
     if manifest.dataset != dataset:
         raise DataError(
-            f"{directory}: expected shards of {dataset}. Received: shards of {manifest.dataset}",
+            f"{directory}: expected shards of {dataset}. Got: shards of {manifest.dataset}",
             remedy=f"--dataset {manifest.dataset}, or another --data folder for the shards of {dataset}",
         )
     return manifest
@@ -124,11 +124,11 @@ class _UnexpectedError(Exception):
 
 def _parse(content: bytes) -> Manifest:
     if len(content) > _MAX_BYTES:
-        raise _UnexpectedError(f"expected at most {_MAX_BYTES} bytes. Received: more")
+        raise _UnexpectedError(f"expected at most {_MAX_BYTES} bytes. Got: more")
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _UnexpectedError(f"expected JSON. Received: {error}") from error
+        raise _UnexpectedError(f"expected JSON. Got: {error}") from error
     _expect(isinstance(raw, dict), "manifest", "an object", raw)
     _expect(
         raw.get("schema_version") == SCHEMA_VERSION,
@@ -181,9 +181,7 @@ def _parse_split(raw: dict[str, Any], split: str, image_bytes: int) -> Split:
 def _expect(holds: bool, key: str, expected: object, received: object) -> None:
     if not holds:
         shown = repr(received)
-        raise _UnexpectedError(
-            f"expected {key}: {expected}. Received: {shown[:80] + '...' * (len(shown) > 80)}"
-        )
+        raise _UnexpectedError(f"expected {key}: {expected}. Got: {shown[:80] + '...' * (len(shown) > 80)}")
 
 
 def _is_integer(value: object) -> bool:

@@ -39,15 +39,14 @@ class Partition:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"--partition: expected one of {', '.join(KINDS)}. Received: {self.kind}")
+            raise UsageError(f"--partition: expected one of {', '.join(KINDS)}. Got: {self.kind}")
         if self.kind != "dirichlet" and self.alpha is not None:
             raise UsageError(
-                "--alpha: only --partition dirichlet has one. "
-                f"Received: --alpha {self.alpha} with {self.kind}",
+                f"--alpha: only --partition dirichlet has one. Got: --alpha {self.alpha} with {self.kind}",
                 remedy="--partition dirichlet, or leave --alpha out",
             )
         if self.kind == "dirichlet" and (self.alpha is None or not 0 < self.alpha < math.inf):
-            raise UsageError(f"--alpha: expected a number above 0. Received: {self.alpha}")
+            raise UsageError(f"--alpha: expected a number above 0. Got: {self.alpha}")
 
 
 IID = Partition()
@@ -76,7 +75,7 @@ def partition(
     asked = Partition(kind, alpha)
     if not 1 <= num_shards <= len(labels):
         raise UsageError(
-            f"--shards: expected 1 to {len(labels)}, the number of examples. Received: {num_shards}",
+            f"--shards: expected 1 to {len(labels)}, the number of examples. Got: {num_shards}",
             remedy=f"--shards {max(1, min(num_shards, len(labels)))}",
         )
     rng = np.random.default_rng([seed, _STREAM])
@@ -87,8 +86,7 @@ def partition(
         shards = [np.concatenate([runs[i] for i in dealt[2 * s : 2 * s + 2]]) for s in range(num_shards)]
         if not all(len(shard) for shard in shards):
             raise UsageError(
-                f"--shards: expected at most {len(labels) // 2} with --partition classes. "
-                f"Received: {num_shards}"
+                f"--shards: expected at most {len(labels) // 2} with --partition classes. Got: {num_shards}"
             )
         return [rng.permutation(shard) for shard in shards]
     if asked.alpha is None:
@@ -98,7 +96,7 @@ def partition(
         if np.all(np.bincount(shard_of, minlength=num_shards)):
             return [order[shard_of == shard] for shard in range(num_shards)]
     raise UsageError(
-        f"--alpha: expected one that leaves no shard empty. Received: {asked.alpha} with {num_shards} "
+        f"--alpha: expected one that leaves no shard empty. Got: {asked.alpha} with {num_shards} "
         f"shards, where {_MAX_DRAWS} draws all left some empty",
         remedy="a larger --alpha, or fewer --shards",
     )

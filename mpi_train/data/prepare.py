@@ -52,7 +52,7 @@ def _require_writable(directory: Path) -> None:
     nearest = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(
-            f"--data: expected a folder that can be written. Received: {directory}",
+            f"--data: expected a folder that can be written. Got: {directory}",
             remedy="--data with another folder",
         )
 

@@ -89,7 +89,7 @@ class ShardSet:
         total = self.num_examples(split)
         if size > total:
             raise UsageError(
-                f"expected at most as many ranks as {split} examples, {total}. Received: {size} ranks",
+                f"expected at most as many ranks as {split} examples, {total}. Got: {size} ranks",
                 remedy=f"at most {total} ranks (NP={total})",
             )
         return balanced_range(total, size, rank)
@@ -168,7 +168,7 @@ class ShardSet:
 
     def _bad(self, shard: ShardFile, expected: str, received: str) -> DataError:
         return DataError(
-            f"{self.directory / shard.name}: expected {expected}. Received: {received}",
+            f"{self.directory / shard.name}: expected {expected}. Got: {received}",
             remedy=how_to_prepare(self.manifest.dataset, self.directory),
         )
 
@@ -227,9 +227,7 @@ def write_shards(
     for name, (examples, _) in splits.items():
         largest = int(examples.labels.max())
         if largest >= raw.num_classes:
-            raise DataError(
-                f"{raw.name}: expected {name} labels below {raw.num_classes}. Received: {largest}"
-            )
+            raise DataError(f"{raw.name}: expected {name} labels below {raw.num_classes}. Got: {largest}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / manifests.NAME).unlink(missing_ok=True)
@@ -261,7 +259,7 @@ def write_shards(
         manifests.write_manifest(directory, manifest)
     except OSError as error:
         raise UsageError(
-            f"--data: expected a folder that can be written. Received: {directory} ({error})",
+            f"--data: expected a folder that can be written. Got: {directory} ({error})",
             remedy="--data with another folder",
         ) from error
     return manifest

@@ -203,7 +203,7 @@ def require_dataset(name: str) -> None:
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=2) or DATASETS
         raise UsageError(
-            f"--dataset: expected one of {', '.join(DATASETS)}. Received: {name}",
+            f"--dataset: expected one of {', '.join(DATASETS)}. Got: {name}",
             remedy=f"--dataset {' or '.join(near)}",
         )
 
@@ -236,7 +236,7 @@ def find_raw(dataset: str, source: Path | None = None, seed: int = 1) -> RawData
     if dataset in synthetic.STAND_INS:
         if source is not None:
             raise UsageError(
-                f"--source: {dataset} is drawn from --seed. Received: --source {source}",
+                f"--source: {dataset} is drawn from --seed. Got: --source {source}",
                 remedy=f"leave --source out, or --dataset {synthetic.STAND_INS[dataset].stands_for}",
             )
         return synthetic.draw(seed, name=dataset)
@@ -254,7 +254,7 @@ def _locate(dataset: str, spec: IdxFiles | CifarFiles, source: Path | None) -> P
     if named is not None:
         name = "--source" if source is not None else spec.variable
         if not named.is_dir():
-            raise DataError(f"{name}: expected a folder with {spec.title}'s files. Received: {named}")
+            raise DataError(f"{name}: expected a folder with {spec.title}'s files. Got: {named}")
         missing = [file.name for file in spec.files if not (named / file.name).exists()]
         if missing:
             raise DataError(
@@ -285,10 +285,10 @@ def _verify(path: Path, file: RemoteFile) -> None:
     try:
         received = files.sha256_of(path)
     except OSError as error:
-        raise DataError(f"{path}: expected a file that can be read. Received: {error.strerror}") from error
+        raise DataError(f"{path}: expected a file that can be read. Got: {error.strerror}") from error
     if received != file.sha256:
         raise DataError(
             f"{path}: truncated or altered. Expected SHA-256 {file.sha256} ({file.num_bytes} bytes). "
-            f"Received: {received} ({path.stat().st_size} bytes)",
+            f"Got: {received} ({path.stat().st_size} bytes)",
             remedy=f"rm {path}, then copy the official file there (a cache fills itself again)",
         )

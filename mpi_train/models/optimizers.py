@@ -48,7 +48,7 @@ def build(name: str, learning_rate: float | None) -> keras.Optimizer:
     if kind is None:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}. Received: {name}.{hint}")
+        raise UsageError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}. Got: {name}.{hint}")
     return kind() if learning_rate is None else kind(learning_rate=learning_rate)
 
 

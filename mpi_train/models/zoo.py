@@ -99,7 +99,7 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dt
         received = model.compute_output_shape((None, *input_shape))
     if received != expected:
         raise UsageError(
-            f"--model {name}: expected a built Keras model with output {expected}. Received: {received}"
+            f"--model {name}: expected a built Keras model with output {expected}. Got: {received}"
         )
     return model
 
@@ -118,7 +118,7 @@ def again(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None 
         copy = keras.models.clone_model(model, clone_function=make, recursive=make is not None)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UsageError(
-            f"expected layers that Keras can make again from their config. Received: {error}",
+            f"expected layers that Keras can make again from their config. Got: {error}",
             remedy="give your layer a get_config, or use another strategy",
         ) from error
     copy.set_weights(model.get_weights())
@@ -131,8 +131,7 @@ def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.3)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(
-            f"--model: expected one of {', '.join(MODELS)}, or package.module:function. "
-            f"Received: {name}.{hint}"
+            f"--model: expected one of {', '.join(MODELS)}, or package.module:function. Got: {name}.{hint}"
         )
     # Python puts the script's folder on the path, not the one where the user stands.
     if os.getcwd() not in sys.path:
@@ -142,9 +141,7 @@ def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
         if not callable(function):
             raise TypeError(f"{name} is not callable")
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"--model {name}: expected a function that can be imported. Received: {error}"
-        ) from error
+        raise UsageError(f"--model {name}: expected a function that can be imported. Got: {error}") from error
     return function
 
 

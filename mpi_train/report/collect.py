@@ -105,7 +105,7 @@ def read_attempts(bench: Path) -> list[Attempt]:
                 raise ValueError(f"the folder {attempt.folder}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path}: expected a bench's list of runs, schema version {SCHEMA_VERSION}. Received: {error}",
+            f"{path}: expected a bench's list of runs, schema version {SCHEMA_VERSION}. Got: {error}",
             remedy=f"run the bench again, or delete {path} to take all runs below it",
         ) from error
     return attempts
@@ -134,7 +134,7 @@ def collect(folders: Sequence[Path]) -> Collection:
                 runs.setdefault(path.resolve(), _read(path))
     if not runs:
         raise DataError(
-            f"expected at least one finished run (a run.json). Received: none below "
+            f"expected at least one finished run (a run.json). Got: none below "
             f"{', '.join(map(str, folders))}",
             remedy="make bench, or any training job; then name the folder given as --out",
         )

@@ -39,7 +39,7 @@ def find(where: Path) -> tuple[str, RunRecord]:
             if (record := read_run(other)).run_id == str(where):
                 return record.run_id, record
     raise UsageError(
-        f"--compare: expected the folder of a finished run, or its id. Received: {where}",
+        f"--compare: expected the folder of a finished run, or its id. Got: {where}",
         remedy="name the folder that a job was given as --out, such as results/mpi",
     )
 

@@ -71,7 +71,7 @@ def write(folder: Path) -> Path:
         files.write_text(target, text)
     except OSError as error:
         raise UsageError(
-            f"--index: expected a folder that can be written. Received: {folder} ({error.strerror})"
+            f"--index: expected a folder that can be written. Got: {folder} ({error.strerror})"
         ) from error
     return target
 

@@ -171,7 +171,7 @@ class CheckpointFile:
             raise ValueError("arrays that do not fill the file")
 
     def _bad(self, received: str) -> DataError:
-        return DataError(f"{self.path}: expected a whole checkpoint. Received: {received}")
+        return DataError(f"{self.path}: expected a whole checkpoint. Got: {received}")
 
 
 def _entry(name: Any, rank: Any, dtype: Any, shape: Any) -> Entry:

@@ -269,7 +269,7 @@ class Checkpoints:
             if type(size) is not int or size < 1:
                 raise ValueError(f"size {size}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: expected a run's checkpoint. Received: {error!r}"[:300]) from error
+            raise DataError(f"{path}: expected a run's checkpoint. Got: {error!r}"[:300]) from error
         for name, expected in self._work.items():
             # What an older version did not write down, it did not have.
             if (work.get(name) or None) != (expected or None):
@@ -322,7 +322,7 @@ class Checkpoints:
             by_name.setdefault(entry.name, set()).add(entry.rank)
         for name, ranks in by_name.items():
             if ranks != {None} and ranks != set(range(size)):
-                raise DataError(f"{file.path}: expected {name} of {size} ranks. Received: {len(ranks)}")
+                raise DataError(f"{file.path}: expected {name} of {size} ranks. Got: {len(ranks)}")
 
 
 def work_of(out: Path, resume: str) -> dict[str, Any]:

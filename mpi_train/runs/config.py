@@ -58,11 +58,11 @@ class JobConfig:
     def __post_init__(self) -> None:
         # The seeds of NumPy and Keras have 32 bits; a bench counts up from this one.
         if not 0 <= self.seed < 2**31:
-            raise UsageError(f"--seed: expected 0 to {2**31 - 1}. Received: {self.seed}")
+            raise UsageError(f"--seed: expected 0 to {2**31 - 1}. Got: {self.seed}")
         if self.threads is not None:
             at_least("--threads", self.threads, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise UsageError(f"--learning-rate: expected a number above 0. Received: {self.learning_rate}")
+            raise UsageError(f"--learning-rate: expected a number above 0. Got: {self.learning_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,7 @@ class WatchedConfig(JobConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.stall_timeout >= 5:
-            raise UsageError(
-                f"--stall-timeout: expected at least 5 seconds. Received: {self.stall_timeout:g}"
-            )
+            raise UsageError(f"--stall-timeout: expected at least 5 seconds. Got: {self.stall_timeout:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ class ShownConfig(JobConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quiet and self.json:
-            raise UsageError("--quiet, --json: expected one of them. Received: both")
+            raise UsageError("--quiet, --json: expected one of them. Got: both")
 
     @property
     def style(self) -> Style:
@@ -137,9 +135,7 @@ class TrainConfig(StepConfig, ShownConfig):
         at_least("--epochs", self.epochs, 1)
         at_least("--checkpoint-every", self.checkpoint_every, 0)
         if not self.checkpoint_minutes > 0:
-            raise UsageError(
-                f"--checkpoint-minutes: expected more than 0. Received: {self.checkpoint_minutes}"
-            )
+            raise UsageError(f"--checkpoint-minutes: expected more than 0. Got: {self.checkpoint_minutes}")
 
     @property
     def data_dir(self) -> Path:
@@ -208,7 +204,7 @@ class MpiConfig(RanksConfig):
         at_least("--accumulate", self.accumulate, 1)
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise UsageError(
-                f"--warmup-epochs: expected 0 to --epochs {self.epochs}. Received: {self.warmup_epochs:g}"
+                f"--warmup-epochs: expected 0 to --epochs {self.epochs}. Got: {self.warmup_epochs:g}"
             )
         if self.warmup_epochs and self.lr_scaling == "none":
             raise UsageError(
@@ -218,12 +214,12 @@ class MpiConfig(RanksConfig):
         if self.post_local_from > 1 and self.every == 1:
             raise UsageError(
                 f"--post-local-from: --every says how many steps are local from then on. "
-                f"Received: --every 1 from epoch {self.post_local_from}",
+                f"Got: --every 1 from epoch {self.post_local_from}",
                 remedy="--every 8, for example",
             )
         if self.average == "gradients" and self.every != 1:
             raise UsageError(
-                f"--every: gradients are averaged at every step. Received: --every {self.every}",
+                f"--every: gradients are averaged at every step. Got: --every {self.every}",
                 remedy="--average weights, or leave --every out",
             )
 
@@ -232,12 +228,12 @@ class MpiConfig(RanksConfig):
         if self.average not in way.averages:
             raise UsageError(
                 f"--average: expected {' or '.join(way.averages)} with --collective {name}. "
-                f"Received: {self.average}",
+                f"Got: {self.average}",
                 remedy="leave --average out",
             )
         if self.every != 1 and not way.local:
             raise UsageError(
-                f"--every: --collective {name} exchanges at every step. Received: --every {self.every}",
+                f"--every: --collective {name} exchanges at every step. Got: --every {self.every}",
                 remedy="leave --every out",
             )
         if name == "buckets" and (self.accumulate > 1 or self.sync_batchnorm):
@@ -250,28 +246,28 @@ class MpiConfig(RanksConfig):
         if name == "diloco" and self.post_local_from > 1:
             raise UsageError(
                 f"--post-local-from: --collective diloco goes apart from the first epoch on. "
-                f"Received: {self.post_local_from}",
+                f"Got: {self.post_local_from}",
                 remedy="leave it out",
             )
         if self.autotune and name != "auto":
             raise UsageError(
-                f"--autotune chooses the collective itself. Received: --collective {name}",
+                f"--autotune chooses the collective itself. Got: --collective {name}",
                 remedy="leave one of them out",
             )
         at_least("--powersgd-rank", self.powersgd_rank, 1)
         if not 0 < self.topk_part <= 1:
-            raise UsageError(f"--topk-part: expected more than 0, at most 1. Received: {self.topk_part:g}")
+            raise UsageError(f"--topk-part: expected more than 0, at most 1. Got: {self.topk_part:g}")
         if not 0 < self.outer_rate < float("inf"):
-            raise UsageError(f"--outer-rate: expected more than 0. Received: {self.outer_rate:g}")
+            raise UsageError(f"--outer-rate: expected more than 0. Got: {self.outer_rate:g}")
         if not 0 <= self.outer_momentum < 1:
-            raise UsageError(f"--outer-momentum: expected 0 to below 1. Received: {self.outer_momentum:g}")
+            raise UsageError(f"--outer-momentum: expected 0 to below 1. Got: {self.outer_momentum:g}")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for other, its in WAYS.items():
             for setting in set(its.parameters) - set(way.parameters):
                 if getattr(self, setting) != defaults[setting]:
                     flag = "--" + setting.replace("_", "-")
                     raise UsageError(
-                        f"{flag} is of --collective {other}. Received: --collective {name}",
+                        f"{flag} is of --collective {other}. Got: --collective {name}",
                         remedy=f"--collective {other}, or leave it out",
                     )
 
@@ -324,11 +320,11 @@ class FederatedConfig(RanksConfig):
         super().__post_init__()
         at_least("--local-epochs", self.local_epochs, 1)
         if not 0 < self.fraction <= 1:
-            raise UsageError(f"--fraction: expected more than 0, at most 1. Received: {self.fraction:g}")
+            raise UsageError(f"--fraction: expected more than 0, at most 1. Got: {self.fraction:g}")
         if not 0 <= self.proximal < float("inf"):
-            raise UsageError(f"--proximal: expected 0 or more. Received: {self.proximal:g}")
+            raise UsageError(f"--proximal: expected 0 or more. Got: {self.proximal:g}")
         if not 0 <= self.server_momentum < 1:
-            raise UsageError(f"--server-momentum: expected 0 to below 1. Received: {self.server_momentum:g}")
+            raise UsageError(f"--server-momentum: expected 0 to below 1. Got: {self.server_momentum:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +347,7 @@ class ReinforcementConfig(WatchedConfig, ShownConfig):
         if self.batch_size < 1 or self.batch_size % whole:
             raise UsageError(
                 f"--batch-size: expected a multiple of {whole}, which is one step of each environment for "
-                f"each of {NUM_MINIBATCHES} minibatches. Received: {self.batch_size}",
+                f"each of {NUM_MINIBATCHES} minibatches. Got: {self.batch_size}",
                 remedy=f"--batch-size {max(1, -(-self.batch_size // whole)) * whole}, or other --num-envs",
             )
 
@@ -376,7 +372,7 @@ class DevicesConfig(TrainConfig):
 def at_least(flag: str, value: int, smallest: int) -> None:
     """Raises ``UsageError`` when ``value`` is below ``smallest``."""
     if value < smallest:
-        raise UsageError(f"{flag}: expected at least {smallest}. Received: {value}")
+        raise UsageError(f"{flag}: expected at least {smallest}. Got: {value}")
 
 
 def one_example_a_rank(batch_size: int, num_ranks: int) -> None:
@@ -384,7 +380,7 @@ def one_example_a_rank(batch_size: int, num_ranks: int) -> None:
     if batch_size < num_ranks:
         raise UsageError(
             f"--batch-size is the global batch: expected at least one example for each of the "
-            f"{num_ranks} ranks. Received: {batch_size}"
+            f"{num_ranks} ranks. Got: {batch_size}"
         )
 
 
@@ -393,7 +389,7 @@ def one_environment_a_rank(num_envs: int, num_ranks: int) -> None:
     if num_envs < num_ranks:
         raise UsageError(
             f"--num-envs counts the environments of all ranks: expected at least one for each of the "
-            f"{num_ranks} ranks. Received: {num_envs}",
+            f"{num_ranks} ranks. Got: {num_envs}",
             remedy=f"--num-envs {num_ranks}, or fewer ranks",
         )
 
@@ -421,7 +417,7 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3, cutoff=0.7)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(
-                f"unknown argument. Received: {' '.join(unknown)}.{hint}", remedy=f"{self.prog} --help"
+                f"unknown argument. Got: {' '.join(unknown)}.{hint}", remedy=f"{self.prog} --help"
             )
         return parsed
 

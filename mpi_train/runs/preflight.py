@@ -64,7 +64,7 @@ def check_memory(world: World, rank_mib: float) -> None:
         raise PlatformError(
             f"expected {needed:,.0f} MiB of free memory for {world.local_size} "
             f"{'rank' if world.local_size == 1 else 'ranks'} on {world.hosts[world.rank]}. "
-            f"Received: {free:,.0f} MiB",
+            f"Got: {free:,.0f} MiB",
             remedy="fewer ranks a node, or more memory: sbatch --mem=...",
         )
 

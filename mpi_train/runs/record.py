@@ -226,13 +226,13 @@ def read_run(path: Path) -> RunRecord:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}. Received: {version}")
+            raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}. Got: {version}")
         raw["epochs"] = [EpochRecord.from_json(epoch) for epoch in raw["epochs"]]
         record = RunRecord(**raw)
         _require_sound(record)
         return record
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: expected a run record. Received: {error}") from error
+        raise DataError(f"{path}: expected a run record. Got: {error}") from error
 
 
 def _require_sound(record: RunRecord) -> None:

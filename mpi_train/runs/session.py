@@ -94,7 +94,7 @@ class Session(Overseer):
         last = run.config.epochs
         if (position.epoch, position.step) > (last + 1, 0):
             raise UsageError(
-                f"--epochs: {found.path} is further than {last} epochs. Received: --epochs {last}",
+                f"--epochs: {found.path} is further than {last} epochs. Got: --epochs {last}",
                 remedy="--resume never, which starts anew and removes it, or --out with another folder",
             )
         self._restore(found.arrays, same_size=same_size)

@@ -57,7 +57,7 @@ def _listen(job_id: str | None, local_rank: int) -> socket.socket:
             continue
     raise PlatformError(
         f"expected a free TCP port on {socket.gethostname()}. "
-        f"Received: {len(tried)} in use, between {min(tried)} and {max(tried)}",
+        f"Got: {len(tried)} in use, between {min(tried)} and {max(tried)}",
         remedy="scancel other jobs of this node, or submit again: the ports follow from the job's number",
     )
 
@@ -67,7 +67,7 @@ def _call(host: str, port: int, rank: int) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as error:
         raise PlatformError(
-            f"expected rank {rank} to answer at {host}:{port}. Received: {error}",
+            f"expected rank {rank} to answer at {host}:{port}. Got: {error}",
             remedy="ask the site whether compute nodes reach each other by name over TCP, at ports "
             f"{_FIRST_PORT} to {_FIRST_PORT + _NUM_PORTS - 1}; or jobs/mpi.py, which needs none of that",
         ) from error

@@ -153,8 +153,7 @@ def own_device(world: World, *, start: bool = True) -> str:
     sharers, mine = seen.count(seen[world.rank]), seen[: world.rank].count(seen[world.rank])
     if mine >= len(gpus):
         raise PlatformError(
-            f"expected one GPU a rank. Received: {len(gpus)} for {sharers} ranks on "
-            f"{world.hosts[world.rank]}",
+            f"expected one GPU a rank. Got: {len(gpus)} for {sharers} ranks on {world.hosts[world.rank]}",
             remedy="as many ranks a node as GPUs, or CUDA_VISIBLE_DEVICES= to train on the CPU",
         )
     tf.config.set_visible_devices(gpus[mine], "GPU")
@@ -181,7 +180,7 @@ def local_devices(count: int | None) -> list[str]:
     if gpus:
         if count is not None and count > len(gpus):
             raise PlatformError(
-                f"--devices: expected at most the {len(gpus)} GPUs of this machine. Received: {count}",
+                f"--devices: expected at most the {len(gpus)} GPUs of this machine. Got: {count}",
                 remedy="fewer --devices, or CUDA_VISIBLE_DEVICES= to train over CPU devices",
             )
         for gpu in gpus:

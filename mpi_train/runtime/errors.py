@@ -38,7 +38,7 @@ class JobError(Exception):
         return (_rebuild, (type(self), self.message, self.remedy))
 
     def __str__(self) -> str:
-        return self.message if self.remedy is None else f"{self.message}\n  To mend it: {self.remedy}"
+        return self.message if self.remedy is None else f"{self.message}\n  Fix: {self.remedy}"
 
 
 def _rebuild(kind: type[JobError], message: str, remedy: str | None) -> JobError:
@@ -88,6 +88,6 @@ class RanksApartError(DivergedError):
 def unwritable(out: Path, error: OSError) -> UsageError:
     """What to raise where the folder of ``--out`` refuses a file."""
     return UsageError(
-        f"--out: expected a folder that can be written. Received: {out} ({error.strerror})",
+        f"--out: expected a folder that can be written. Got: {out} ({error.strerror})",
         remedy="--out with another folder",
     )

@@ -167,7 +167,7 @@ class Hub:
         message = (
             f"error: rank {rank.number} on {self._hosts[rank.number]} {how} (last known: {rank.doing}). "
             f"All {len(self._hosts)} ranks are ended\n"
-            "  To mend it: see to that host, then run the same command again, which goes on from the last "
+            "  Fix: see to that host, then run the same command again, which goes on from the last "
             "checkpoint\n"
         )
         os.write(2, message.encode())

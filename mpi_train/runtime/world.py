@@ -190,7 +190,7 @@ def alone(*, job: str) -> World:
     started = launcher()
     if started is not None and started.size > 1:
         raise PlatformError(
-            f"{job} is one process. Received: {started.size} processes, started by {started.name}",
+            f"{job} is one process. Got: {started.size} processes, started by {started.name}",
             remedy=f"python jobs/{job}.py, without a launcher (under srun: --ntasks=1)",
         )
     return World()
@@ -220,7 +220,7 @@ def join() -> World:
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise PlatformError(
             "expected an MPI library that any thread may call (MPI_THREAD_SERIALIZED or more). "
-            f"Received: level {MPI.Query_thread()} from {MPI.get_vendor()[0]}",
+            f"Got: level {MPI.Query_thread()} from {MPI.get_vendor()[0]}",
             remedy="another build of the MPI library, or the wheel's: make setup MPI=wheel",
         )
     comm = MPI.COMM_WORLD

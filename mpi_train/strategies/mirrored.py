@@ -19,7 +19,7 @@ def train(config: DevicesConfig, world: World, threads: int) -> RunRecord:
     if config.batch_size % len(names):
         raise UsageError(
             f"--batch-size: expected a multiple of the {len(names)} devices, as MirroredStrategy splits "
-            f"batches evenly. Received: {config.batch_size}",
+            f"batches evenly. Got: {config.batch_size}",
             remedy=f"--batch-size {-(-config.batch_size // len(names)) * len(names)}, or other --devices",
         )
     strategy = tf.distribute.MirroredStrategy(names)

@@ -79,6 +79,6 @@ def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str, part: 
         return
     raise RanksApartError(
         f"{when}: expected the same weights on all {world.size} ranks. "
-        f"Received: other weights on {', '.join(apart)}",
+        f"Got: other weights on {', '.join(apart)}",
         remedy="run make doctor on that host; the same MPI library and the same processor type on all nodes",
     )

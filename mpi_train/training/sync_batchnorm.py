@@ -84,7 +84,7 @@ def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce]
     copy = zoo.again(model, synchronise)
     if not made:
         raise UsageError(
-            f"--sync-batchnorm: expected a model with BatchNorm. Received: {model.name}",
+            f"--sync-batchnorm: expected a model with BatchNorm. Got: {model.name}",
             remedy="leave it out, or --model resnet",
         )
     return copy

@@ -228,7 +228,7 @@ def test_says_once_what_makes_every_run_impossible(place: Path) -> None:
     assert "jobs/prepare_data.py --dataset synthetic --data nowhere" in err
     code, out, err = run(place, "--strategies", "baseline,custm")
     assert (code, out) == (EXIT_USAGE, "")
-    assert "Received: custm. Did you mean custom?" in err
+    assert "Got: custm. Did you mean custom?" in err
     (place / "results").write_text("in the way")
     code, _, err = run(place)
     assert code == EXIT_USAGE
@@ -238,8 +238,8 @@ def test_says_once_what_makes_every_run_impossible(place: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"strategies": "horovod"}, "Received: horovod"),
-        ({"strategies": " , "}, "Received: none"),
+        ({"strategies": "horovod"}, "Got: horovod"),
+        ({"strategies": " , "}, "Got: none"),
         ({"repeats": 0}, "--repeats: expected at least 1"),
         ({"np": 0}, "--np: expected at least 1"),
         ({"epochs": 0}, "--epochs: expected at least 1"),

@@ -59,19 +59,19 @@ def test_by_default_all_that_differ_on_nodes_with_one_rank_are_compared() -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rates": "fast"}, "--rates: expected rates such as 10gbit, 1gbit and 100mbit.* Received: fast"),
-        ({"rates": ","}, "--rates: .* Received: nothing"),
-        ({"collectives": " "}, "--collectives: expected some of .* Received: none"),
+        ({"rates": "fast"}, "--rates: expected rates such as 10gbit, 1gbit and 100mbit.* Got: fast"),
+        ({"rates": ","}, "--rates: .* Got: nothing"),
+        ({"collectives": " "}, "--collectives: expected some of .* Got: none"),
         ({"collectives": "plain,gosip"}, "--collectives: gosip: .*invalid choice: 'gosip'"),
         ({"collectives": "plain+evry=8"}, "plain.evry=8: unknown argument. .*Did you mean --every"),
         (
             {"collectives": "gossip+every=8"},
             "gossip.every=8: --every: --collective gossip exchanges at every step",
         ),
-        ({"collectives": "plain+epochs=9"}, "--epochs is the same for all runs. Received: plain.epochs=9"),
+        ({"collectives": "plain+epochs=9"}, "--epochs is the same for all runs. Got: plain.epochs=9"),
         ({"nodes": 1}, "--nodes: expected at least 2"),
         ({"batch_size": 3}, "at least one example for each of the 4 ranks"),
-        ({"target": 88.0}, "--target: expected an accuracy between 0 and 1. Received: 88"),
+        ({"target": 88.0}, "--target: expected an accuracy between 0 and 1. Got: 88"),
         ({"resume": "auto"}, "a bench begins each run anew"),
     ],
 )
@@ -125,7 +125,7 @@ def test_without_a_cluster_it_says_how_to_get_one(tiny_shards: Path, tmp_path: P
     assert done.returncode == EXIT_PLATFORM
     assert done.stderr.count("error: ") == 1
     if os.geteuid() == 0:
-        assert "expected the local Slurm cluster with 3 nodes. Received: none" in done.stderr
+        assert "expected the local Slurm cluster with 3 nodes. Got: none" in done.stderr
         assert "make slurm-up NODES=3" in done.stderr
     else:
         assert "expected root" in done.stderr

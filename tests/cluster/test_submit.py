@@ -94,7 +94,7 @@ def test_nothing_asked_for_is_the_template_itself(strategy: str) -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match=r"Did you mean mirrored\?"):
         template("miror", SLURM)
-    with pytest.raises(UsageError, match=r"custom is one process\. Received: 2"):
+    with pytest.raises(UsageError, match=r"custom is one process\. Got: 2"):
         compose("custom", template("custom", SLURM), Resources(nodes=2), [])
     with pytest.raises(UsageError, match="--nodes: expected at least 1"):
         Resources(nodes=0)
@@ -127,7 +127,7 @@ def test_prints_without_a_cluster_and_says_what_is_missing(tmp_path: Path) -> No
     assert "#SBATCH --nodes=2\n" in printed.stdout
     assert printed.stdout.endswith(' --out "results/mpi-$SLURM_JOB_ID" --epochs 3\n')
     for words, folder, code, text in (
-        (["mpi"], ROOT, 4, "expected sbatch. Received: none on this machine"),
+        (["mpi"], ROOT, 4, "expected sbatch. Got: none on this machine"),
         (["mpi", "--print"], tmp_path, 2, "expected a template in slurm/mpi_4nodes.sh"),
         (["mpi", "--node", "2", "--print"], ROOT, 2, "Did you mean --nodes"),
         (["mpi", "--epochs", "0", "--print"], ROOT, 2, "--epochs: expected at least 1"),
@@ -158,9 +158,7 @@ def test_a_job_that_fails_gives_its_code_and_its_log(cluster_clone: Clone) -> No
     done = submit(cluster_clone.root, "custom", "--wait", "--dataset", "fashion_mnist", "--data", "nowhere")
     assert done.returncode == 3, done.stdout
     assert "  | error: " in done.stdout
-    assert re.search(
-        r"error: job \d+ ended as FAILED, exit code 3\n  To mend it: its log: logs/", done.stderr
-    )
+    assert re.search(r"error: job \d+ ended as FAILED, exit code 3\n  Fix: its log: logs/", done.stderr)
 
 
 @pytest.mark.slurm

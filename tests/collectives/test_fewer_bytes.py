@@ -203,7 +203,7 @@ def test_what_is_no_number_reaches_all_ranks(name: str, value: float, world: Wor
 
 
 def test_a_rank_that_saves_nothing_is_refused(world: World) -> None:
-    with pytest.raises(UsageError, match=r"--powersgd-rank: expected .* Received: 100"):
+    with pytest.raises(UsageError, match=r"--powersgd-rank: expected .* Got: 100"):
         averaging(world, build(), "powersgd", powersgd_rank=100)
 
 

@@ -63,7 +63,7 @@ def test_reads_what_the_format_says(archive: Path, images: np.ndarray) -> None:
 def test_a_member_that_is_missing_or_of_another_size_is_named(archive: Path) -> None:
     with pytest.raises(DataError, match=r"expected cifar-10-batches-bin/data_batch_6\.bin in it"):
         read_batches(archive, [*NAMES, "cifar-10-batches-bin/data_batch_6.bin"], 12)
-    with pytest.raises(DataError, match=r"to be a file of 3073 bytes\. Received: 6146"):
+    with pytest.raises(DataError, match=r"to be a file of 3073 bytes\. Got: 6146"):
         read_batches(archive, NAMES, 5)
 
 

@@ -24,18 +24,18 @@ def test_reads_what_the_header_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (HEADER + CONTENT[:-1], "expected 12 bytes after the header. Received: 11 bytes"),
-        (HEADER + CONTENT + b"!", "expected 12 bytes after the header. Received: more"),
-        (HEADER[:5], "expected an IDX header of 12 bytes. Received: 5"),
+        (HEADER + CONTENT[:-1], "expected 12 bytes after the header. Got: 11 bytes"),
+        (HEADER + CONTENT + b"!", "expected 12 bytes after the header. Got: more"),
+        (HEADER[:5], "expected an IDX header of 12 bytes. Got: 5"),
         (
             b"\0\0\x0d\x02" + HEADER[4:] + CONTENT,
-            "expected the IDX magic number 00000802. Received: 00000d02",
+            "expected the IDX magic number 00000802. Got: 00000d02",
         ),
         (
             b"\0\0\x08\x03" + HEADER[4:] + CONTENT,
-            "expected the IDX magic number 00000802. Received: 00000803",
+            "expected the IDX magic number 00000802. Got: 00000803",
         ),
-        (HEADER[:4] + b"\xff" * 8 + CONTENT, r"shape \(3, 4\). Received: \(4294967295, 4294967295\)"),
+        (HEADER[:4] + b"\xff" * 8 + CONTENT, r"shape \(3, 4\). Got: \(4294967295, 4294967295\)"),
     ],
 )
 def test_refuses_other_content(tmp_path: Path, content: bytes, message: str) -> None:

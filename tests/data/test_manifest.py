@@ -26,13 +26,13 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_there_and_no_such_data_set(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--dataset: expected one of .* Received: fashoin_mnist"):
+    with pytest.raises(UsageError, match=r"--dataset: expected one of .* Got: fashoin_mnist"):
         read_manifest(tmp_path, "fashoin_mnist")
 
 
 def test_shards_of_another_data_set(tiny_shards: Path) -> None:
     error = refused(tiny_shards, "fashion_mnist")
-    assert "expected shards of fashion_mnist. Received: shards of synthetic" in error.message
+    assert "expected shards of fashion_mnist. Got: shards of synthetic" in error.message
     assert "--dataset synthetic" in str(error.remedy)
 
 
@@ -111,10 +111,10 @@ def test_each_value_is_checked(tiny_shards: Path, place: str, new: Any) -> None:
     manifest = json.loads(path.read_text())
     set_at(manifest, place, new)
     path.write_text(json.dumps(manifest))
-    assert "Received: " in refused(tiny_shards).message
+    assert "Got: " in refused(tiny_shards).message
 
 
 def test_another_schema_version_is_named(tiny_shards: Path) -> None:
     path = tiny_shards / "manifest.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    assert "expected schema_version: 1. Received: 2" in refused(tiny_shards).message
+    assert "expected schema_version: 1. Got: 2" in refused(tiny_shards).message

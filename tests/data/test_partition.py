@@ -74,7 +74,7 @@ def test_refuses_numbers_of_shards_that_leave_some_empty(num_shards: int) -> Non
 @pytest.mark.parametrize(
     ("kind", "alpha", "message"),
     [
-        ("even", None, "--partition: expected one of iid, dirichlet, classes. Received: even"),
+        ("even", None, "--partition: expected one of iid, dirichlet, classes. Got: even"),
         ("iid", 0.5, "only --partition dirichlet has one"),
         ("dirichlet", None, "--alpha: expected a number above 0"),
         ("dirichlet", 0.0, "--alpha: expected a number above 0"),

@@ -101,7 +101,7 @@ def test_several_processes_would_write_over_each_other(
     tmp_path: Path,
 ) -> None:
     result = run(cwd=tmp_path, PMI_RANK="0", PMI_SIZE="4")
-    assert "prepare_data is one process. Received: 4" in explained(result, 4)
+    assert "prepare_data is one process. Got: 4" in explained(result, 4)
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_a_write_that_fails_leaves_no_manifest_behind(
 
 def test_writing_refuses_labels_out_of_range(tmp_path: Path, raw: RawData) -> None:
     few = RawData("synthetic", raw.train, raw.test, raw.class_names[:9])
-    with pytest.raises(DataError, match=r"expected train labels below 9. Received: 9"):
+    with pytest.raises(DataError, match=r"expected train labels below 9. Got: 9"):
         write_shards(few, tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_a_shard_of_another_size(tiny_shards: Path, change: int) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:change] if change < 0 else content + b"\0")
     message = refused(tiny_shards, split="test")
-    assert f"expected {len(content)} bytes. Received: {len(content) + change}" in message
+    assert f"expected {len(content)} bytes. Got: {len(content) + change}" in message
 
 
 def test_one_byte_flipped_anywhere_is_refused(tiny_shards: Path) -> None:
@@ -258,17 +258,17 @@ def forge(directory: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("label", "expected labels below 10. Received: label 10"),
-        ("seed", "expected attribute seed: 7. Received: 8"),
-        ("split", "expected attribute split: train. Received: test"),
-        ("attribute", "expected attribute partition: iid. Received: None"),
-        ("dtype", "expected images: uint8 (128, 28, 28). Received: uint16"),
-        ("shape", "expected images: uint8 (128, 28, 28). Received: uint8 (127, 28, 28)"),
-        ("compressed", "not compressed. Received: another layout"),
+        ("label", "expected labels below 10. Got: label 10"),
+        ("seed", "expected attribute seed: 7. Got: 8"),
+        ("split", "expected attribute split: train. Got: test"),
+        ("attribute", "expected attribute partition: iid. Got: None"),
+        ("dtype", "expected images: uint8 (128, 28, 28). Got: uint16"),
+        ("shape", "expected images: uint8 (128, 28, 28). Got: uint8 (127, 28, 28)"),
+        ("compressed", "not compressed. Got: another layout"),
         ("unguarded", "in chunks with Fletcher32"),
-        ("group", "expected an array images. Received: none"),
-        ("gone", "expected an array images. Received: none"),
-        ("elsewhere", "expected images: uint8 (128, 28, 28). Received: uint8 (127, 28, 28)"),
+        ("group", "expected an array images. Got: none"),
+        ("gone", "expected an array images. Got: none"),
+        ("elsewhere", "expected images: uint8 (128, 28, 28). Got: uint8 (127, 28, 28)"),
     ],
 )
 def test_a_forged_shard(tiny_shards: Path, change: str, message: str) -> None:
@@ -278,7 +278,7 @@ def test_a_forged_shard(tiny_shards: Path, change: str, message: str) -> None:
 
 def test_more_ranks_than_examples(tiny_shards: Path) -> None:
     shards = ShardSet.open(tiny_shards, "synthetic")
-    with pytest.raises(UsageError, match=r"as many ranks as test examples, 128. Received: 129 ranks"):
+    with pytest.raises(UsageError, match=r"as many ranks as test examples, 128. Got: 129 ranks"):
         shards.read("test", 0, 129)
     assert len(shards.read("test", 127, 128)) == 1
 

@@ -183,7 +183,7 @@ def test_a_named_folder_without_a_file_is_an_error(idx_files: Path) -> None:
 
 
 def test_unknown_data_sets_are_refused_with_the_near_names() -> None:
-    with pytest.raises(UsageError, match="Received: fashion-mnst") as caught:
+    with pytest.raises(UsageError, match="Got: fashion-mnst") as caught:
         require_dataset("fashion-mnst")
     assert caught.value.remedy == "--dataset fashion_mnist"
     for name in sources.DATASETS:

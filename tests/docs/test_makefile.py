@@ -118,15 +118,15 @@ def test_setup_runs_again_for_new_pins_and_in_a_moved_clone(clone: Path) -> None
 @pytest.mark.parametrize(
     ("mpi", "python", "message"),
     [
-        ("openmpi", "", "MPI: expected wheel or site. Received: openmpi"),
-        ("wheel", "/nowhere/python3", "expected Python 3.10 to 3.13. Received: /nowhere/python3 (none)"),
+        ("openmpi", "", "MPI: expected wheel or site. Got: openmpi"),
+        ("wheel", "/nowhere/python3", "expected Python 3.10 to 3.13. Got: /nowhere/python3 (none)"),
     ],
 )
 def test_setup_refuses_with_a_remedy(clone: Path, mpi: str, python: str, message: str) -> None:
     result = run(clone, "requirements/setup.sh", mpi, "cpu", str(clone), PYTHON=python)
     assert result.returncode == 4
     assert message in result.stderr
-    assert "To mend it: " in result.stderr
+    assert "Fix: " in result.stderr
     assert not (clone / ".venv").exists()
 
 

@@ -215,7 +215,7 @@ def test_fewer_epochs_than_are_done_and_other_shards_are_refused(start: Start, t
     (first.out / "run.json").unlink()  # as if it had been interrupted
     fewer = start("mpi", "--epochs", "2")
     assert fewer.ended(within_s=60) == 2
-    assert "is further than 2 epochs. Received: --epochs 2" in fewer.printed
+    assert "is further than 2 epochs. Got: --epochs 2" in fewer.printed
     assert not (first.out / "run.json").exists()
     other = tmp_path / "other"
     write_shards(synthetic.draw(seed=1, num_train=509, num_test=131), other, num_shards=3, seed=1)
@@ -227,5 +227,5 @@ def test_fewer_epochs_than_are_done_and_other_shards_are_refused(start: Start, t
 def test_a_checkpoint_that_is_not_there(start: Start, tmp_path: Path) -> None:
     job = start("mpi", "--resume", str(tmp_path / "no.ckpt"), ranks=2)
     assert job.ended(within_s=60) == 3
-    assert "no.ckpt: expected a whole checkpoint. Received: No such file or directory" in job.printed
+    assert "no.ckpt: expected a whole checkpoint. Got: No such file or directory" in job.printed
     assert job.printed.count("error: ") == 1

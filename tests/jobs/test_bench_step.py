@@ -82,10 +82,10 @@ def test_every_part_is_timed_shown_and_kept(
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--repeats", "0"], "--repeats: expected at least 1. Received: 0"),
-        (["--batch-size", "1"], "at least one example for each of the 2 ranks. Received: 1"),
+        (["--repeats", "0"], "--repeats: expected at least 1. Got: 0"),
+        (["--batch-size", "1"], "at least one example for each of the 2 ranks. Got: 1"),
         (["--model", "cn"], "Did you mean cnn"),
-        (["--out", "/proc/results"], "--out: expected a folder that can be written. Received: /proc/results"),
+        (["--out", "/proc/results"], "--out: expected a folder that can be written. Got: /proc/results"),
     ],
 )
 def test_bad_flags_end_all_ranks_with_one_message(flags: list[str], text: str) -> None:

@@ -157,7 +157,7 @@ def test_a_batch_smaller_than_the_ranks(tiny_shards: Path, tmp_path: Path) -> No
         tmp_path,
         ranks=3,
     )
-    assert_one_message(result, 2, "at least one example for each of the 3 ranks. Received: 2")
+    assert_one_message(result, 2, "at least one example for each of the 3 ranks. Got: 2")
 
 
 def test_unknown_dataset(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_unknown_dataset(tmp_path: Path) -> None:
 def test_an_output_folder_that_cannot_be_written(tiny_shards: Path) -> None:
     # Even root cannot make a folder there.
     result = start("mpi", "--dataset", "synthetic", "--data", tiny_shards, "--out", "/proc/results", ranks=2)
-    assert_one_message(result, 2, "--out: expected a folder that can be written. Received: /proc/results")
+    assert_one_message(result, 2, "--out: expected a folder that can be written. Got: /proc/results")
 
 
 @pytest.mark.parametrize("variables", [("PMI_RANK", "PMI_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
@@ -197,7 +197,7 @@ def test_four_worlds_of_size_one(variables: tuple[str, str], tmp_path: Path) -> 
 
 def test_a_job_of_one_process_refuses_several(tmp_path: Path) -> None:
     result = start("baseline", "--out", tmp_path, ranks=2)
-    assert_one_message(result, 4, "baseline is one process. Received: 2 processes")
+    assert_one_message(result, 4, "baseline is one process. Got: 2 processes")
 
 
 def test_a_corrupt_shard_stops_all_ranks_with_one_message(tiny_shards: Path, tmp_path: Path) -> None:

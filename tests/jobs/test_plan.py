@@ -74,7 +74,7 @@ def test_one_rank_cannot_measure_a_network() -> None:
     result = start("plan")
     assert result.returncode == 2, result.stdout + result.stderr
     assert result.stderr.count("error: ") == 1
-    assert "plan measures a network between two ranks. Received: 1 rank" in result.stderr
+    assert "plan measures a network between two ranks. Got: 1 rank" in result.stderr
     assert "mpiexec -n 2 python jobs/plan.py" in result.stderr
 
 

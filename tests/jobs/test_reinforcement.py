@@ -49,7 +49,7 @@ def test_leaves_a_record_and_a_picture(tmp_path: Path) -> None:
         assert list(rank["seconds"]) == ["epoch 1", "epoch 2", "epoch 3", "epoch 4"]
         assert {"play", "compute", "all-reduce", "evaluate"} <= set(rank["seconds"]["epoch 4"])
     # It has no part in a comparison of runs on a data set.
-    with pytest.raises(DataError, match=r"at least one finished run \(a run\.json\)\. Received: none"):
+    with pytest.raises(DataError, match=r"at least one finished run \(a run\.json\)\. Got: none"):
         collect([tmp_path])
 
 
@@ -85,7 +85,7 @@ def test_a_learning_rate_that_is_too_large() -> None:
 def test_fewer_environments_than_ranks(tmp_path: Path) -> None:
     flags = ("--num-envs", "1", "--batch-size", "64", "--out", tmp_path)
     result = start("reinforcement", *flags, ranks=2)
-    assert_one_message(result, 2, "for each of the 2 ranks. Received: 1", "--num-envs 2, or fewer ranks")
+    assert_one_message(result, 2, "for each of the 2 ranks. Got: 1", "--num-envs 2, or fewer ranks")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_fewer_environments_than_ranks(tmp_path: Path) -> None:
         ({"num_envs": 0}, "--num-envs: expected at least 1"),
         ({"updates": 0}, "--updates: expected at least 1"),
         ({"batch_size": 0}, "--batch-size: expected a multiple of 256"),
-        ({"batch_size": 100, "num_envs": 6}, r"a multiple of 24, .*\. Received: 100(.|\n)*--batch-size 120"),
+        ({"batch_size": 100, "num_envs": 6}, r"a multiple of 24, .*\. Got: 100(.|\n)*--batch-size 120"),
         ({"learning_rate": 0.0}, "--learning-rate: expected a number above 0"),
         ({"stall_timeout": 1.0}, "--stall-timeout: expected at least 5 seconds"),
     ],

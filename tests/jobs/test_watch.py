@@ -129,8 +129,8 @@ def test_what_it_says_when_there_is_nothing_to_see(tmp_path: Path) -> None:
     assert "status.json" in said
     assert "make mpi" in said
     for flags, text in (
-        ([tmp_path / "no"], "expected a folder with runs. Received: "),
-        ([tmp_path, "--interval", "0"], "--interval: expected 0.1 to 3600 seconds. Received: 0"),
+        ([tmp_path / "no"], "expected a folder with runs. Got: "),
+        ([tmp_path, "--interval", "0"], "--interval: expected 0.1 to 3600 seconds. Got: 0"),
         (["--onec"], "Did you mean --once"),
     ):
         bad = watch(*flags)

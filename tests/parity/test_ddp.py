@@ -124,7 +124,7 @@ def test_bfloat16_and_the_record(tiny_shards: Path, tmp_path: Path) -> None:
     ("flags", "text"),
     [
         (["--model", "package.module:function"], "PyTorch's models are cnn, mlp, resnet"),
-        (["--optimizer", "lamb"], "in PyTorch there are adam and sgd. Received: lamb"),
+        (["--optimizer", "lamb"], "in PyTorch there are adam and sgd. Got: lamb"),
     ],
 )
 def test_what_it_cannot_train_is_refused(

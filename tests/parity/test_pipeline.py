@@ -72,5 +72,5 @@ def test_what_does_not_go_round_is_one_message(tiny_shards: Path, tmp_path: Path
         "pipeline", "--dataset", "synthetic", "--data", tiny_shards, "--model", "mlp", "--out", tmp_path,
         "--batch-size", "7", ranks=4,
     )  # fmt: skip
-    expected = "at least one example for each of the 8 micro-batches of a step. Received: 7"
+    expected = "at least one example for each of the 8 micro-batches of a step. Got: 7"
     assert_one_message(result, 2, expected, "fewer --micro-batches")

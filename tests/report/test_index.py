@@ -107,7 +107,7 @@ def test_the_script_writes_it_and_compares_two_runs(tmp_path: Path, page: Path) 
     assert figures["time to 0.90 [s]"] == ["20.00", "9.00", "0.450"]
     missing = run_script("--compare", "bench", "bench/mpi/1", cwd=tmp_path)
     assert missing.returncode == 2
-    assert "--compare: expected the folder of a finished run, or its id. Received: bench" in missing.stderr
+    assert "--compare: expected the folder of a finished run, or its id. Got: bench" in missing.stderr
 
 
 def run_script(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,7 @@ def test_a_machine_that_is_well_passes(tiny_shards: Path, tmp_path: Path) -> Non
 def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "free_mib", lambda: 1000.0)
     preflight.check_memory(World(), 900)
-    with pytest.raises(PlatformError, match=r"expected 1,800 MiB .* 2 ranks on a\. Received: 1,000"):
+    with pytest.raises(PlatformError, match=r"expected 1,800 MiB .* 2 ranks on a\. Got: 1,000"):
         preflight.check_memory(World(local_size=2, size=2, hosts=("a", "a")), 900)
 
 

@@ -32,7 +32,7 @@ def test_flags_round_trip() -> None:
     ("words", "message"),
     [
         (["--epoch", "3"], "Did you mean --epochs"),
-        (["--epochs", "0"], "--epochs: expected at least 1. Received: 0"),
+        (["--epochs", "0"], "--epochs: expected at least 1. Got: 0"),
         (["--epochs", "x"], "invalid int value: 'x'"),
         (["--batch-size", "-1"], "--batch-size: expected at least 1"),
         (["--learning-rate", "nan"], "--learning-rate: expected a number above 0"),
@@ -41,9 +41,9 @@ def test_flags_round_trip() -> None:
         (["--threads", "0"], "--threads: expected at least 1"),
         (["--checkpoint-every", "-1"], "--checkpoint-every: expected at least 0"),
         (["--checkpoint-minutes", "0"], "--checkpoint-minutes: expected more than 0"),
-        (["--quiet", "--json"], "--quiet, --json: expected one of them. Received: both"),
+        (["--quiet", "--json"], "--quiet, --json: expected one of them. Got: both"),
         (["--on-nan", "ignore"], "invalid choice: 'ignore'"),
-        (["stray"], "unknown argument. Received: stray"),
+        (["stray"], "unknown argument. Got: stray"),
     ],
 )
 def test_bad_flags_are_usage_errors(words: list[str], message: str) -> None:
@@ -76,7 +76,7 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
     ("flags", "text"),
     [
         (["--powersgd-rank", "0"], "--powersgd-rank: expected at least 1"),
-        (["--topk-part", "2"], "--topk-part: expected more than 0, at most 1. Received: 2"),
+        (["--topk-part", "2"], "--topk-part: expected more than 0, at most 1. Got: 2"),
         (["--topk-part", "0"], "--topk-part: expected more than 0"),
         (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
         (["--collective", "diloco", "--post-local-from", "2"], "--post-local-from: --collective diloco goes"),
@@ -115,7 +115,7 @@ def test_gradients_are_averaged_at_every_step() -> None:
 
 
 def test_a_rank_has_some_seconds_to_answer() -> None:
-    with pytest.raises(UsageError, match=r"--stall-timeout: expected at least 5 seconds\. Received: 0\.5"):
+    with pytest.raises(UsageError, match=r"--stall-timeout: expected at least 5 seconds\. Got: 0\.5"):
         read("--stall-timeout", "0.5", kind=MpiConfig)
 
 

@@ -23,7 +23,7 @@ def test_launcher_is_the_nearest_one() -> None:
 
 def test_a_job_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worlds, "launcher", lambda: worlds.Launcher("srun", 0, 4))
-    with pytest.raises(PlatformError, match="Received: 4 processes"):
+    with pytest.raises(PlatformError, match="Got: 4 processes"):
         worlds.alone(job="baseline")
 
 

@@ -213,7 +213,7 @@ def test_a_rate_that_is_none_is_refused_and_changes_nothing(
     for wrong in ("fast", "0mbit", "100", "1.5gbit"):
         done = rate(wrong)
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"error: expected a rate. Received: '{wrong}'" in done.stderr
+        assert f"error: expected a rate. Got: '{wrong}'" in done.stderr
     assert slurm(str(LOCAL_CLUSTER), "rate").strip() == "1gbit"
 
 
@@ -339,7 +339,7 @@ def test_a_full_disk_is_one_message_before_any_work(cluster_clone: Clone, tmp_pa
         subprocess.run([*on_node, "umount", disk], check=True, timeout=30)
     assert (job.state, job.exit_code) == ("FAILED", 2), job.log
     (error,) = errors(job.log)
-    assert f"--out: expected a folder that can be written. Received: {disk} (No space left" in error
+    assert f"--out: expected a folder that can be written. Got: {disk} (No space left" in error
 
 
 def test_a_module_that_is_missing_is_one_message(
@@ -362,7 +362,7 @@ def test_from_elsewhere_it_says_so(cluster_clone: Clone, make_clone: Callable[[]
     (elsewhere.root / "slurm").unlink()
     job = elsewhere.run(str(cluster_clone.root / "slurm" / "mpi_4nodes.sh"))
     assert (job.state, job.exit_code) == ("FAILED", 4), job.log
-    assert errors(job.log) == [f"error: {elsewhere.root} is no clone. To mend it: cd CLONE, sbatch again"]
+    assert errors(job.log) == [f"error: {elsewhere.root} is no clone. Fix: cd CLONE, sbatch again"]
 
 
 def test_without_an_environment_it_says_make_setup(
@@ -372,7 +372,7 @@ def test_without_an_environment_it_says_make_setup(
     job = bare.run("slurm/mpi_4nodes.sh")
     assert (job.state, job.exit_code) == ("FAILED", 4), job.log
     assert len(errors(job.log)) == 1
-    assert "To mend it: make setup" in job.log
+    assert "Fix: make setup" in job.log
 
 
 def wait_for(clone: Clone, job_id: int, text: str, *, times: int = 1, limit_s: float = 120) -> None:

@@ -202,7 +202,7 @@ def test_an_image_that_nothing_runs_is_one_message(make_clone: Callable[[], Clon
     assert start(clone, "baseline", CONTAINER="env.sif", PATH="/usr/bin:/bin").returncode == 4
     errors = [line for line in clone.log(7).splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "Received: CONTAINER=env.sif" in errors[0]
+    assert "Got: CONTAINER=env.sif" in errors[0]
 
 
 def test_stages_the_shards_that_its_flags_name(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_outside_of_slurm_it_says_sbatch(make_clone: Callable[[], Clone]) -> Non
     words = ["bash", "slurm/mpi_4nodes.sh"]
     done = subprocess.run(words, cwd=clone.root, env=environ, capture_output=True, text=True)
     assert done.returncode == 4
-    assert "To mend it: sbatch slurm/mpi_4nodes.sh" in done.stderr
+    assert "Fix: sbatch slurm/mpi_4nodes.sh" in done.stderr
 
 
 def test_scaling_submits_a_job_for_each_size_and_then_the_report(
@@ -311,13 +311,11 @@ def test_local_cluster_shows_its_usage(words: list[str], tmp_path: Path) -> None
 def test_local_cluster_that_is_down_has_no_rate(tmp_path: Path) -> None:
     done = local_cluster(tmp_path, "rate")
     assert (done.returncode, done.stdout) == (4, "")
-    assert "expected a cluster that is up. Received: none" in done.stderr
+    assert "expected a cluster that is up. Got: none" in done.stderr
 
 
 def test_local_cluster_asks_for_root(tmp_path: Path) -> None:
     done = local_cluster(tmp_path, "up", "2")
     assert done.returncode == 4
-    assert done.stderr == (
-        "error: expected root. Received: student\n  To mend it: sudo slurm/local_cluster.sh up 2\n"
-    )
+    assert done.stderr == ("error: expected root. Got: student\n  Fix: sudo slurm/local_cluster.sh up 2\n")
     assert not (tmp_path / "cluster").exists()

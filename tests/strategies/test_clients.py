@@ -28,7 +28,7 @@ def test_each_shard_is_a_client_of_one_rank(tiny: ShardSet, num_ranks: int) -> N
 
 
 def test_fewer_clients_than_ranks_are_refused(tiny: ShardSet) -> None:
-    with pytest.raises(UsageError, match=r"for each of the 5 ranks\. Received: 4 shards"):
+    with pytest.raises(UsageError, match=r"for each of the 5 ranks\. Got: 4 shards"):
         clients_of(tiny.manifest, 5)
 
 

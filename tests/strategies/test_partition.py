@@ -120,13 +120,13 @@ def test_what_cannot_be_cut_is_said() -> None:
     assert partition.cut_after(pieces, [names[1], names[2]], 3) == [2, 3]
     for cut, text in (
         ([names[2], names[1]], "in this order, for 3 stages"),
-        (["nowhere", names[1]], "Received: nowhere,max_pooling2d"),
+        (["nowhere", names[1]], "Got: nowhere,max_pooling2d"),
         ([names[1]], "expected 2 of conv2d"),
         ([names[2], names[3]], "expected layers with weights in each stage"),
     ):
         with pytest.raises(UsageError, match=text):
             partition.cut_after(pieces, cut, 3)
-    with pytest.raises(UsageError, match=r"the model has 4 pieces with weights\. Received: 5 stages"):
+    with pytest.raises(UsageError, match=r"the model has 4 pieces with weights\. Got: 5 stages"):
         partition.balanced(pieces, [1.0] * 7, 5)
     model = zoo.build(f"{__name__}:shared_layer", (28, 28, 1), 10, seed=1, dtype="float32")
     with pytest.raises(UsageError, match="expected a model that can be cut"):

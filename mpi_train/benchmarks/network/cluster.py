@@ -21,7 +21,7 @@ def check_rate(flag: str, rate: str) -> None:
     if not _RATE.fullmatch(rate):
         raise UsageError(
             f"{flag}: expected rates such as 10gbit, 1gbit and 100mbit, or none for no limit. "
-            f"Received: {rate or 'nothing'}"
+            f"Got: {rate or 'nothing'}"
         )
 
 
@@ -42,19 +42,19 @@ class LocalCluster:
         if os.geteuid() != 0:
             raise PlatformError(
                 f"expected root, who alone can limit the nodes' links. "
-                f"Received: {pwd.getpwuid(os.geteuid()).pw_name}",
+                f"Got: {pwd.getpwuid(os.geteuid()).pw_name}",
                 remedy="the same command as root, or jobs/mpi.py on a network that is slow by itself",
             )
         done = self._call("status")
         num_found = len(re.findall(r"^node-", done.stdout, re.MULTILINE))
         if num_found < num_nodes:
             raise PlatformError(
-                f"expected the local Slurm cluster with {num_nodes} nodes. Received: {num_found or 'none'}",
+                f"expected the local Slurm cluster with {num_nodes} nodes. Got: {num_found or 'none'}",
                 remedy=remedy,
             )
         if done.returncode:
             raise PlatformError(
-                f"expected every daemon and node of the local cluster to be well. Received:\n{done.stdout}",
+                f"expected every daemon and node of the local cluster to be well. Got:\n{done.stdout}",
                 remedy=remedy,
             )
 
@@ -91,6 +91,6 @@ class LocalCluster:
             )
         except subprocess.TimeoutExpired as error:
             raise PlatformError(
-                f"expected {self._script} {words[0]} to end within {_LIMIT_S:g} s. Received: no answer",
+                f"expected {self._script} {words[0]} to end within {_LIMIT_S:g} s. Got: no answer",
                 remedy="as root: make slurm-down, then make slurm-up",
             ) from error

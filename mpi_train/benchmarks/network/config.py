@@ -57,11 +57,11 @@ class NetworkConfig(RunsConfig):
         at_least("--nodes", self.nodes, 2)
         one_example_a_rank(self.batch_size, self.nodes)
         if not 0 < self.target < 1:
-            raise UsageError(f"--target: expected an accuracy between 0 and 1. Received: {self.target:g}")
+            raise UsageError(f"--target: expected an accuracy between 0 and 1. Got: {self.target:g}")
         for rate in self.rate_list or [""]:
             check_rate("--rates", rate)
         if not self.names:
-            raise UsageError(f"--collectives: expected some of {', '.join(WAYS)}. Received: none")
+            raise UsageError(f"--collectives: expected some of {', '.join(WAYS)}. Got: none")
         for name in self.names:
             flags_of(name)
 
@@ -100,7 +100,7 @@ def flags_of(name: str) -> list[str]:
     for flag in flags[2:]:
         if flag.startswith("--") and flag[2:].replace("-", "_") in shared:
             raise UsageError(
-                f"--collectives: {flag} is the same for all runs. Received: {name}",
+                f"--collectives: {flag} is the same for all runs. Got: {name}",
                 remedy=f"{flag} beside --collectives",
             )
     try:

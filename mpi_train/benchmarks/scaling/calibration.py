@@ -88,17 +88,15 @@ def read(path: Path) -> Calibration:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
-            f"--calibration: expected a file that can be read. Received: {path} ({error.strerror})",
+            f"--calibration: expected a file that can be read. Got: {path} ({error.strerror})",
             remedy=remedy,
         ) from error
     except ValueError as error:
-        raise UsageError(
-            f"--calibration: expected JSON. Received: {path} ({error})", remedy=remedy
-        ) from error
+        raise UsageError(f"--calibration: expected JSON. Got: {path} ({error})", remedy=remedy) from error
     version = content.pop("version", None) if isinstance(content, dict) else None
     if version != VERSION:
         raise UsageError(
-            f"--calibration: expected version {VERSION}. Received: {path} with version {version}",
+            f"--calibration: expected version {VERSION}. Got: {path} with version {version}",
             remedy=remedy,
         )
     try:
@@ -108,7 +106,7 @@ def read(path: Path) -> Calibration:
         return Calibration(**content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"--calibration: expected a calibration. Received: {path}, where {error} is missing or wrong",
+            f"--calibration: expected a calibration. Got: {path}, where {error} is missing or wrong",
             remedy=remedy,
         ) from error
 

@@ -46,7 +46,7 @@ class ScalingConfig(MeasureConfig):
         if not self.ways or not set(self.ways) <= set(known):
             raise UsageError(
                 f"--collectives: expected some of {', '.join(known)}, which exchange at every step. "
-                f"Received: {self.collectives!r}"
+                f"Got: {self.collectives!r}"
             )
 
     @property
@@ -94,12 +94,12 @@ class PlanConfig(MeasureConfig):
         if (self.gbit is None) != (self.latency_us is None):
             raise UsageError(
                 "--gbit, --latency-us: expected both or none, as they replace the measured network. "
-                f"Received: --gbit {self.gbit}, --latency-us {self.latency_us}",
+                f"Got: --gbit {self.gbit}, --latency-us {self.latency_us}",
                 remedy="--gbit 100 --latency-us 2, for example",
             )
         for flag, value in (("--gbit", self.gbit), ("--latency-us", self.latency_us)):
             if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{flag}: expected a number above 0. Received: {value:g}")
+                raise UsageError(f"{flag}: expected a number above 0. Got: {value:g}")
 
     @property
     def network(self) -> Network | None:

@@ -66,7 +66,7 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
     one_example_a_rank(config.batch_size, world.size)
     if world.size < 2:
         raise UsageError(
-            "scaling needs at least 2 ranks. Received: 1", remedy="mpiexec -n 8 python jobs/scaling.py"
+            "scaling needs at least 2 ranks. Got: 1", remedy="mpiexec -n 8 python jobs/scaling.py"
         )
     with world.together():
         if world.is_root:

@@ -24,8 +24,7 @@ def plan(config: PlanConfig, world: World, threads: int) -> None:
     planner.check(config, world.size)
     if config.batch_size < 2:
         raise UsageError(
-            f"--batch-size: expected at least 2, one example for each of two ranks. "
-            f"Received: {config.batch_size}"
+            f"--batch-size: expected at least 2, one example for each of two ranks. Got: {config.batch_size}"
         )
     with world.together():
         if world.is_root:

@@ -37,7 +37,7 @@ def check(config: PlanConfig, num_ranks: int) -> None:
     """Raises ``UsageError`` when ``num_ranks`` cannot measure what is asked for."""
     if num_ranks == 1 and config.network is None:
         raise UsageError(
-            "plan measures a network between two ranks. Received: 1 rank",
+            "plan measures a network between two ranks. Got: 1 rank",
             remedy="mpiexec -n 2 python jobs/plan.py (or sbatch slurm/plan_2nodes.sh), or --gbit 100 "
             "--latency-us 2 for a network that you know",
         )
@@ -53,7 +53,7 @@ def write(config: PlanConfig, calibration: Calibration, console: Console) -> Non
     """Predicts, prints and writes the plan into ``config.out``."""
     if calibration.roomy is None and config.network is None:
         raise UsageError(
-            "--calibration: expected one of two ranks, or a network. Received: one of 1 rank",
+            "--calibration: expected one of two ranks, or a network. Got: one of 1 rank",
             remedy="--gbit 100 --latency-us 2, for example",
         )
     one_machine = {"auto": None, "one": True, "many": False}[config.machine]
@@ -154,7 +154,7 @@ def _same_step(config: PlanConfig, calibration: Calibration) -> None:
         if asked not in (default, measured):
             flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag}: expected {measured}, as --calibration was made with it. Received: {asked}",
+                f"{flag}: expected {measured}, as --calibration was made with it. Got: {asked}",
                 remedy=f"leave {flag} out, or measure again: mpiexec -n 2 python jobs/plan.py {flag} {asked}",
             )
 

@@ -66,7 +66,7 @@ def interpreter() -> str:
         if found.returncode == 0:
             return python
     raise PlatformError(
-        "--simulate: expected a Python with SimGrid. Received: none, neither this one nor /usr/bin/python3",
+        "--simulate: expected a Python with SimGrid. Got: none, neither this one nor /usr/bin/python3",
         remedy=REMEDY,
     )
 

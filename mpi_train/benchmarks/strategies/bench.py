@@ -55,7 +55,7 @@ class RunsConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resume != "never":
-            raise UsageError(f"--resume: a bench begins each run anew. Received: --resume {self.resume}")
+            raise UsageError(f"--resume: a bench begins each run anew. Got: --resume {self.resume}")
         if self.trace:
             raise UsageError(
                 "--trace: a bench times runs as they are without it",
@@ -63,7 +63,7 @@ class RunsConfig(TrainConfig):
             )
         if self.json:
             raise UsageError(
-                "--json: a bench shows its runs itself. Received: --json",
+                "--json: a bench shows its runs itself. Got: --json",
                 remedy="leave it out: the figures are in the run.json of each run",
             )
 
@@ -82,12 +82,12 @@ class BenchConfig(RunsConfig):
         at_least("--repeats", self.repeats, 1)
         at_least("--np", self.num_workers, 1)
         if not self.names:
-            raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: none")
+            raise UsageError(f"--strategies: expected some of {', '.join(STRATEGIES)}. Got: none")
         for name in self.names:
             if name not in STRATEGIES:
                 near = difflib.get_close_matches(name, STRATEGIES, n=3)
                 raise UsageError(
-                    f"--strategies: expected some of {', '.join(STRATEGIES)}. Received: {name}."
+                    f"--strategies: expected some of {', '.join(STRATEGIES)}. Got: {name}."
                     + (f" Did you mean {' or '.join(near)}?" if near else "")
                 )
 

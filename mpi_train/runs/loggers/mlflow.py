@@ -45,7 +45,7 @@ class MLflow:
             import mlflow
         except ImportError as error:
             raise PlatformError(
-                f"expected the package mlflow, as MLFLOW_TRACKING_URI is set. Received: {error}",
+                f"expected the package mlflow, as MLFLOW_TRACKING_URI is set. Got: {error}",
                 remedy=".venv/bin/python -m pip install mlflow-skinny, or unset MLFLOW_TRACKING_URI",
             ) from error
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each retry

@@ -48,7 +48,7 @@ def clients_of(manifest: Manifest, num_ranks: int) -> list[Client]:
     if len(files) < num_ranks:
         raise UsageError(
             f"expected a client, which is a shard, for each of the {num_ranks} ranks. "
-            f"Received: {len(files)} shards",
+            f"Got: {len(files)} shards",
             remedy=f"fewer ranks, or python jobs/prepare_data.py --shards {num_ranks} (and --partition)",
         )
     ends = np.cumsum([file.num_examples for file in files]).tolist()

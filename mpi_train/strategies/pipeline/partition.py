@@ -65,7 +65,7 @@ def pieces_of(model: keras.Model) -> list[Piece]:
     except (AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             "expected a model that can be cut: Sequential or functional, of one input, each layer called "
-            f"once. Received: {type(model).__name__} {model.name}",
+            f"once. Got: {type(model).__name__} {model.name}",
             remedy="--model with another one, or another strategy",
         ) from error
     pieces = []
@@ -91,9 +91,7 @@ def how_many(pieces: Sequence[Piece], asked: int | None, num_ranks: int) -> int:
         possible = sum(piece.can_stand_alone for piece in pieces)
         return max(count for count in range(1, possible + 1) if num_ranks % count == 0)
     if num_ranks % asked:
-        raise UsageError(
-            f"--stages: expected a divisor of the number of ranks, {num_ranks}. Received: {asked}"
-        )
+        raise UsageError(f"--stages: expected a divisor of the number of ranks, {num_ranks}. Got: {asked}")
     return asked
 
 
@@ -142,7 +140,7 @@ def balanced(pieces: Sequence[Piece], costs: Sequence[float], num_stages: int) -
     able = [0, *itertools.accumulate(piece.can_stand_alone for piece in pieces)]
     if able[-1] < num_stages:
         raise UsageError(
-            f"--stages: the model has {able[-1]} pieces with weights. Received: {num_stages} stages",
+            f"--stages: the model has {able[-1]} pieces with weights. Got: {num_stages} stages",
             remedy="fewer ranks, or --stages with fewer, or a deeper --model",
         )
     count = len(costs)
@@ -176,12 +174,12 @@ def cut_after(pieces: Sequence[Piece], names: Sequence[str], num_stages: int) ->
     if unknown or starts != sorted(set(starts)) or len(starts) != num_stages - 1:
         raise UsageError(
             f"--cut: expected {num_stages - 1} of {', '.join(places)}, in this order, for {num_stages} "
-            f"stages. Received: {','.join(names)}"
+            f"stages. Got: {','.join(names)}"
         )
     for start, stop in itertools.pairwise([0, *starts, len(pieces)]):
         if not any(piece.can_stand_alone for piece in pieces[start:stop]):
             raise UsageError(
-                f"--cut: expected layers with weights in each stage. Received: none between "
+                f"--cut: expected layers with weights in each stage. Got: none between "
                 f"{'the images' if start == 0 else pieces[start - 1].name} and {pieces[stop - 1].name}"
             )
     return starts

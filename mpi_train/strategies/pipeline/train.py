@@ -152,7 +152,7 @@ def _require_examples(config: PipelineConfig, *, num_parts: int) -> None:
     if config.batch_size < num_parts:
         raise UsageError(
             f"--batch-size is the global batch: expected at least one example for each of the {num_parts} "
-            f"micro-batches of a step. Received: {config.batch_size}",
+            f"micro-batches of a step. Got: {config.batch_size}",
             remedy="fewer --micro-batches, or a larger --batch-size",
         )
 

@@ -149,7 +149,7 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, dtype: str) -
     """
     if name not in MODELS:
         raise UsageError(
-            f"--model: PyTorch's models are {', '.join(MODELS)}. Received: {name}",
+            f"--model: PyTorch's models are {', '.join(MODELS)}. Got: {name}",
             remedy="one of them, or another strategy: those train any Keras model",
         )
     model = MODELS[name](input_shape, num_classes).to(memory_format=torch.channels_last)

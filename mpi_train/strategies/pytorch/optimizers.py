@@ -44,6 +44,6 @@ def build(like: keras.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     if type(like) is keras.optimizers.SGD:
         return torch.optim.SGD(parameters, lr=float(like.learning_rate), fused=True)
     raise UsageError(
-        f"--optimizer: in PyTorch there are adam and sgd. Received: {like.name}",
+        f"--optimizer: in PyTorch there are adam and sgd. Got: {like.name}",
         remedy="one of them, or another strategy: those take any Keras optimizer",
     )

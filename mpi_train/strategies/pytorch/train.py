@@ -33,7 +33,7 @@ try:
     from torch.nn.parallel import DistributedDataParallel
 except ImportError as error:
     raise PlatformError(
-        f"expected PyTorch in this environment. Received: {error}",
+        f"expected PyTorch in this environment. Got: {error}",
         remedy="make peers, then mpiexec -n 2 .venv-peers/bin/python jobs/ddp.py",
     ) from error
 

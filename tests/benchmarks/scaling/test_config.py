@@ -17,12 +17,12 @@ from mpi_train.runtime.errors import UsageError
     ("kind", "flags", "text"),
     [
         (PlanConfig, ["--gbit", "10"], "--gbit, --latency-us: expected both or none"),
-        (PlanConfig, ["--gbit", "0", "--latency-us", "1"], "--gbit: expected a number above 0. Received: 0"),
-        (PlanConfig, ["--max-ranks", "0"], "--max-ranks: expected at least 1. Received: 0"),
-        (PlanConfig, ["--every", "0"], "--every: expected at least 1. Received: 0"),
-        (PlanConfig, ["--repeats", "0"], "--repeats: expected at least 1. Received: 0"),
+        (PlanConfig, ["--gbit", "0", "--latency-us", "1"], "--gbit: expected a number above 0. Got: 0"),
+        (PlanConfig, ["--max-ranks", "0"], "--max-ranks: expected at least 1. Got: 0"),
+        (PlanConfig, ["--every", "0"], "--every: expected at least 1. Got: 0"),
+        (PlanConfig, ["--repeats", "0"], "--repeats: expected at least 1. Got: 0"),
         (ScalingConfig, ["--collectives", "plane"], "--collectives: expected some of auto, plain"),
-        (ScalingConfig, ["--collectives", "diloco"], "which exchange at every step. Received: 'diloco'"),
+        (ScalingConfig, ["--collectives", "diloco"], "which exchange at every step. Got: 'diloco'"),
         (ScalingConfig, ["--collectives", ","], "--collectives: expected some of"),
     ],
 )
@@ -43,7 +43,7 @@ def test_a_given_network_is_the_one_that_was_said() -> None:
 def test_one_rank_is_enough_for_a_given_network() -> None:
     plan.check(PlanConfig(gbit=100.0, latency_us=2.0), 1)
     plan.check(PlanConfig(), 2)
-    with pytest.raises(UsageError, match="Received: 1 rank"):
+    with pytest.raises(UsageError, match="Got: 1 rank"):
         plan.check(PlanConfig(), 1)
 
 
