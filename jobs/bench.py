@@ -10,7 +10,7 @@ Exits with the code of the first run that failed, after all the others had their
 from pathlib import Path
 
 from mpi_train.benchmarks.strategies.runner import main
-from mpi_train.cli import guarded
+from mpi_train.runs.job import guarded
 
 if __name__ == "__main__":
     guarded(lambda: main(Path(__file__).parent))

@@ -7,14 +7,7 @@
 Needs no data set: it trains on random images in memory. With --out it leaves bench_step.json there.
 """
 
-from mpi_train.benchmarks.step.config import BenchStepConfig
-from mpi_train.cli import run_job
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    run_job(
-        "bench_step",
-        BenchStepConfig,
-        "mpi_train.benchmarks.step.measure:measure",
-        description="Time one training step and its parts.",
-        mpi=True,
-    )
+    main("bench_step")

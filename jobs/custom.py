@@ -1,14 +1,13 @@
-"""Trains in one process with the batch split by hand over its GPUs or logical CPU devices.
+"""Train in one process, with each batch split by hand over its GPUs or logical CPU devices.
 
     python jobs/custom.py
     python jobs/custom.py --devices 2
-    sbatch slurm/custom.sh
+    sbatch slurm/process.sh custom --devices 2
 
-Leaves run.json, events.jsonl and epochs.csv in --out (default: results/custom).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/custom).
 """
 
-from mpi_train.cli import run_training
-from mpi_train.runs.config import DevicesConfig
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    run_training("custom", DevicesConfig, description="Train with custom data parallelism over devices.")
+    main("custom")

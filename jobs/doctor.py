@@ -9,10 +9,10 @@ Exit code 0 when training works here, 4 when it does not.
 from rich.console import Console
 from rich.text import Text
 
-from mpi_train.cli import guarded
 from mpi_train.cluster import doctor
-from mpi_train.runs.config import Parser
+from mpi_train.runs.job import guarded
 from mpi_train.runtime.errors import PlatformError
+from mpi_train.runtime.flags import Parser
 
 COLOURS: dict[doctor.Level, str] = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 

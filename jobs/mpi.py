@@ -1,15 +1,14 @@
-"""Trains over MPI: every rank on its shard, the weights averaged with Allreduce after every step.
+"""Train over MPI: every rank on its shard, weights averaged with Allreduce after every step.
 
     mpiexec -n 4 python jobs/mpi.py --epochs 5
     mpiexec -n 4 python jobs/mpi.py --average gradients
     sbatch slurm/mpi_4nodes.sh --epochs 10
 
-Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: results/mpi). After an
-interruption the same command goes on from the last checkpoint, on as many ranks or on others.
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/mpi). After an
+interruption the same command resumes from the last checkpoint, on any number of ranks.
 """
 
-from mpi_train.cli import run_training
-from mpi_train.runs.config import MpiConfig
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    run_training("mpi", MpiConfig, description="Train over MPI ranks, averaging with Allreduce.", mpi=True)
+    main("mpi")

@@ -1,13 +1,12 @@
-"""Trains over MPI's ranks as the workers of tf.distribute.MultiWorkerMirroredStrategy.
+"""Train over MPI ranks as the workers of MultiWorkerMirroredStrategy.
 
     mpiexec -n 2 python jobs/multiworker.py
-    sbatch slurm/multiworker_4nodes.sh
+    sbatch slurm/ranks.sh multiworker
 
-Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default: results/multiworker).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/multiworker).
 """
 
-from mpi_train.cli import run_training
-from mpi_train.runs.config import RanksConfig
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    run_training("multiworker", RanksConfig, description="Train under MultiWorkerMirroredStrategy.", mpi=True)
+    main("multiworker")

@@ -14,9 +14,9 @@ from contextlib import nullcontext, redirect_stdout
 
 from mpi_train.benchmarks.scaling import plan
 from mpi_train.benchmarks.scaling.config import PlanConfig
-from mpi_train.cli import guarded, run_job
-from mpi_train.runs.config import parse
+from mpi_train.runs.job import guarded, run_job
 from mpi_train.runtime import world as worlds
+from mpi_train.runtime.flags import parse
 
 DESCRIPTION = "Predict what a training would take on more nodes."
 
@@ -30,7 +30,7 @@ def work() -> None:
             "plan",
             PlanConfig,
             "mpi_train.benchmarks.scaling.measure_plan:plan",
-            description=DESCRIPTION,
+            text=DESCRIPTION,
             mpi=True,
         )
     worlds.alone(job="plan --calibration")

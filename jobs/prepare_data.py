@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpi_train.cli import guarded
 from mpi_train.data.partition import KINDS, Partition
 from mpi_train.data.prepare import prepare
 from mpi_train.data.sources import DATASETS, MissingRawDataError
 from mpi_train.data.synthetic import stand_in_for
-from mpi_train.runs.config import Parser, at_least
+from mpi_train.runs.job import guarded
+from mpi_train.runtime.flags import Parser, at_least
 from mpi_train.runtime.world import alone
 
 _DEFAULT_ALPHA = 0.5

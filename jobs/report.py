@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from mpi_train import report
-from mpi_train.cli import guarded
 from mpi_train.report import compare, index, terminal
-from mpi_train.runs.config import Parser
+from mpi_train.runs.job import guarded
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import Parser
 
 
 def main() -> None:

@@ -8,14 +8,7 @@ One launch measures all numbers of ranks up to its own: those that a measurement
 needs no data set. Leaves scaling.json, scaling.md and scaling.png in --out.
 """
 
-from mpi_train.benchmarks.scaling.config import ScalingConfig
-from mpi_train.cli import run_job
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    run_job(
-        "scaling",
-        ScalingConfig,
-        "mpi_train.benchmarks.scaling.measure:measure",
-        description="Measure how training scales, beside what is predicted.",
-        mpi=True,
-    )
+    main("scaling")

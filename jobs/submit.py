@@ -14,21 +14,15 @@ from pathlib import Path
 from rich.console import Console
 
 from mpi_train.benchmarks.strategies.bench import BenchConfig
-from mpi_train.cli import guarded
 from mpi_train.cluster import queue
 from mpi_train.cluster.script import TEMPLATES, Resources, compose, template
-from mpi_train.runs.config import (
-    BaselineConfig,
-    DevicesConfig,
-    FederatedConfig,
-    MpiConfig,
-    Parser,
-    PipelineConfig,
-    RanksConfig,
-    TrainConfig,
-    add_options,
-    as_flags,
-)
+from mpi_train.runs.config import RanksConfig, TrainConfig
+from mpi_train.runs.job import guarded
+from mpi_train.runtime.flags import Parser, as_flags, from_values
+from mpi_train.strategies.config import BaselineConfig, DevicesConfig
+from mpi_train.strategies.federated.config import FederatedConfig
+from mpi_train.strategies.mpi.config import MpiConfig
+from mpi_train.strategies.pipeline.config import PipelineConfig
 
 COUNTS = {
     "nodes": "nodes",
@@ -68,9 +62,9 @@ def main() -> None:
     if kind is None:
         flags, job_flags = parser.parse_known_args()
     else:
-        add_options(parser.add_argument_group("flags of the job"), kind)
+        parser.add_options(kind, title="flags of the job")
         flags = parser.parse_args()
-        job_flags = as_flags(kind(**{name: getattr(flags, name) for name in kind.__dataclass_fields__}))
+        job_flags = as_flags(from_values(kind, vars(flags)))
     resources = Resources(
         **{name.replace("-", "_"): getattr(flags, name.replace("-", "_")) for name in (*COUNTS, *WORDS)}
     )

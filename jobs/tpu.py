@@ -1,14 +1,12 @@
-"""Trains under tf.distribute.TPUStrategy where a TPU answers; else on the machine's GPUs; else on its CPU.
+"""Train on a TPU, or on the best device of this machine.
 
     python jobs/tpu.py
-    TPU_NAME=local python jobs/tpu.py
+    sbatch slurm/process.sh tpu
 
-Says what it runs on. Leaves run.json, events.jsonl, epochs.csv and checkpoints in --out (default:
-results/tpu).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/tpu).
 """
 
-from mpi_train.cli import run_training
-from mpi_train.runs.config import TrainConfig
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    run_training("tpu", TrainConfig, description="Train on a TPU, or on what there is instead.")
+    main("tpu")

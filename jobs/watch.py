@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
-from mpi_train.cli import guarded
 from mpi_train.monitor.watch_table import SHOWN_S, Watcher, table
-from mpi_train.runs.config import Parser
+from mpi_train.runs.job import guarded
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import Parser
 
 DEFAULT = Path("results")
 

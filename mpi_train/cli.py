@@ -1,85 +1,117 @@
-"""What every job script does around its work: join the ranks, read the flags, explain, exit with a code."""
+"""Command table: ``python -m mpi_train NAME ...`` and ``python jobs/NAME.py ...`` are the same command."""
 
 from __future__ import annotations
 
-import io
+import difflib
 import pkgutil
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
-from mpi_train.benchmarks.threads.tune import tuned_threads
-from mpi_train.monitor.progress import Progress
-from mpi_train.runs import coordinator, preflight
-from mpi_train.runs.config import JobConfig, MpiConfig, TrainConfig, WatchedConfig, parse
-from mpi_train.runtime import devices, watchdog
+from mpi_train.benchmarks.scaling.config import ScalingConfig
+from mpi_train.benchmarks.step.config import BenchStepConfig
+from mpi_train.runs.config import JobConfig
+from mpi_train.runs.job import guarded, run_job
 from mpi_train.runtime import world as worlds
-from mpi_train.runtime.errors import EXIT_DONE, JobError
+from mpi_train.runtime.errors import UsageError
+from mpi_train.strategies import registry
 
 
-def run_training(
-    job: str, kind: type[TrainConfig | WatchedConfig], *, description: str, mpi: bool = False
-) -> NoReturn:
-    """Runs the strategy of the job's name and exits; arguments as for ``run_job``."""
-    place = {"federated": "federated.train", "pipeline": "pipeline.train", "ddp": "pytorch.train"}.get(
-        job, job
-    )
-    run_job(job, kind, f"mpi_train.strategies.{place}:train", description=description, mpi=mpi)
+@dataclass(frozen=True)
+class Command:
+    """A command that is not a strategy.
+
+    Attributes:
+        text: One line of help.
+        function: Function ``module:name``. Without a ``config`` it is called with the flags.
+        config: Dataclass of the options of a measurement that runs as MPI ranks with TensorFlow; the function
+            is then called with it, the world and the number of threads.
+    """
+
+    text: str
+    function: str
+    config: type[JobConfig] | None = None
 
 
-def run_job(
-    job: str, kind: type[JobConfig], function: str, *, description: str, mpi: bool = False
-) -> NoReturn:
-    """Runs a job that needs TensorFlow and exits.
+COMMANDS: dict[str, Command] = {
+    "prepare_data": Command("cut a data set into HDF5 shards", "mpi_train.data.prepare:main"),
+    "bench": Command("run the strategies in turn and compare them", "mpi_train.benchmarks.bench:main"),
+    "bench_step": Command(
+        "take one training step apart", "mpi_train.benchmarks.step.measure:measure", BenchStepConfig
+    ),
+    "bench_network": Command("compare collectives on slow links", "mpi_train.benchmarks.network:main"),
+    "scaling": Command(
+        "measure steps on 1, 2, 4, ... ranks", "mpi_train.benchmarks.scaling.measure:measure", ScalingConfig
+    ),
+    "plan": Command("predict training on more nodes, and advise", "mpi_train.benchmarks.scaling.plan:main"),
+    "report": Command("write the report of finished runs", "mpi_train.report.command:main"),
+    "watch": Command("show runs while they train", "mpi_train.monitor.watch_table:main"),
+    "doctor": Command("check what this machine has and lacks", "mpi_train.cluster.doctor:main"),
+    "submit": Command("submit a command to Slurm", "mpi_train.cluster.submit:main"),
+}
+
+
+def main(name: str | None = None, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code.
 
     Args:
-        job: Name of the script.
-        kind: Its configuration.
-        function: What does its work, as ``module:name``, called with the config, the world and the
-            number of threads. A name, as its module imports TensorFlow, which must wait.
-        description: For ``--help``.
-        mpi: Whether it runs as ranks of an MPI world, or as one process.
+        name: Name of the command; the first word of the command line if None.
+        argv: Flags of the command; the rest of the command line if None.
     """
-
-    def work() -> None:
-        world = worlds.join() if mpi else worlds.alone(job=job)
-        # --help prints; one rank speaks.
-        with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
-            config = parse(kind, description=description, prog=f"python jobs/{job}.py")
-        if isinstance(config, TrainConfig | WatchedConfig):
-            coordinator.listen()
-        if isinstance(config, WatchedConfig):
-            watchdog.start(world, config.stall_timeout)
-        if isinstance(config, TrainConfig):
-            if preflight.is_finished(config, world):
-                ended = f"this job had come to its end before it was queued again: {config.out}/run.json"
-                Progress(speaks=world.is_root, style=config.style).say(ended)
-                return
-            preflight.check(config, world)
-        share = devices.claim_cores(world, config.threads)
-        if isinstance(config, MpiConfig) and config.autotune and config.threads is None:
-            share = devices.claim_cores(world, tuned_threads(config, world, share.threads))
-        # Imported last: it imports TensorFlow, which reads the number of threads then.
-        with devices.quiet_start(), devices.lean_imports(), world.together():
-            run = pkgutil.resolve_name(function)
-        run(config, world, share.threads)
-
-    guarded(work)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if name is None:
+        name, words = (words[0], words[1:]) if words else ("--help", [])
+    guarded(partial(_run, name, words))
 
 
-def guarded(work: Callable[[], None]) -> NoReturn:
-    """Runs ``work`` and exits: 0, or the code of the ``JobError`` it raised, explained by one rank.
-
-    Every rank that gets here with an error exits with its code; errors that only one rank can see
-    were made common before, by ``World.together``.
-    """
-    try:
-        work()
-    except JobError as error:
+def _run(name: str, argv: Sequence[str]) -> None:
+    commands = _commands(argv)
+    if name in ("--help", "-h"):
         if worlds.speaks():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(EXIT_DONE)
+            print(_help())
+    elif name in commands:
+        commands[name]()
+    else:
+        near = difflib.get_close_matches(name, commands, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"expected a command. Got: {name}.{hint}", remedy="python -m mpi_train --help")
+
+
+def _commands(argv: Sequence[str]) -> Mapping[str, Callable[[], None]]:
+    """Return a function that runs each command with the flags ``argv``, by the name of the command."""
+    strategies = {
+        name: partial(
+            run_job,
+            name,
+            strategy.config,
+            strategy.train,
+            text=strategy.text,
+            mpi=strategy.unit == "rank",
+            argv=argv,
+        )
+        for name, strategy in registry.commands().items()
+    }
+    return {**strategies, **{name: partial(_run_command, name, argv) for name in COMMANDS}}
+
+
+def _run_command(name: str, argv: Sequence[str]) -> None:
+    command = COMMANDS[name]
+    if command.config is None:
+        pkgutil.resolve_name(command.function)(argv)
+    else:
+        run_job(name, command.config, command.function, text=command.text, mpi=True, argv=argv)
+
+
+def _help() -> str:
+    strategies = {name: strategy.text for name, strategy in registry.commands().items()}
+    others = {name: command.text for name, command in COMMANDS.items()}
+
+    def listed(texts: Mapping[str, str]) -> str:
+        return "\n".join(f"  {name:<16}{text}" for name, text in texts.items())
+
+    return (
+        f"usage: python -m mpi_train COMMAND [flags]; COMMAND --help lists its flags\n\n"
+        f"training:\n{listed(strategies)}\n\nother commands:\n{listed(others)}"
+    )

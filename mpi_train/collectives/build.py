@@ -17,8 +17,8 @@ from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.collectives.powersgd import PowerSGD
 from mpi_train.collectives.topk import TopK
 from mpi_train.models.flat import FlatModel
-from mpi_train.runs.config import MpiConfig
 from mpi_train.runtime.world import World
+from mpi_train.strategies.mpi.config import MpiConfig
 
 
 def mean_all_reduce(world: World, length: int) -> MeanAllReduce:
@@ -94,7 +94,7 @@ def _averaging(
     if name == "powersgd":
         return Gradients(PowerSGD(exact, flat, config.powersgd_rank, config.seed))
     if name == "topk":
-        return Gradients(TopK(world, length, config.topk_part))
+        return Gradients(TopK(world, length, config.topk_fraction))
     if config.average == "weights+slots":
         return WeightsAndSlots(exact, every, local_from)
     if config.average == "gradients":

@@ -38,7 +38,10 @@ WAYS = {
         "low-rank parts of the gradients", ("gradients",), changes_result=True, parameters=("powersgd_rank",)
     ),
     "topk": Way(
-        "the largest parts of the gradients", ("gradients",), changes_result=True, parameters=("topk_part",)
+        "the largest parts of the gradients",
+        ("gradients",),
+        changes_result=True,
+        parameters=("topk_fraction",),
     ),
     "delayed": Way("averages a step late, while the next computes", ("weights",), changes_result=True),
     "gossip": Way("with one other rank a step", ("weights",), changes_result=True),

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -21,7 +21,8 @@ from rich.text import Text
 
 from mpi_train.monitor.pace import ByRank, Pace
 from mpi_train.monitor.status import State, StatusFile
-from mpi_train.runs.config import Style
+
+Style = Literal["lines", "json", "quiet"]
 
 LOG_EVERY_S, LOG_AT_MOST_EVERY_S = 10.0, 60.0
 """Seconds between two lines within an epoch, where there is no bar: at the start of a run, and from its

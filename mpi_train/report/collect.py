@@ -148,8 +148,8 @@ def files_below(folder: Path, name: str, *, put_aside: bool = False) -> list[Pat
     for place, folders, names in os.walk(folder):
         if name in names:
             found.append(Path(place, name))
-        if not put_aside and earlier.FOLDER in folders:
-            folders.remove(earlier.FOLDER)
+        if not put_aside and earlier.ARCHIVE in folders:
+            folders.remove(earlier.ARCHIVE)
     return found
 
 

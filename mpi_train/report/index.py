@@ -117,7 +117,7 @@ def _report_near(place: Path, folder: Path, known: dict[Path, str]) -> str:
             known[place] = quote(str((place / _REPORT).relative_to(folder)))
         else:
             # That of a folder leaves out what was put aside in it.
-            ends = place == folder or place.name == earlier.FOLDER
+            ends = place == folder or place.name == earlier.ARCHIVE
             known[place] = "" if ends else _report_near(place.parent, folder, known)
     return known[place]
 

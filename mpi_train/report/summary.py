@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpi_train.report.collect import Attempt, Collection, Run
-from mpi_train.runs.record import RankTimes, RunRecord, sum_of
+from mpi_train.runs.record import RunRecord
+from mpi_train.training.totals import RankTimes, sum_of
 
 _T = TypeVar("_T")
 SAME_WORK = (

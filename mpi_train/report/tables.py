@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpi_train.report import wording
 from mpi_train.report.summary import TARGETS, Reached, Row, Spread, Summary
-from mpi_train.runs.record import RankTimes
+from mpi_train.training.totals import RankTimes
 
 MAX_RANKS = 8
 """Ranks of a row that are shown: of more, those that computed least and most."""

@@ -1,38 +1,42 @@
-"""What a folder holds of an earlier run, put aside in ``earlier/RUN_ID`` when another begins there.
+"""The output folder of a run: its record, its event log, and the archive of previous runs.
 
-A result took hours; that the same command was given twice is no reason to lose it. Checkpoints are not
-kept: they are large, and serve to go on with a run, not to know what it did.
+When a new run begins in a folder, the files of the previous run move to ``earlier/RUN_ID``: a result took
+hours, and a command that was given twice is no reason to lose it. Checkpoints are not kept, because they are
+large and serve only to resume a run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sys
+import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mpi_train.runs import run_id
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import UsageError, unwritable
+from mpi_train.runtime.world import World
 
-FOLDER = "earlier"
-EVENTS, EPOCHS, MISTAKES, TRACE = "events.jsonl", "epochs.csv", "mistakes.json", "trace.json"
-"""What any run may leave beside its record."""
-RECORDS = ("run.json", "reinforcement.json")
-FILES = (
-    *RECORDS,
-    EVENTS,
-    EPOCHS,
-    MISTAKES,
-    TRACE,
-    "rounds.jsonl",
-    "clients.json",
-    "clients.png",
-    "reward.png",
-)
-"""What belongs to one run. A list, as ``--out`` may name a folder that holds other things too."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ARCHIVE = "earlier"
+RECORD, EVENTS, EPOCHS, TRACE = "run.json", "events.jsonl", "epochs.csv", "trace.json"
+MISTAKES = "mistakes.json"
+FILES = (RECORD, EVENTS, EPOCHS, TRACE, "rounds.jsonl", "clients.json", "clients.png", "mistakes.json")
+"""Files that belong to one run; some only older versions wrote. ``--out`` may hold other files too."""
+
+MIN_FREE_BYTES = 1 << 16
+"""Space that a run needs on disk for its record and its events."""
 
 
 def id_of(out: Path) -> str | None:
-    """The id of the run that has its events in ``out``: what the first of them says that names one."""
+    """Return the id of the run whose event log is in ``out``, or None."""
     with suppress(OSError, ValueError, TypeError, KeyError), open(out / EVENTS, encoding="utf-8") as file:
         for line in file:
             event = json.loads(line)
@@ -41,22 +45,119 @@ def id_of(out: Path) -> str | None:
     return None
 
 
-def put_aside(out: Path) -> Path | None:
-    """Moves the files of the run in ``out`` away; where to, or None if it holds none.
+def archive_previous_run(out: Path) -> Path | None:
+    """Move the files of the run in ``out`` to the archive; return their new folder, or None without a run.
 
     Raises:
         OSError: a file cannot be moved.
     """
-    # Without these two, a bench has removed what it is about to make again.
-    marks = [out / name for name in (*RECORDS, EVENTS) if (out / name).exists()]
+    # Without these two files, a bench has removed what it is about to make again.
+    marks = [out / name for name in (RECORD, EVENTS) if (out / name).exists()]
     if not marks:
         return None
-    name = id_of(out)
-    if name is None:  # of a version that gave no ids
-        name = run_id.new(marks[0].stat().st_mtime, ("unnamed",))
-    folder = out / FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
+    # Versions without run ids left no name.
+    name = id_of(out) or run_id.new(marks[0].stat().st_mtime, ("unnamed",))
+    archive = out / ARCHIVE / name
+    archive.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         with suppress(FileNotFoundError):
-            os.replace(out / file, folder / file)
-    return folder
+            os.replace(out / file, archive / file)
+    return archive
+
+
+class RunFolder:
+    """Output folder of one run, written by the root rank alone.
+
+    Args:
+        out: Path of the folder.
+        world: The ranks.
+    """
+
+    def __init__(self, out: Path, world: World) -> None:
+        self.out, self.path = out, out / RECORD
+        self.world = world
+        self._events = out / EVENTS
+        self._lost_events = False
+
+    def open(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UsageError: it cannot be written. Raised on all ranks.
+        """
+        with self.world.together():
+            if self.world.is_root:
+                try:
+                    self.out.mkdir(parents=True, exist_ok=True)
+                    with tempfile.TemporaryFile(dir=self.out) as file:
+                        # On a full disk a file can be created, but not filled.
+                        file.write(bytes(MIN_FREE_BYTES))
+                except OSError as error:
+                    raise unwritable(self.out, error) from error
+
+    def begin(self, new_id: str, *, anew: bool) -> str:
+        """Begin the event log of a new run, or continue that of the interrupted run in the folder.
+
+        Args:
+            new_id: Id for a new run.
+            anew: True for a new run. The previous run in the folder is then archived.
+
+        Returns:
+            Id of the run, on all ranks.
+
+        Raises:
+            UsageError: the previous run cannot be moved. Raised on all ranks.
+        """
+        name: str | None = None
+        with self.world.together():
+            if self.world.is_root:
+                if anew:
+                    self._archive()
+                else:
+                    name = id_of(self.out)
+                if name is None:  # a new run, or one of a version without run ids
+                    name = new_id
+                    self.event("run_id", name)
+        return self.world.gather_all(name)[0] or new_id
+
+    def _archive(self) -> None:
+        try:
+            archive_previous_run(self.out)
+        except OSError as error:
+            raise UsageError(
+                f"--out: expected to move the previous run to {self.out / ARCHIVE}. Got: {error.strerror}",
+                remedy="--out with another folder",
+            ) from error
+
+    def event(self, key: str, value: Any = None, **metadata: Any) -> None:
+        """Append one line to the event log.
+
+        Args:
+            key: Key of MLPerf's logging rules, such as ``run_start``, ``epoch_stop``, ``eval_accuracy``.
+            value: JSON value of the event.
+            **metadata: Further values, such as ``epoch_num``.
+        """
+        if not self.world.is_root:
+            return
+        kind = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}.get(
+            key.rsplit("_", 1)[-1], "POINT_IN_TIME"
+        )
+        line = {"time_ms": time.time_ns() // 1_000_000, "event_type": kind, "key": key, "value": value}
+        try:
+            with open(self._events, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "metadata": metadata}) + "\n")
+        except OSError as error:
+            # A full disk must not end the training.
+            if not self._lost_events:
+                print(f"warning: {self._events}: {error.strerror}; events are lost", file=sys.stderr)
+            self._lost_events = True
+
+    def write(self, record: DataclassInstance) -> None:
+        """Write the run's record, and wait until all ranks can see it."""
+        with self.world.together():
+            if self.world.is_root:
+                try:
+                    files.write_json(self.path, dataclasses.asdict(record))
+                except OSError as error:
+                    raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+        self.world.barrier()

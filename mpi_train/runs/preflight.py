@@ -16,7 +16,8 @@ import numpy as np
 
 from mpi_train.data.shards import ShardSet
 from mpi_train.runs.config import TrainConfig
-from mpi_train.runs.record import Recorder, read_run
+from mpi_train.runs.folder import RunFolder
+from mpi_train.runs.record import read_run
 from mpi_train.runtime.errors import DataError, PlatformError
 from mpi_train.runtime.world import World
 
@@ -39,7 +40,7 @@ def check(config: TrainConfig, world: World) -> None:
         shape = shards.manifest.image_shape
         num_bytes = sum(shards.num_examples(split) for split in shards.manifest.splits) * math.prod(shape)
         check_memory(world, RANK_MIB + num_bytes / world.size / 2**20)
-    Recorder(config.out or Path("results"), world).open()
+    RunFolder(config.out or Path("results"), world).open()
     skew_s = clock_skew_s(world)
     if skew_s > SKEW_S and world.is_root:
         warning = f"warning: the nodes' clocks differ by {skew_s:.0f} s: beware when you compare their logs"

@@ -6,109 +6,23 @@ Times are wall-clock seconds; where ranks differ, the slowest counts.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpi_train.runs import folder
-from mpi_train.runtime import files
-from mpi_train.runtime.errors import DataError, UsageError, unwritable
-from mpi_train.runtime.world import World
+from mpi_train.runtime.errors import DataError
+from mpi_train.training.totals import RankTimes
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    pass
 
 SCHEMA_VERSION = 1
 SMALL_BYTES = 1 << 16
 """What a run needs on disk at the least: its record and its events."""
-
-
-@dataclass(frozen=True)
-class RankTimes:
-    """Where the time of one rank went in one epoch, its training time in four parts; and what it sent.
-
-    Attributes:
-        compute_s: In the graph: batches, gradients, updates.
-        moving_s: In exchanges with other ranks, while bytes moved: in an all-reduce, what the last rank to
-            arrive needed.
-        waiting_s: In exchanges, for ranks that were not yet there.
-        host_s: Between the chunks of steps: progress, agreeing on the next one.
-        sent_bytes: Of weights, gradients or activations, to other ranks.
-        hidden_s: In exchanges while the rank computed: in none of the four parts, as it took no time.
-    """
-
-    compute_s: float
-    moving_s: float
-    waiting_s: float
-    host_s: float
-    sent_bytes: int = 0
-    hidden_s: float = 0.0
-
-    @property
-    def parts_s(self) -> tuple[float, float, float, float]:
-        """The four parts, which add up to the training time."""
-        return self.compute_s, self.moving_s, self.waiting_s, self.host_s
-
-
-def sum_of(parts: Iterable[Sequence[RankTimes]]) -> list[RankTimes]:
-    """The times of each rank over parts of a run; empty if they were on different numbers of ranks."""
-    everyone = list(parts)
-    if len({len(ranks) for ranks in everyone}) != 1:
-        return []
-    names = [each.name for each in dataclasses.fields(RankTimes)]
-    return [
-        RankTimes(*(sum(getattr(part, name) for part in own) for name in names))
-        for own in zip(*everyone, strict=True)
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochTotals:
-    """What the training of an epoch, or of a part of one, came to, over all ranks together.
-
-    Attributes:
-        loss, correct: Sums over ``count`` examples, taken while training.
-        train_s: Seconds, of the slowest rank.
-        by_rank: Where they went, in rank order; empty where the strategy cannot tell.
-    """
-
-    loss: float = 0.0
-    correct: float = 0.0
-    count: int = 0
-    train_s: float = 0.0
-    by_rank: list[RankTimes] = field(default_factory=list)
-
-    def __add__(self, other: EpochTotals) -> EpochTotals:
-        """Both parts together; of parts on different numbers of ranks ``by_rank`` is not known."""
-        return EpochTotals(
-            loss=self.loss + other.loss,
-            correct=self.correct + other.correct,
-            count=self.count + other.count,
-            train_s=self.train_s + other.train_s,
-            by_rank=sum_of(part.by_rank for part in (self, other) if part.count),
-        )
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / self.count
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
-
-    @property
-    def sync_s(self) -> float:
-        """Time in exchanges with other ranks, of the rank with the most."""
-        return max((rank.moving_s + rank.waiting_s for rank in self.by_rank), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,116 +164,3 @@ def _require_sound(record: RunRecord) -> None:
     size = len(record.class_names)
     if record.confusion is not None and [len(row) for row in record.confusion] != [size] * size:
         raise ValueError(f"a confusion matrix that does not fit {size} classes")
-
-
-class Recorder:
-    """The output folder of one run, written by the root alone.
-
-    Args:
-        out: The folder.
-        world: The ranks.
-        record: Name of the file with the run's record.
-    """
-
-    def __init__(self, out: Path, world: World, record: str = "run.json") -> None:
-        self.out, self.path = out, out / record
-        self._lost_events = False
-        self.world = world
-        self._events = out / folder.EVENTS
-
-    def open(self) -> None:
-        """Makes the folder.
-
-        Raises:
-            UsageError: it cannot be written. Raised on all ranks.
-        """
-        with self.world.together():
-            if self.world.is_root:
-                try:
-                    self.out.mkdir(parents=True, exist_ok=True)
-                    with tempfile.TemporaryFile(dir=self.out) as file:
-                        file.write(bytes(SMALL_BYTES))  # a full disk lets a file be made, and not be filled
-                except OSError as error:
-                    raise unwritable(self.out, error) from error
-
-    def begin(self, new_id: str, *, anew: bool) -> str:
-        """Begins the event log of a run, or goes on with that of the one which was interrupted here.
-
-        Args:
-            new_id: The run's, if it is a new one.
-            anew: Whether it is; what the folder holds of an earlier one is then put aside.
-
-        Returns:
-            The run's id, on all ranks.
-
-        Raises:
-            UsageError: that cannot be moved. Raised on all ranks.
-        """
-        run_id: str | None = None
-        with self.world.together():
-            if self.world.is_root:
-                if anew:
-                    self._put_aside()
-                else:
-                    run_id = folder.id_of(self.out)
-                if run_id is None:  # or it went on from a version that gave none
-                    run_id = new_id
-                    self.event("run_id", run_id)
-        return self.world.gather_all(run_id)[0] or new_id
-
-    def _put_aside(self) -> None:
-        try:
-            folder.put_aside(self.out)
-        except OSError as error:
-            raise UsageError(
-                f"--out: what {self.out} holds of an earlier run cannot be moved into {folder.FOLDER}: "
-                f"{error.strerror}",
-                remedy="--out with another folder",
-            ) from error
-
-    def event(self, key: str, value: Any = None, **metadata: Any) -> None:
-        """Appends one line to the event log, with MLPerf's key names.
-
-        Args:
-            key: Such as ``run_start``, ``epoch_stop``, ``eval_accuracy``.
-            value: JSON value of the event.
-            **metadata: Such as ``epoch_num``.
-        """
-        if not self.world.is_root:
-            return
-        kind = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}.get(
-            key.rsplit("_", 1)[-1], "POINT_IN_TIME"
-        )
-        line = {"time_ms": time.time_ns() // 1_000_000, "event_type": kind, "key": key, "value": value}
-        try:
-            with open(self._events, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "metadata": metadata}) + "\n")
-        except OSError as error:
-            # A full disk is no reason to lose the training.
-            if not self._lost_events:
-                print(f"warning: {self._events}: {error.strerror}; events are lost", file=sys.stderr)
-            self._lost_events = True
-
-    def write_mistakes(self, image_shape: Sequence[int], worst: Sequence[dict[str, Any]]) -> None:
-        """Writes the examples that the model is most wrong about, as ``Scores.worst`` tells them.
-
-        Args:
-            image_shape: Height, width, channels.
-            worst: The worst first.
-        """
-        if self.world.is_root:
-            path = self.out / folder.MISTAKES
-            try:
-                files.write_json(path, {"image_shape": list(image_shape), "worst": list(worst)})
-            except OSError as error:
-                print(f"warning: {path}: {error.strerror}; not written", file=sys.stderr)
-
-    def write(self, record: DataclassInstance) -> None:
-        """Writes the run's record, then waits until it is there for all ranks."""
-        with self.world.together():
-            if self.world.is_root:
-                try:
-                    files.write_json(self.path, dataclasses.asdict(record))
-                except OSError as error:
-                    raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
-        self.world.barrier()

@@ -17,13 +17,16 @@ from mpi_train.monitor import timeline
 from mpi_train.monitor.progress import Progress
 from mpi_train.monitor.status import StatusFile
 from mpi_train.runs import run_id
-from mpi_train.runs.config import TrainConfig, as_dict
+from mpi_train.runs.config import TrainConfig
+from mpi_train.runs.folder import RunFolder
 from mpi_train.runs.loggers import About, Sinks, chosen
-from mpi_train.runs.record import EpochRecord, EpochTotals, Recorder, RunRecord, median_rate
+from mpi_train.runs.record import EpochRecord, RunRecord, median_rate
 from mpi_train.runtime import machine, watchdog
 from mpi_train.runtime.errors import DivergedError
+from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 from mpi_train.training.scores import Scores
+from mpi_train.training.totals import EpochTotals
 
 
 class Run:
@@ -66,7 +69,7 @@ class Run:
         self.epochs: list[EpochRecord] = []
         self.out = config.out or Path("results") / strategy
         self._scores: Scores | None = None
-        self._recorder = Recorder(self.out, world)
+        self._recorder = RunFolder(self.out, world)
         self._recorder.open()
         self.is_finished = (self.out / "run.json").exists()
         self.event = self._recorder.event
@@ -236,7 +239,6 @@ class Run:
         # A run that was cut off between its last epoch and its record has not looked again.
         if self._scores is not None:
             confusion = self._scores.confusion(self.world, self.num_classes)
-            self._recorder.write_mistakes(self.input_shape, self._scores.worst(self.world))
         record = RunRecord(
             strategy=self.strategy,
             run_id=self.run_id,

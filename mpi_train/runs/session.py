@@ -19,13 +19,14 @@ from mpi_train.runs import folder
 from mpi_train.runs.checkpoints import Arrays, Checkpoints, Position
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runs.coordinator import Control
-from mpi_train.runs.record import EpochRecord, EpochTotals, RunRecord
+from mpi_train.runs.record import EpochRecord, RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import watchdog
 from mpi_train.runtime.errors import DivergedError, RanksApartError, RunAgainError, UsageError
 from mpi_train.runtime.world import World
+from mpi_train.training.loop import Chunk, ChunkCallback
 from mpi_train.training.steps import Leg
-from mpi_train.training.trainer import Chunk, Overseer
+from mpi_train.training.totals import EpochTotals
 
 if TYPE_CHECKING:
     import keras
@@ -48,7 +49,7 @@ class State(Protocol):
         """Halves the learning rate, and says what it is now."""
 
 
-class Session(Overseer):
+class Session(ChunkCallback):
     """Args:
         run: The frame.
         state: What is trained.
@@ -169,7 +170,7 @@ class Session(Overseer):
             self.run.progress.advance(self._offset + first)
 
     def limit(self, first: int, stop: int) -> int:
-        """As ``Overseer`` has it."""
+        """As ``ChunkCallback`` has it."""
         end = self.control.limit(self._offset + first, self._offset + stop)
         watchdog.note(
             f"epoch {self.position.epoch}, training, between step {self._offset + first + 1} and {end}"
@@ -177,7 +178,7 @@ class Session(Overseer):
         return end - self._offset
 
     def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
-        """As ``Overseer`` has it.
+        """As ``ChunkCallback`` has it.
 
         Raises:
             DivergedError: the loss or the weights are not finite on some rank; on all ranks.

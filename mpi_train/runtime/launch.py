@@ -10,6 +10,20 @@ from pathlib import Path
 
 from mpi_train.runtime.errors import PlatformError
 
+CLONE = Path(__file__).parents[2]
+"""Folder with ``jobs/``, if the package is used from a clone."""
+
+
+def command(name: str, python: str = sys.executable) -> list[str]:
+    """Return the words that start the command ``name``: its script in a clone, else the package."""
+    script = CLONE / "jobs" / f"{name}.py"
+    return [python, os.path.relpath(script)] if script.is_file() else [python, "-m", "mpi_train", name]
+
+
+def typed(name: str) -> str:
+    """Return ``command`` as a user types it in an activated environment."""
+    return " ".join(command(name, "python"))
+
 
 def find_mpiexec() -> str:
     """Path of ``mpiexec``: the environment's own (from the wheel) before the site's.

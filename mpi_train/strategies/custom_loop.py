@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -18,12 +19,29 @@ from mpi_train.runs.epochs import lay_out
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runs.session import EXCHANGE, Session, State, copies
+from mpi_train.runtime.devices import local_devices
 from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.config import DevicesConfig
 from mpi_train.training.evaluation import Evaluator
 from mpi_train.training.replicas import average_statistics, check_equal, part_seeds, start_equal
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
+
+
+def train_custom(config: DevicesConfig, world: World, threads: int) -> RunRecord:
+    """Train over the devices of this process, each batch split by hand, and write the record.
+
+    The weights live on the first device. In every step each device reads them and returns the gradient of its
+    part of the batch. The sum is applied once. All of it is one graph.
+    """
+    names = local_devices(config.devices)
+    return train(
+        Run("custom", replace(config, devices=len(names)), world, threads),
+        devices=names,
+        averaging=lambda _: Nothing(),
+        sync={"average": "gradients", "every": 1, "devices": len(names)},
+    )
 
 
 def train(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -24,18 +25,57 @@ from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs.keras_state import KerasState
-from mpi_train.runs.record import EpochTotals, RunRecord
+from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runs.session import Session
-from mpi_train.runtime.errors import DivergedError
+from mpi_train.runtime import devices
+from mpi_train.runtime.errors import DivergedError, UsageError
+from mpi_train.runtime.world import World
+from mpi_train.strategies.config import BaselineConfig, DevicesConfig
 from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.trainer import CHUNK_S, Chunk, as_input
+from mpi_train.training.loop import CHUNK_S, Chunk
+from mpi_train.training.losses import as_input
+from mpi_train.training.totals import EpochTotals
 
+TUNED_STEPS_PER_EXECUTION = 32
+"""Steps per visit to Python under ``--tuned``."""
 STALL_S, STALL_FACTOR = 1.0, 20
 """An epoch has stalled when a step took longer than the one, in seconds, and than the other median steps."""
 
 
-def train(
+def train_baseline(config: BaselineConfig, world: World, threads: int) -> RunRecord:
+    """Train in one process and write the record."""
+    devices.own_device(world)
+    return _train(
+        Run("tuned" if config.tuned else "baseline", config, world, threads),
+        scope=nullcontext,
+        sync={"average": "none", "devices": 1},
+        steps_per_execution=TUNED_STEPS_PER_EXECUTION if config.tuned else 1,
+    )
+
+
+def train_mirrored(config: DevicesConfig, world: World, threads: int) -> RunRecord:
+    """Train under ``tf.distribute.MirroredStrategy`` and write the record.
+
+    Raises:
+        UsageError: the global batch does not divide evenly over the devices.
+    """
+    names = devices.local_devices(config.devices)
+    if config.batch_size % len(names):
+        raise UsageError(
+            f"--batch-size: expected a multiple of the {len(names)} devices, because MirroredStrategy splits "
+            f"batches evenly. Got: {config.batch_size}",
+            remedy=f"--batch-size {-(-config.batch_size // len(names)) * len(names)}, or other --devices",
+        )
+    strategy = tf.distribute.MirroredStrategy(names)
+    return _train(
+        Run("mirrored", replace(config, devices=len(names)), world, threads),
+        scope=strategy.scope,
+        sync={"average": "gradients", "every": 1, "devices": len(names)},
+    )
+
+
+def _train(
     run: Run,
     *,
     scope: Callable[[], AbstractContextManager[Any]],

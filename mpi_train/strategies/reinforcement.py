@@ -20,7 +20,7 @@ from mpi_train.report import reward
 from mpi_train.runs import folder, run_id
 from mpi_train.runs.config import ReinforcementConfig, one_environment_a_rank
 from mpi_train.runs.coordinator import Control
-from mpi_train.runs.record import Recorder
+from mpi_train.runs.folder import RunFolder
 from mpi_train.runtime import devices, machine, watchdog
 from mpi_train.runtime.errors import RunAgainError
 from mpi_train.runtime.world import World
@@ -37,7 +37,10 @@ def train(config: ReinforcementConfig, world: World, threads: int) -> Reinforcem
         RunAgainError: it was asked to stop. All of them on all ranks.
     """
     one_environment_a_rank(config.num_envs, world.size)
-    recorder, progress = Recorder(config.out, world, FILE), Progress(speaks=world.is_root, style=config.style)
+    recorder, progress = (
+        RunFolder(config.out, world, FILE),
+        Progress(speaks=world.is_root, style=config.style),
+    )
     recorder.open()
     if config.trace:
         timeline.start(world)

@@ -9,7 +9,11 @@ to the gradient of one process. Keras's ``fit`` would do all this under ``Mirror
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,22 +23,95 @@ import tensorflow as tf
 from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import digest_of
-from mpi_train.runs.config import one_example_a_rank
+from mpi_train.runs.config import RanksConfig, TrainConfig, one_example_a_rank
 from mpi_train.runs.epochs import Epoch, lay_out
 from mpi_train.runs.keras_state import KerasState
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runs.session import Session
+from mpi_train.runtime import addresses, devices, watchdog
 from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.config import DevicesConfig
 from mpi_train.training.evaluation import Evaluator
+from mpi_train.training.loop import run_chunks
+from mpi_train.training.losses import as_input, losses_of
 from mpi_train.training.replicas import check_equal, mean_over_ranks
 from mpi_train.training.steps import epoch_order, plan_steps
-from mpi_train.training.trainer import as_input, losses_of, run_chunks
 
 
-def train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> RunRecord:
+def train_custom_dataset(config: DevicesConfig, world: World, threads: int) -> RunRecord:
+    """Train under MirroredStrategy, over GPUs or logical CPU devices, and write the record."""
+    names = devices.local_devices(config.devices)
+    return _train(
+        Run("custom_dataset", replace(config, devices=len(names)), world, threads),
+        tf.distribute.MirroredStrategy(names),
+        sync={"average": "gradients", "every": 1, "devices": len(names)},
+    )
+
+
+def train_multiworker(config: RanksConfig, world: World, threads: int) -> RunRecord:
+    """Train under MultiWorkerMirroredStrategy on all ranks and write the record.
+
+    MPI starts the ranks, tells them their addresses and watches them; TensorFlow moves the gradients over
+    gRPC.
+    """
+    run = Run("multiworker", config, world, threads)
+    with world.together():
+        devices.own_device(world, start=False)  # the strategy must be made before TensorFlow starts
+    os.environ["TF_CONFIG"] = addresses.tf_config(world)
+    watchdog.note("start of TensorFlow's cluster, which waits for every rank", starting=True)
+    with devices.quiet_start():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        return _train(run, strategy, sync={"average": "gradients", "every": 1})
+    except tf.errors.OpError as error:
+        lost = re.search(r"unhealthy.*?/task:(\d+)", str(error), re.DOTALL)
+        if lost is None:
+            raise
+        # TensorFlow waits 10 s for a rank, whatever --stall-timeout says.
+        watchdog.end_for(world, int(lost[1]), "is what TensorFlow calls unhealthy: it sends no heartbeats")
+
+
+def train_tpu(config: TrainConfig, world: World, threads: int) -> RunRecord:
+    """Train on a TPU, else on the GPUs of this machine, else on the CPU, and write the record."""
+    run = Run("tpu", config, world, threads)
+    strategy, device = _tpu_strategy(run)
+    sync = {"average": "gradients", "every": 1, "devices": strategy.num_replicas_in_sync, "device": device}
+    return _train(run, strategy, sync)
+
+
+def _tpu_strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
+    """The strategy for the best device there is, and the kind of device."""
+    # Before anything starts TensorFlow, after which it could not be set.
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    address = _tpu_address()
+    if address is None:
+        reason = "no TPU here: neither TPU_NAME nor /dev/accel*"
+    else:
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(address)
+            return tf.distribute.TPUStrategy(resolver), "TPU"
+        except (ValueError, RuntimeError, tf.errors.OpError, OSError) as error:
+            reason = f"the TPU {address} does not answer: {str(error).splitlines()[0]}"
+    if gpus := tf.config.list_physical_devices("GPU"):
+        names = [f"/GPU:{number}" for number in range(len(gpus))]
+        run.progress.say(f"tpu: {reason}; training on {len(names)} GPUs instead")
+        return tf.distribute.MirroredStrategy(names), "GPU"
+    devices.start_tensorflow()
+    run.progress.say(f"tpu: {reason}, no GPU either; training on the CPU instead")
+    return tf.distribute.OneDeviceStrategy("/CPU:0"), "CPU"
+
+
+def _tpu_address() -> str | None:
+    """Where to look for a TPU. Asking further afield would wait for an answer from a cloud we are not in."""
+    local = "local" if any(Path("/dev").glob("accel*")) else None
+    return os.environ.get("TPU_NAME") or local
+
+
+def _train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> RunRecord:
     """Trains under ``strategy``, on each rank of ``run.world`` with the examples of that rank.
 
     Args:

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from mpi_train.data.examples import Examples
 from mpi_train.runtime.aligned import as_tensor
+from mpi_train.training.losses import as_input, losses_of
 from mpi_train.training.scores import Scores, nothing_of
-from mpi_train.training.trainer import as_input, losses_of
 
 BATCH = 128
 """Examples at a time: enough to keep the cores busy, few enough to take little memory."""

@@ -6,10 +6,7 @@ chunks; within a step it is visited only to exchange with other ranks.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import keras
@@ -17,59 +14,16 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.collectives.averaging import Nothing
-from mpi_train.collectives.traffic import Traffic
 from mpi_train.data.examples import Examples
 from mpi_train.models.flat import FlatModel
 from mpi_train.models.optimizers import WarmedUp, update_for
 from mpi_train.models.zoo import returns_probabilities
-from mpi_train.monitor import timeline
-from mpi_train.runs.record import EpochTotals, RankTimes
 from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.world import World
+from mpi_train.training.loop import ChunkCallback, run_chunks
+from mpi_train.training.losses import as_input, losses_of, num_correct
 from mpi_train.training.steps import Steps
-
-CHUNK_S = 0.5
-"""Seconds that a chunk of steps should take."""
-
-
-def as_input(images: tf.Tensor) -> tf.Tensor:
-    """uint8 (n, h, w) or (n, h, w, c) to float32 (n, h, w, c) in [0, 1]."""
-    scaled = tf.cast(images, tf.float32) * (1 / 255)
-    return scaled if images.shape.rank == 4 else scaled[..., tf.newaxis]
-
-
-def losses_of(outputs: tf.Tensor, labels: tf.Tensor, *, from_logits: bool) -> tf.Tensor:
-    """Cross-entropy of each example: float32 (n,)."""
-    if from_logits:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
-    return keras.losses.sparse_categorical_crossentropy(labels, outputs)
-
-
-def num_correct(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """How many examples have their largest output at their label: float32 ()."""
-    return tf.reduce_sum(tf.cast(tf.argmax(outputs, 1, output_type=tf.int32) == labels, tf.float32))
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Steps ``first`` to ``stop`` of an epoch, as one rank saw them.
-
-    Attributes:
-        elapsed_s: What they took.
-        loss: Mean over their examples.
-        finite: Whether the loss and the weights are.
-        count: Examples, where they count.
-        exchange_s: Of ``elapsed_s``, in exchanges with other ranks, waiting included; NaN if not known.
-    """
-
-    first: int
-    stop: int
-    elapsed_s: float
-    loss: float
-    finite: bool
-    count: int = 0
-    exchange_s: float = math.nan
-
+from mpi_train.training.totals import EpochTotals
 
 Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """Images, labels and the scale of the loss, as in ``Steps``."""
@@ -103,25 +57,6 @@ class _Data:
             whole = [v if "GPU" in v.device else v.read_value() for v in self._variables]
             images, labels = (tf.gather(each, indices) for each in whole)
             return images, labels
-
-
-class Overseer:
-    """Is asked between chunks of steps. This one lets them run."""
-
-    def limit(self, first: int, stop: int) -> int:
-        """Where a chunk from step ``first`` must end that would end at ``stop``."""
-        return stop
-
-    def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
-        """Called after a chunk, on all ranks together.
-
-        Returns:
-            What it took the slowest rank, in seconds, and whether to pause: the same on all ranks.
-        """
-        return world.maximum(chunk.elapsed_s), False
-
-    def pause(self, step: int, so_far: EpochTotals) -> None:
-        """Called on all ranks together where a pause was wanted and the epoch is not over; may raise."""
 
 
 class Trainer:
@@ -193,7 +128,7 @@ class Trainer:
         order: np.ndarray,
         steps: Steps,
         world: World,
-        overseer: Overseer | None = None,
+        overseer: ChunkCallback | None = None,
         *,
         first: int = 0,
     ) -> EpochTotals:
@@ -209,7 +144,7 @@ class Trainer:
             self.prepare(order, steps),
             steps,
             world,
-            overseer or Overseer(),
+            overseer or ChunkCallback(),
             weights=lambda: [self.flat.weights.numpy()],
             averaging=self.averaging,
             first=first,
@@ -359,107 +294,3 @@ def mean_states(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
         tf.add_n(values) / len(values) if values[0].dtype.is_floating else values[-1]
         for values in zip(*parts, strict=True)
     ]
-
-
-def run_chunks(
-    run_steps: Callable[[int, int], tuple[float, float]],
-    steps: Steps,
-    world: World,
-    overseer: Overseer,
-    *,
-    weights: Callable[[], Sequence[np.ndarray]],
-    averaging: Nothing | None = None,
-    first: int = 0,
-    counts: bool = True,
-) -> EpochTotals:
-    """Runs the steps of one epoch in chunks, from step ``first`` on, on all ranks together.
-
-    Args:
-        run_steps: Trains the steps between two numbers and returns the sums of the loss and the hits over
-            this rank's examples in them.
-        steps: How the rank's examples are laid out in steps.
-        world: The ranks.
-        overseer: Is asked between chunks.
-        weights: This rank's, to be looked through for NaN.
-        averaging: Counts the traffic between ranks; None where nothing does.
-        counts: Whether this rank's examples count in the sums over all ranks.
-    """
-    meter = _Meter(world, averaging)
-    exchange_s = averaging.exchange_s if averaging is not None else Nothing().exchange_s
-    length = 8
-    with timeline.phase("host"):
-        while first < len(steps):
-            stop = overseer.limit(first, min(first + length, len(steps)))
-            exchanged_s = exchange_s()
-            start = time.perf_counter()
-            with timeline.phase("compute", first, stop):
-                loss, correct = run_steps(first, stop)
-                if averaging is not None:
-                    averaging.finish()
-            elapsed = time.perf_counter() - start
-            exchanged_s = exchange_s() - exchanged_s
-            count = steps[first:stop].num_examples
-            meter.add(elapsed, *((loss, correct, count) if counts else ()))
-            finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
-            mean_loss, counted = loss / max(1, count), count if counts else 0
-            slowest_s, pause = overseer.after(
-                Chunk(first, stop, elapsed, mean_loss, finite, counted, exchanged_s), world
-            )
-            if pause and stop < len(steps):
-                with timeline.phase("checkpoint"):
-                    overseer.pause(stop, meter.totals())
-                    meter.start()
-            length = max(1, int((stop - first) * CHUNK_S / slowest_s))
-            first = stop
-    return meter.totals()
-
-
-class _Meter:
-    """Adds up an epoch's loss, hits and times; its clock stands still while the overseer has the turn."""
-
-    def __init__(self, world: World, averaging: Nothing | None) -> None:
-        self._world, self._averaging = world, averaging
-        self._loss = self._correct = self._count = self._graph_s = self._train_s = 0.0
-        self._traffic = Traffic()
-        if averaging is not None:
-            averaging.take_traffic(world)  # what there was before
-        self.start()
-
-    def start(self) -> None:
-        """Starts the clock on all ranks together."""
-        self._world.barrier()
-        self._begin = time.perf_counter()
-
-    def add(self, graph_s: float, loss: float = 0.0, correct: float = 0.0, count: int = 0) -> None:
-        self._loss, self._correct, self._count = (
-            self._loss + loss,
-            self._correct + correct,
-            self._count + count,
-        )
-        self._graph_s += graph_s
-
-    def totals(self) -> EpochTotals:
-        """Stops the clock, and says what there is so far over all ranks; on all ranks together."""
-        self._train_s += time.perf_counter() - self._begin
-        world = self._world
-        by_rank: list[RankTimes] = []
-        if self._averaging is not None:
-            self._traffic += self._averaging.take_traffic(world)
-            by_rank = world.gather_all(
-                RankTimes(
-                    compute_s=self._graph_s - self._traffic.moving_s - self._traffic.waiting_s,
-                    moving_s=self._traffic.moving_s,
-                    waiting_s=self._traffic.waiting_s,
-                    host_s=self._train_s - self._graph_s,
-                    sent_bytes=self._traffic.sent_bytes,
-                    hidden_s=self._traffic.hidden_s,
-                )
-            )
-        loss, correct, count = world.sum(np.array([self._loss, self._correct, self._count], np.float64))
-        return EpochTotals(
-            loss=float(loss),
-            correct=float(correct),
-            count=int(count),
-            train_s=world.maximum(self._train_s),
-            by_rank=by_rank,
-        )

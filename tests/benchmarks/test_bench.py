@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 QUICK_JOB = """
 import argparse, dataclasses, os, sys, time
 from pathlib import Path
-from mpi_train.runs.record import EpochRecord, Recorder, RunRecord
+from mpi_train.runs.record import EpochRecord, RunRecord
+from mpi_train.runs.folder import RunFolder
 from mpi_train.runtime.world import World
 
 strategy = Path(__file__).stem
@@ -62,7 +63,7 @@ record = RunRecord(
     train_s=sum(e.train_s for e in epochs), images_per_s=epochs[-1].images_per_s, test_accuracy=0.5,
     weights_sha256="cd", startup_s=0.1, peak_rss_mib=10, environment={},
 )
-recorder = Recorder(flags.out, World())
+recorder = RunFolder(flags.out, World())
 if rank == 0:
     recorder.open()
     recorder.write(record)

@@ -14,8 +14,9 @@ from mpi_train.benchmarks.network.config import NetworkConfig, flags_of, plan
 from mpi_train.benchmarks.network.runner import kept
 from mpi_train.collectives.registry import WAYS
 from mpi_train.report.collect import write_attempts
-from mpi_train.runs.config import MpiConfig, parse
 from mpi_train.runtime.errors import EXIT_PLATFORM, UsageError
+from mpi_train.runtime.flags import parse
+from mpi_train.strategies.mpi.config import MpiConfig
 from tests.report.conftest import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -44,8 +45,8 @@ def test_each_collective_runs_at_each_rate_with_the_same_work(
             os.path.relpath(ROOT / "slurm/local_cluster.sh") + f" rate {rate} && srun"
         )
     settings = [parse(MpiConfig, job.words[-4:], description="", prog="") for job in jobs[1:3]]
-    assert [(each.collective, each.every, each.topk_part) for each in settings] == [
-        ("plain", 8, MpiConfig().topk_part),
+    assert [(each.collective, each.every, each.topk_fraction) for each in settings] == [
+        ("plain", 8, MpiConfig().topk_fraction),
         ("topk", 1, 0.1),
     ]
 

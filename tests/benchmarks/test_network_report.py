@@ -13,7 +13,8 @@ import pytest
 from mpi_train.benchmarks.network import report
 from mpi_train.benchmarks.network.report import Row
 from mpi_train.report.collect import Attempt, write_attempts
-from mpi_train.runs.record import RankTimes, RunRecord
+from mpi_train.runs.record import RunRecord
+from mpi_train.training.totals import RankTimes
 
 MakeRun = Callable[..., RunRecord]
 

@@ -12,10 +12,10 @@ from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.data.shards import ShardSet
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
-from mpi_train.runs.record import EpochTotals
 from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
 from mpi_train.training.steps import Steps, epoch_order, plan_steps
+from mpi_train.training.totals import EpochTotals
 from mpi_train.training.trainer import Trainer
 
 

@@ -10,9 +10,9 @@ from mpi_train.benchmarks.threads import tune
 from mpi_train.collectives import autotune
 from mpi_train.collectives.autotune import Choice, fastest
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.runs.config import MpiConfig
 from mpi_train.runtime.errors import PlatformError, UsageError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.training.replicas import check_equal
 
 

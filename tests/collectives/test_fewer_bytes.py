@@ -16,9 +16,9 @@ from mpi_train.collectives.topk import TopK
 from mpi_train.data.shards import ShardSet
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
-from mpi_train.runs.config import MpiConfig
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.training.replicas import check_equal
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
@@ -100,7 +100,7 @@ def test_each_sends_as_little_as_it_says(world: World) -> None:
     # Two kernels of (288, 64) and (1600, 128) and one of (128, 10), in rank 4; the other numbers as they are.
     numbers = 4 * (288 + 64 + 1600 + 128 + 128 + 10) + 288 + 32 + 64 + 128 + 10
     assert sent["powersgd"] == pytest.approx(2 * 4 * numbers * (world.size - 1) / world.size, abs=2)
-    assert sent["topk"] == 8 * round(MpiConfig().topk_part * flat.num_padded) * (world.size - 1)
+    assert sent["topk"] == 8 * round(MpiConfig().topk_fraction * flat.num_padded) * (world.size - 1)
 
 
 def test_powersgd_is_exact_where_the_rank_is_enough(world: World) -> None:
@@ -137,7 +137,7 @@ def test_what_is_not_sent_is_kept(name: str, world: World) -> None:
     assert np.allclose(applied + unsent, given, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("powersgd", {}), ("topk", {"topk_part": 0.05})])
+@pytest.mark.parametrize(("name", "settings"), [("powersgd", {}), ("topk", {"topk_fraction": 0.05})])
 def test_a_gradient_that_stays_the_same_arrives(name: str, settings: dict[str, Any], world: World) -> None:
     flat = build()
     exchange = Exchange(averaging(world, flat, name, **settings))
@@ -249,7 +249,7 @@ def expected(world: World, tiny: ShardSet) -> list[float]:
 
 @pytest.mark.pair
 @pytest.mark.parametrize(
-    ("name", "settings"), [("bfloat16", {}), ("powersgd", {}), ("topk", {"topk_part": 0.05})]
+    ("name", "settings"), [("bfloat16", {}), ("powersgd", {}), ("topk", {"topk_fraction": 0.05})]
 )
 def test_training_comes_near_to_where_whole_gradients_bring_it(
     name: str, settings: dict[str, Any], expected: list[float], world: World, tiny: ShardSet

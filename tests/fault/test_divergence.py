@@ -34,7 +34,7 @@ def limit(self, first, stop):
 
 Session.limit = limit
 from mpi_train.cli import run_training
-from mpi_train.runs.config import MpiConfig
+from mpi_train.strategies.mpi.config import MpiConfig
 run_training("mpi", MpiConfig, description="", mpi=True)
 """
 

@@ -90,7 +90,7 @@ def broken(*args, **kwargs):
 
 setattr(owner, name, broken)
 from mpi_train.cli import run_training
-from mpi_train.runs.config import MpiConfig
+from mpi_train.strategies.mpi.config import MpiConfig
 run_training("mpi", MpiConfig, description="", mpi=True)
 """
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mpi_train.runs.record import EpochRecord, RankTimes, RunRecord, median_rate
+from mpi_train.runs.record import EpochRecord, RunRecord, median_rate
 from mpi_train.runtime import files
+from mpi_train.training.totals import RankTimes
 
 MakeRun = Callable[..., RunRecord]
 

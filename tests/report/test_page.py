@@ -20,7 +20,8 @@ from PIL import Image
 from mpi_train import report
 from mpi_train.report import wording
 from mpi_train.runs.folder import MISTAKES
-from mpi_train.runs.record import RankTimes, RunRecord
+from mpi_train.runs.record import RunRecord
+from mpi_train.training.totals import RankTimes
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import write_run
 

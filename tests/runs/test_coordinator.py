@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mpi_train.runs.coordinator import Control
-from mpi_train.runs.record import EpochTotals, RankTimes
 from mpi_train.runtime.world import World
+from mpi_train.training.totals import EpochTotals, RankTimes
 
 
 def test_chunks_end_where_a_checkpoint_is_due() -> None:

@@ -17,7 +17,8 @@ from mpi_train.runs.loggers import About, Sinks, chosen
 from mpi_train.runs.loggers.base import scalars
 from mpi_train.runs.loggers.csv import EpochsCsv
 from mpi_train.runs.loggers.tensorboard import TensorBoard
-from mpi_train.runs.record import EpochRecord, RankTimes
+from mpi_train.runs.record import EpochRecord
+from mpi_train.training.totals import RankTimes
 
 ABOUT = About(
     run_id="20261121T110222Z-mpi-2x-cnn-fashion_mnist-s1-3f9a",

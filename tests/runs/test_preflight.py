@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mpi_train.runs import preflight
-from mpi_train.runs.config import MpiConfig
 from mpi_train.runtime import launch
 from mpi_train.runtime.errors import DataError, PlatformError, UsageError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.mpi.config import MpiConfig
 
 ROOT = Path(__file__).parents[2]
 

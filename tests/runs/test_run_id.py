@@ -47,10 +47,10 @@ def test_a_run_is_put_aside_with_all_that_is_its_own_and_nothing_else(tmp_path: 
     for other in ("run.json", "epochs.csv", "job.log", "mine.txt"):
         (tmp_path / other).write_text(other)
     (tmp_path / "checkpoints").mkdir()
-    assert earlier.put_aside(tmp_path) == tmp_path / "earlier" / name
+    assert earlier.archive_previous_run(tmp_path) == tmp_path / "earlier" / name
     assert {path.name for path in (tmp_path / "earlier" / name).iterdir()} == own
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "earlier", "job.log", "mine.txt"}
-    assert earlier.put_aside(tmp_path) is None
+    assert earlier.archive_previous_run(tmp_path) is None
 
 
 @pytest.mark.parametrize("events", [None, "", "{", '{"key": "run_id", "value": "../../away"}', "[1]"])
@@ -58,7 +58,7 @@ def test_a_run_without_an_id_is_put_aside_under_its_time(events: str | None, tmp
     if events is not None:
         (tmp_path / "events.jsonl").write_text(events)
     (tmp_path / "run.json").write_text("{}")
-    folder = earlier.put_aside(tmp_path)
+    folder = earlier.archive_previous_run(tmp_path)
     assert folder is not None
     assert folder.parent == tmp_path / "earlier"
     assert "-unnamed-" in folder.name

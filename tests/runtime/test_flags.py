@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.runs.config import BaselineConfig, DevicesConfig, MpiConfig, TrainConfig, as_flags, parse
+from mpi_train.runs.config import TrainConfig
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import as_flags, parse
+from mpi_train.strategies.config import BaselineConfig, DevicesConfig
+from mpi_train.strategies.mpi.config import MpiConfig
 
 
 def read(*words: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
@@ -76,8 +79,8 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
     ("flags", "text"),
     [
         (["--powersgd-rank", "0"], "--powersgd-rank: expected at least 1"),
-        (["--topk-part", "2"], "--topk-part: expected more than 0, at most 1. Got: 2"),
-        (["--topk-part", "0"], "--topk-part: expected more than 0"),
+        (["--topk-fraction", "2"], "--topk-fraction: expected more than 0, at most 1. Got: 2"),
+        (["--topk-fraction", "0"], "--topk-fraction: expected more than 0"),
         (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
         (["--collective", "diloco", "--post-local-from", "2"], "--post-local-from: --collective diloco goes"),
         (

@@ -12,16 +12,10 @@ from mpi_train.benchmarks.network.cluster import check_rate
 from mpi_train.benchmarks.strategies.bench import Job, RunsConfig, as_typed, num_cores
 from mpi_train.collectives.registry import WAYS
 from mpi_train.report.collect import Attempt
-from mpi_train.runs.config import (
-    MpiConfig,
-    TrainConfig,
-    as_flags,
-    at_least,
-    one_example_a_rank,
-    option,
-    parse,
-)
+from mpi_train.runs.config import TrainConfig, one_example_a_rank
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import as_flags, at_least, option, parse
+from mpi_train.strategies.mpi.config import MpiConfig
 
 PLAIN = "plain"
 # Not auto and hierarchical: with one rank a node they are plain.

@@ -17,9 +17,10 @@ from mpi_train.report.collect import Attempt, Collection, collect
 from mpi_train.report.look import PICTURE
 from mpi_train.report.summary import Summary, summarise, time_to
 from mpi_train.report.tables import Cell, Table
-from mpi_train.runs.record import RunRecord, sum_of
+from mpi_train.runs.record import RunRecord
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import unwritable
+from mpi_train.training.totals import sum_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,10 +17,10 @@ from mpi_train.benchmarks.strategies.bench import Job, num_cores
 from mpi_train.benchmarks.strategies.runner import start_console
 from mpi_train.data.shards import ShardSet
 from mpi_train.report.collect import BENCH_FILE, Attempt, read_attempts, write_attempts
-from mpi_train.runs.config import parse
 from mpi_train.runs.record import read_run
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import DataError
+from mpi_train.runtime.flags import parse
 
 
 def main(jobs: Path, argv: Sequence[str] | None = None) -> None:

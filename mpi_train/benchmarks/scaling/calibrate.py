@@ -25,9 +25,10 @@ from mpi_train.collectives.buckets import BUCKET_BYTES, grouped
 from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
-from mpi_train.runs.config import MpiConfig, StepConfig
+from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.errors import JobError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
 
@@ -65,7 +66,7 @@ class TimedStep:
         flat = FlatModel(model, device)
         self.model_bytes = 4 * flat.num_padded
         self.num_buckets = len(grouped([4 * size for size in flat.sizes], BUCKET_BYTES))
-        averaging = Nothing() if way is None else build.averaging(MpiConfig(collective=way), world, flat)  # type: ignore[arg-type]
+        averaging = Nothing() if way is None else build.averaging(MpiConfig(collective=way), world, flat)
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         self._trainer = Trainer(flat, optimizer, examples, averaging=averaging, devices=[device])
         steps = plan_steps(num_own * world.size, own_batch * world.size, rank=world.rank, size=world.size)

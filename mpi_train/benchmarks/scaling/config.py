@@ -9,8 +9,9 @@ from typing import Literal
 
 from mpi_train.benchmarks.scaling.cost_model import Network
 from mpi_train.collectives.registry import WAYS
-from mpi_train.runs.config import StepConfig, at_least, option
+from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import at_least, option
 
 Machine = Literal["auto", "one", "many"]
 

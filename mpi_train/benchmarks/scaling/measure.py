@@ -14,9 +14,10 @@ from mpi_train.benchmarks.scaling.cost_model import Shape
 from mpi_train.benchmarks.scaling.output import Grid, make_folder, save
 from mpi_train.benchmarks.scaling.predict import Model
 from mpi_train.benchmarks.timing import Work, time_in_turn
-from mpi_train.runs.config import as_dict, one_example_a_rank
+from mpi_train.runs.config import one_example_a_rank
 from mpi_train.runtime import devices, files, machine
 from mpi_train.runtime.errors import UsageError, unwritable
+from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 
 _SAMPLE_S = 0.3

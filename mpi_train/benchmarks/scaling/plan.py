@@ -16,9 +16,9 @@ from mpi_train.benchmarks.scaling.predict import Model, Training, trainings
 from mpi_train.benchmarks.scaling.recommend import ENOUGH, Advice, advise
 from mpi_train.benchmarks.scaling.simgrid import Simulated, interpreter, simulate
 from mpi_train.report import wording
-from mpi_train.runs.config import as_dict
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import UsageError, unwritable
+from mpi_train.runtime.flags import as_dict
 
 FILES = ("plan.json", "plan.md", "plan.png")
 

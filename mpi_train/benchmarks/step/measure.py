@@ -24,9 +24,10 @@ from mpi_train.data.examples import Examples
 from mpi_train.data.shards import balanced_range
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
-from mpi_train.runs.config import as_dict, one_example_a_rank
+from mpi_train.runs.config import one_example_a_rank
 from mpi_train.runtime import devices, files, machine
 from mpi_train.runtime.errors import unwritable
+from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer

@@ -9,8 +9,9 @@ import tensorflow as tf
 from mpi_train.benchmarks.step.flops import count_flop
 from mpi_train.models.zoo import returns_probabilities
 from mpi_train.runtime.world import World
+from mpi_train.training.losses import losses_of
 from mpi_train.training.steps import Steps
-from mpi_train.training.trainer import Trainer, losses_of
+from mpi_train.training.trainer import Trainer
 
 PRODUCT_SIZE = 1024
 """Rows and columns of the matrices whose product says what a core can do."""

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from mpi_train.report.collect import Attempt
 from mpi_train.report.summary import sized
-from mpi_train.runs.config import TrainConfig, as_flags, at_least, option
+from mpi_train.runs.config import TrainConfig
 from mpi_train.runtime import launch, machine
 from mpi_train.runtime.errors import PlatformError, UsageError
+from mpi_train.runtime.flags import as_flags, at_least, option
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from mpi_train.benchmarks.series import Series
 from mpi_train.benchmarks.strategies.bench import BenchConfig, available, num_cores, plan
 from mpi_train.data.shards import ShardSet
 from mpi_train.report import terminal, wording
-from mpi_train.runs.config import parse
 from mpi_train.runtime import world as worlds
+from mpi_train.runtime.flags import parse
 
 
 def main(jobs: Path, argv: Sequence[str] | None = None) -> None:

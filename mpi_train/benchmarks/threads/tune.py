@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from mpi_train.collectives.clearly import clearly_fastest
 from mpi_train.data.shards import ShardSet
 from mpi_train.monitor.progress import Progress
-from mpi_train.runs.config import MpiConfig
 from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
+from mpi_train.strategies.mpi.config import MpiConfig
 
 MAX_TRIED = 4
 _LIMIT_S = 120

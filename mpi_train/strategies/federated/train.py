@@ -25,8 +25,7 @@ from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import coordinator
 from mpi_train.runs.checkpoints import Arrays
-from mpi_train.runs.config import FederatedConfig
-from mpi_train.runs.record import EpochTotals, RankTimes, RunRecord
+from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runs.session import Session, copies
 from mpi_train.runtime import devices, files, watchdog
@@ -34,10 +33,13 @@ from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.federated import chart
 from mpi_train.strategies.federated.clients import Client, choose, clients_of
+from mpi_train.strategies.federated.config import FederatedConfig
 from mpi_train.training.evaluation import Evaluator
+from mpi_train.training.loop import Chunk, ChunkCallback, run_chunks
 from mpi_train.training.replicas import check_equal, part_seeds, start_equal
 from mpi_train.training.steps import epoch_order, plan_steps
-from mpi_train.training.trainer import Chunk, Overseer, Trainer, run_chunks
+from mpi_train.training.totals import EpochTotals, RankTimes
+from mpi_train.training.trainer import Trainer
 
 ROUNDS, CLIENTS, PICTURE = "rounds.jsonl", "clients.json", "clients.png"
 
@@ -253,7 +255,7 @@ class _AskedError(Exception):
     """This rank was asked to stop while a client trained."""
 
 
-class _Finite(Overseer):
+class _Finite(ChunkCallback):
     """Looks at the chunks of one client; what it sees is told to the other ranks when that has trained."""
 
     def __init__(self) -> None:

@@ -24,7 +24,6 @@ from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
 from mpi_train.runs.checkpoints import Arrays, work_of
-from mpi_train.runs.config import PipelineConfig
 from mpi_train.runs.record import EpochRecord, RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import devices
@@ -33,12 +32,14 @@ from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.strategies import custom_loop
 from mpi_train.strategies.pipeline import partition
+from mpi_train.strategies.pipeline.config import PipelineConfig
 from mpi_train.strategies.pipeline.link import Link
 from mpi_train.strategies.pipeline.schedule import bubble, in_flight, one_forward_one_backward
 from mpi_train.training import evaluation
 from mpi_train.training.evaluation import Evaluator
+from mpi_train.training.losses import as_input, losses_of, num_correct
 from mpi_train.training.replicas import part_seeds, start_equal
-from mpi_train.training.trainer import Batch, Trainer, as_input, losses_of, mean_states, num_correct
+from mpi_train.training.trainer import Batch, Trainer, mean_states
 
 
 def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:

@@ -23,9 +23,9 @@ from mpi_train.runtime import addresses, devices
 from mpi_train.runtime.digest import digest
 from mpi_train.runtime.errors import DivergedError, PlatformError
 from mpi_train.runtime.world import World
+from mpi_train.training.loop import run_chunks
 from mpi_train.training.replicas import check_equal, mean_over_ranks
 from mpi_train.training.steps import epoch_order, plan_steps
-from mpi_train.training.trainer import run_chunks
 
 try:
     import torch

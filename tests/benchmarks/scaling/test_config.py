@@ -9,8 +9,8 @@ import pytest
 from mpi_train.benchmarks.scaling import plan
 from mpi_train.benchmarks.scaling.calibration import Calibration
 from mpi_train.benchmarks.scaling.config import PlanConfig, ScalingConfig
-from mpi_train.runs.config import parse
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import parse
 
 
 @pytest.mark.parametrize(

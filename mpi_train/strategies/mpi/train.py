@@ -12,12 +12,12 @@ from mpi_train.collectives.autotune import Choice
 from mpi_train.collectives.averaging import AllReduce, Nothing
 from mpi_train.models.flat import FlatModel
 from mpi_train.models.optimizers import LearningRate
-from mpi_train.runs.config import MpiConfig
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import devices
 from mpi_train.runtime.world import World
 from mpi_train.strategies import custom_loop
+from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.training.sync_batchnorm import synchronised
 
 

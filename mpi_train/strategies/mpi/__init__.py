@@ -1,0 +1,1 @@
+"""Data parallelism over MPI ranks, averaged by an all-reduce at every step."""
