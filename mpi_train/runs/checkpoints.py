@@ -27,7 +27,7 @@ from mpi_train.runs.record import EpochRecord
 from mpi_train.runtime.digest import digest
 from mpi_train.runtime.errors import DataError, UsageError
 from mpi_train.runtime.world import World
-from mpi_train.training.steps import Leg
+from mpi_train.training.steps import Segment
 from mpi_train.training.totals import EpochTotals, RankTimes
 
 FOLDER = "checkpoints"
@@ -45,14 +45,14 @@ class Position:
 
     Attributes:
         epoch: The one that comes or is under way, counted from 1.
-        legs: What was done of it.
+        segments: What was done of it.
         so_far: What that came to.
         epochs: Records of those before it.
         history: What happened to the run: resumptions and rollbacks, as ``RunRecord`` has them.
     """
 
     epoch: int = 1
-    legs: tuple[Leg, ...] = ()
+    segments: tuple[Segment, ...] = ()
     so_far: EpochTotals = field(default_factory=EpochTotals)
     epochs: tuple[EpochRecord, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
@@ -60,7 +60,7 @@ class Position:
     @property
     def step(self) -> int:
         """Steps of the epoch that are done."""
-        return sum(leg.num_steps for leg in self.legs)
+        return sum(segment.num_steps for segment in self.segments)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -75,15 +75,17 @@ class Position:
         so_far = {**raw["so_far"], "by_rank": [RankTimes(**rank) for rank in raw["so_far"]["by_rank"]]}
         position = cls(
             epoch=int(raw["epoch"]),
-            legs=tuple(Leg(int(leg["size"]), int(leg["num_steps"])) for leg in raw["legs"]),
+            segments=tuple(
+                Segment(int(segment["size"]), int(segment["num_steps"])) for segment in raw["segments"]
+            ),
             so_far=EpochTotals(**so_far),
             epochs=tuple(EpochRecord.from_json(epoch) for epoch in raw["epochs"]),
             history=tuple(raw["history"]),
         )
         if position.epoch < 1 or len(position.epochs) != position.epoch - 1:
             raise ValueError(f"epoch {position.epoch} after {len(position.epochs)}")
-        if any(leg.size < 1 or leg.num_steps < 0 for leg in position.legs):
-            raise ValueError(f"legs {position.legs}")
+        if any(segment.size < 1 or segment.num_steps < 0 for segment in position.segments):
+            raise ValueError(f"segments {position.segments}")
         return position
 
 

@@ -1,8 +1,7 @@
-"""What the ranks agree on between two chunks of steps: how long the next is, to save, to stop, or to give up.
+"""Agreement of the ranks between chunks of steps: length of the next chunk, saving, stopping, giving up.
 
-A signal reaches ranks at different steps, and a disk or a clock is one rank's alone. So each rank says
-what it knows, one all-gather makes it common, and all act at the same step. What each rank says of its time
-goes the same way.
+A signal reaches ranks at different steps, and only one rank sees its disk or its clock. So each rank reports
+what it knows in one all-gather, and all ranks act at the same step. Each rank reports its times the same way.
 """
 
 from __future__ import annotations
@@ -19,34 +18,34 @@ import numpy as np
 
 from mpi_train.monitor.pace import ByRank
 from mpi_train.runtime.world import World
+from mpi_train.training.loop import Chunk
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""Which ask a run to save and stop. USR2, as some libraries have a use of their own for USR1."""
+"""Signals that ask a run to save and stop. USR2, because some libraries use USR1."""
 
-
+# Signals that arrived in this process and were not acted on. Signal handlers are process-wide by nature.
 _asked: list[int] = []
-"""Signals that this process got and that have not been acted on."""
 
 
 def listen() -> None:
-    """Takes SIGUSR2 from now on, which would end a process that still starts; the run acts on it later."""
+    """Record SIGUSR2 from now on, which would end a process during its start. The run acts on it later."""
     signal.signal(signal.SIGUSR2, lambda number, _: _asked.append(number))
 
 
 def is_asked() -> bool:
-    """Whether this process alone was asked to stop; what becomes of it, all ranks agree on."""
+    """Return True if this process was asked to stop. All ranks decide together what follows."""
     return bool(_asked)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do next.
+    """Decision of all ranks after a chunk of steps.
 
     Attributes:
-        slowest_s: Seconds that the chunk took on the slowest rank.
-        diverged: A loss or a weight is not finite somewhere.
-        stop: Somebody asked to stop.
-        save: A checkpoint is due.
+        slowest_s: Seconds of the chunk on the slowest rank.
+        diverged: True if a loss or a weight is not finite on some rank.
+        stop: True if some rank was asked to stop.
+        save: True if a checkpoint is due.
         by_rank: The chunk as each rank saw it.
     """
 
@@ -57,11 +56,13 @@ class Decision:
     by_rank: ByRank
 
 
-class Control:
-    """Args:
-    world: The ranks.
-    every_steps: Steps of an epoch between two checkpoints; 0 for none but those that time asks for.
-    every_s: Seconds between two checkpoints; the root's clock counts.
+class Coordinator:
+    """Agreement of the ranks of a run.
+
+    Args:
+        world: The ranks.
+        every_steps: Steps between two checkpoints within an epoch; 0 for checkpoints by time alone.
+        every_s: Seconds between two checkpoints, by the clock of the root.
     """
 
     def __init__(self, world: World, *, every_steps: int = 0, every_s: float = math.inf) -> None:
@@ -72,7 +73,7 @@ class Control:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals that ask to stop. A second Ctrl-C ends the process at once."""
+        """Record the signals that ask to stop. A second Ctrl-C ends the process at once."""
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             yield
@@ -88,43 +89,38 @@ class Control:
 
     @property
     def reason(self) -> str:
-        """The signal that this rank got, for a message; empty when it got none."""
+        """Name of the signal that this rank got; empty without one."""
         return signal.Signals(_asked[0]).name if _asked else ""
 
     def limit(self, first: int, stop: int) -> int:
-        """Where a chunk from step ``first`` that would end at ``stop`` must end for a checkpoint."""
+        """Return where a chunk from ``first`` must end, at most at ``stop``, for a checkpoint to be on time."""
         if not self._every_steps:
             return stop
         return min(stop, (first // self._every_steps + 1) * self._every_steps)
 
     def is_due(self, first: int, stop: int) -> bool:
-        """Whether the number of steps asks for a checkpoint between two steps."""
+        """Return True if the number of steps requires a checkpoint between two steps."""
         every = self._every_steps
         return every > 0 and first // every != stop // every
 
-    def agree(
-        self,
-        *,
-        first: int,
-        stop: int,
-        elapsed_s: float,
-        finite: bool,
-        loss: float = 0.0,
-        count: int = 0,
-        exchange_s: float = math.nan,
-    ) -> Decision:
-        """On all ranks together, after a chunk.
+    def agree(self, chunk: Chunk) -> Decision:
+        """Exchange what each rank knows after a chunk, and decide; on all ranks together.
 
         Args:
-            first, stop: Between which steps of the epoch the chunk was.
-            elapsed_s: What the chunk took on this rank.
-            finite: Whether its loss and this rank's weights are.
-            loss, count, exchange_s: As ``Chunk`` has them.
+            chunk: The chunk as this rank saw it, its steps counted within the epoch.
         """
-        due = self.is_due(first, stop)
+        due = self.is_due(chunk.first, chunk.stop)
         due |= time.monotonic() - self._last_save >= self._every_s
         due &= self._world.is_root
-        mine = (not finite, bool(_asked), due, elapsed_s, exchange_s, count, loss * count)
+        mine = (
+            not chunk.finite,
+            bool(_asked),
+            due,
+            chunk.elapsed_s,
+            chunk.exchange_s,
+            chunk.count,
+            chunk.loss * chunk.count,
+        )
         columns = self._world.gather_rows(np.array(mine, np.float64)).T
         diverged, stop, save = (bool(column.any()) for column in columns[:3])
         self.stopping = stop
@@ -132,5 +128,5 @@ class Control:
         return Decision(float(by_rank.elapsed_s.max()), diverged, stop, save, by_rank)
 
     def saved(self) -> None:
-        """To be called after a checkpoint was written."""
+        """Restart the clock after a checkpoint was written."""
         self._last_save = time.monotonic()

@@ -1,59 +1,118 @@
-"""An epoch, or what is left of one that was interrupted, laid out for the rank that trains it."""
+"""The training protocol: begin or resume, train epoch after epoch, roll back, finish.
+
+Strategies build what is trained and hand in how one epoch is trained.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import keras
 import numpy as np
 
 from mpi_train.data.examples import Examples
-from mpi_train.runs.session import Session
+from mpi_train.runs.record import RunRecord
+from mpi_train.runs.resumable import ResumableRun, State
+from mpi_train.runs.run import Run
+from mpi_train.runtime.errors import DivergedError
 from mpi_train.training.steps import Steps, dealt, epoch_order, plan_steps
+
+
+def train_epochs(
+    run: Run,
+    state: State,
+    train_epoch: Callable[[ResumableRun], object],
+    *,
+    model: tuple[str, int],
+    optimizer: keras.Optimizer,
+    sync: dict[str, Any],
+    weights_sha256: Callable[[], str],
+    details: Callable[[], dict[str, Any]] = dict,
+    layout: dict[str, Any] | None = None,
+    save_at_start: bool = False,
+) -> RunRecord:
+    """Take a run, built and traced, from its first epoch or its last checkpoint to its record.
+
+    Args:
+        run: The frame.
+        state: Everything that is trained.
+        train_epoch: Function that trains the epoch at ``ResumableRun.position``, or what remains of it, and
+            ends it with ``ResumableRun.end_epoch``.
+        model: Name of the model, and number of its weights.
+        optimizer: Optimizer, for the learning rate in the record.
+        sync: Entry ``sync`` of the record.
+        weights_sha256: Function that returns the digest of the final weights, on all ranks together.
+        details: Function that returns the entry ``details`` of the record, on all ranks together.
+        layout, save_at_start: As for ``ResumableRun``.
+    """
+    resumable = ResumableRun(run, state, layout, save_at_start=save_at_start)
+    resumable.begin()
+    run.start(*model)
+    with resumable.training():
+        while resumable.position.epoch <= run.config.epochs:
+            try:
+                train_epoch(resumable)
+            except DivergedError as error:
+                resumable.roll_back(error)
+    return run.finish(
+        optimizer=optimizer,
+        sync=sync,
+        weights_sha256=weights_sha256(),
+        details=details(),
+        history=resumable.position.history,
+        checkpoint_s=resumable.checkpoints.seconds,
+    )
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a rank does in an epoch.
+    """An epoch, or what remains of an interrupted one, laid out for one rank.
 
     Attributes:
-        number: Counted from 1.
-        leg: How many other numbers of ranks have had a part in it.
-        examples: The rank's.
-        order: int32 (n,): in which it visits them.
-        steps: How they are laid out in steps.
-        first: Steps that are done.
+        number: Number of the epoch, from 1.
+        segment: Number of finished segments, which ran on other numbers of ranks.
+        examples: Examples of the rank.
+        order: int32 (n,): order in which the rank visits them.
+        steps: Layout of the examples in steps.
+        first: Number of finished steps.
     """
 
     number: int
-    leg: int
+    segment: int
     examples: Examples
     order: np.ndarray
     steps: Steps
     first: int
 
 
-def lay_out(session: Session, examples: Examples, *, num_parts: int = 1) -> Epoch:
-    """The session's present epoch; on all ranks together.
+def begin_epoch(resumable: ResumableRun, examples: Examples, *, num_parts: int = 1) -> Epoch:
+    """Lay out and begin the present epoch, on all ranks together.
 
     Args:
-        session: Tells where the run is.
-        examples: The rank's, of a whole epoch.
-        num_parts: Devices of the rank.
+        resumable: The run.
+        examples: Examples of the rank in a whole epoch.
+        num_parts: Number of devices of the rank.
 
     Raises:
-        DataError: examples that other ranks had cannot be read; on all ranks.
+        DataError: examples that belonged to other ranks cannot be read. Raised on all ranks.
     """
-    run, number = session.run, session.position.epoch
-    config, world, peers = run.config, run.world, run.peers
-    closed, first = session.rest_of_epoch()
-    num_closed = sum(leg.num_steps for leg in closed)
+    run, number = resumable.run, resumable.position.epoch
+    config, replicas = run.config, run.replicas
+    closed, first = resumable.rest_of_epoch()
+    num_closed = sum(segment.num_steps for segment in closed)
     if closed:
-        # What is left of the epoch is dealt to another number of ranks than began it.
-        mine = dealt(run.num_train, config.batch_size, config.seed, number, closed, peers.rank, peers.size)
-        with world.together():
+        # The rest of the epoch is dealt to another number of ranks than began it.
+        mine = dealt(
+            run.num_train, config.batch_size, config.seed, number, closed, replicas.rank, replicas.size
+        )
+        with run.world.together():
             examples = run.shards.read_some("train", mine)
     num_left = run.num_train - num_closed * config.batch_size
-    steps = plan_steps(num_left, config.batch_size, rank=peers.rank, size=peers.size, num_parts=num_parts)
-    order = epoch_order(config.seed, number, peers.rank, len(examples), len(closed))
-    session.begin_epoch(num_closed + len(steps))
+    steps = plan_steps(
+        num_left, config.batch_size, rank=replicas.rank, size=replicas.size, num_parts=num_parts
+    )
+    order = epoch_order(config.seed, number, replicas.rank, len(examples), len(closed))
+    resumable.begin_epoch(num_closed + len(steps))
     return Epoch(number, len(closed), examples, order, steps, first)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from mpi_train.runs.checkpoints import Arrays
-from mpi_train.runs.session import copies
+from mpi_train.runs.resumable import copies
 
 
 class KerasState:

@@ -1,4 +1,4 @@
-"""The frame that every strategy runs in: data in, progress and records out, whatever trains in between."""
+"""The frame of a run: data in, progress, records and logs out, whatever trains in between."""
 
 from __future__ import annotations
 
@@ -25,37 +25,39 @@ from mpi_train.runtime import machine, watchdog
 from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
-from mpi_train.training.scores import Scores
+from mpi_train.training.evaluation import Scores
 from mpi_train.training.totals import EpochTotals
 
 
 class Run:
     """One run of one strategy.
 
+    A strategy makes a ``Run``, reads the data and builds what it trains, and hands both to
+    ``epochs.train_epochs``, which takes the run through ``begin``, ``start``, the epochs and ``finish``.
+
     Args:
-        strategy: Its name.
-        config: What the user asked for.
+        strategy: Name of the strategy.
+        config: Options of the run.
         world: The ranks.
         threads: CPU threads of each rank.
 
     Attributes:
-        peers: The ranks that divide the data between them: all, unless ``divide_among`` says otherwise.
-        part: Which part of the model this rank and its peers have, where it is not the whole.
+        replicas: Ranks that divide the data among them: all ranks, or those with the same part of the model.
         shards: The data set.
         input_shape: Height, width, channels.
-        out: Folder of the run's record.
-        is_finished: Whether it held the record of a run that had come to its end, on the root.
-        epochs: Records of the epochs that are done.
-        run_id: The run's name, once it has begun.
-        sinks: Who is told of the epochs, beside the record.
+        out: Output folder.
+        is_finished: On the root, True if the folder held the record of a finished run.
+        epochs: Records of the finished epochs.
+        run_id: Id of the run; empty before ``begin``.
+        sinks: Loggers that get the records of the epochs.
 
     Raises:
-        DataError, UsageError: on all ranks, when the data or the output folder cannot be used.
+        DataError, UsageError: the data or the output folder cannot be used. Raised on all ranks.
     """
 
     def __init__(self, strategy: str, config: TrainConfig, world: World, threads: int) -> None:
         self.strategy, self.config, self.world, self.threads = strategy, config, world, threads
-        self.peers, self.part = world, 0
+        self.replicas = world
         if config.trace:
             timeline.start(world)
         self._startup = dict.fromkeys(("import", "load", "build", "trace"), 0.0)
@@ -69,53 +71,49 @@ class Run:
         self.epochs: list[EpochRecord] = []
         self.out = config.out or Path("results") / strategy
         self._scores: Scores | None = None
-        self._recorder = RunFolder(self.out, world)
-        self._recorder.open()
-        self.is_finished = (self.out / "run.json").exists()
-        self.event = self._recorder.event
+        self._folder = RunFolder(self.out, world)
+        self._folder.open()
+        self.is_finished = self._folder.path.exists()
+        self.event = self._folder.event
         self.progress = Progress(
             speaks=world.is_root, style=config.style, status=StatusFile(self.out, strategy, world.hosts)
         )
         self.run_id = ""
         self.sinks = Sinks(chosen(config, self.out) if world.is_root else [], self.progress.warn)
 
-    def divide_among(self, peers: World, *, part: int) -> None:
-        """Has these ranks divide the data between them, where others work on the same examples."""
-        self.peers, self.part = peers, part
-
     def read(self, split: str) -> Examples:
-        """This rank's examples of ``split``. Raises ``DataError`` on all ranks."""
+        """Read this rank's examples of ``split``. Raises ``DataError`` on all ranks."""
         with self.world.together():
-            examples = self.shards.read(split, self.peers.rank, self.peers.size)
+            examples = self.shards.read(split, self.replicas.rank, self.replicas.size)
         self.lap("load")
         return examples
 
     def lap(self, phase: str) -> None:
-        """Ends a phase of the start-up, which began where the last one ended."""
+        """End a phase of the start-up; it began where the previous one ended."""
         timeline.lap(phase)
         before = sum(self._startup.values())
         self._startup[phase] += machine.process_age_s() - before
 
     def begin(self, epochs: Sequence[EpochRecord] = (), *, anew: bool = True) -> None:
-        """Begins a run under a new id, or goes on with the one that was interrupted in its folder.
+        """Begin a run under a new id, or continue the interrupted run of the folder.
 
         Args:
-            epochs: Those that are done.
-            anew: Whether it is a new run, also where it goes on from the checkpoint of another.
+            epochs: Records of finished epochs.
+            anew: True for a new run, also if it starts from a checkpoint of another run.
         """
         config = self.config
         new_id = run_id.new(
             time.time() - machine.process_age_s(),
             (self.strategy, f"{self.world.size}x", config.model, config.dataset, f"s{config.seed}"),
         )
-        self.run_id = self._recorder.begin(new_id, anew=anew)
+        self.run_id = self._folder.begin(new_id, anew=anew)
         self.epochs = list(epochs)
         self.progress.say(f"run {self.run_id} in {self.out}", "run", run_id=self.run_id, out=str(self.out))
         self.event("submission_benchmark", self.strategy)
         self.event("init_start")
 
     def start(self, model_name: str, num_weights: int) -> None:
-        """To be called when everything is built and traced, just before the first step."""
+        """End the start-up, just before the first step; everything is built and traced."""
         self.world.barrier()
         self.lap("trace")
         everyone = self.world.gather_all(self._startup)
@@ -147,7 +145,7 @@ class Run:
         )
 
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
-        """To be called before the first step of an epoch, counted from 1."""
+        """Announce an epoch, counted from 1, before its first step."""
         watchdog.note(f"epoch {epoch}, before the first step")
         timeline.begin_epoch(epoch)
         self.event("epoch_start", epoch_num=epoch)
@@ -162,17 +160,17 @@ class Run:
         stalled: bool = False,
         expected: int | None = None,
     ) -> EpochRecord:
-        """Evaluates, records and shows an epoch.
+        """Evaluate, record and show an epoch, on all ranks together.
 
         Args:
-            epoch: Counted from 1.
-            totals: What its training came to, over all ranks together.
-            evaluate: Gives how this rank's part of the test set came out.
-            stalled: A single step took unusually long.
-            expected: Examples that were to be visited (default: each of the training set once).
+            epoch: Number of the epoch, from 1.
+            totals: Totals of its training over all ranks.
+            evaluate: Function that returns the scores of this rank's part of the test set.
+            stalled: True if a single step took unusually long.
+            expected: Number of examples to visit (default: each of the training set once).
 
         Raises:
-            DivergedError: the loss is not finite; on all ranks.
+            DivergedError: the loss is not finite. Raised on all ranks.
         """
         if totals.count != (expected or self.num_train):
             raise RuntimeError(
@@ -181,7 +179,7 @@ class Run:
         self.progress.evaluate()
         watchdog.note(f"epoch {epoch}, evaluation")
         self.event("epoch_stop", epoch_num=epoch)
-        _require_finite(epoch, "training loss", totals.loss / totals.count)
+        _require_finite(epoch, "training loss", totals.mean_loss)
         self.event("eval_start", epoch_num=epoch)
         self.world.barrier()
         start = time.perf_counter()
@@ -219,7 +217,7 @@ class Run:
         return record
 
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
-        """Goes back to where only these epochs were done."""
+        """Return to the point at which only these epochs were finished."""
         self.epochs = list(epochs)
         self.sinks.rewind(epochs)
 
@@ -229,31 +227,30 @@ class Run:
         optimizer: keras.Optimizer,
         sync: dict[str, Any],
         weights_sha256: str,
-        details: dict[str, Any] | None = None,
-        history: Sequence[dict[str, Any]] = (),
-        checkpoint_s: float = 0.0,
+        details: dict[str, Any],
+        history: Sequence[dict[str, Any]],
+        checkpoint_s: float,
     ) -> RunRecord:
-        """Writes ``run.json``, ``mistakes.json`` and returns what the first holds."""
+        """Write ``run.json`` and return its record; arguments as in ``RunRecord``."""
         self.event("run_stop", status="success")
-        confusion = None
-        # A run that was cut off between its last epoch and its record has not looked again.
-        if self._scores is not None:
-            confusion = self._scores.confusion(self.world, self.num_classes)
+        config = self.config
+        # A run that was interrupted between its last epoch and its record has no scores.
+        confusion = self._scores.confusion(self.world, self.num_classes) if self._scores else None
         record = RunRecord(
             strategy=self.strategy,
             run_id=self.run_id,
             started=run_id.started(self.run_id),
             command=machine.command(),
-            model=self.config.model,
-            dataset=self.config.dataset,
+            model=config.model,
+            dataset=config.dataset,
             dataset_sha256=self.shards.manifest.raw_sha256,
             world_size=self.world.size,
             threads_per_rank=self.threads,
-            global_batch_size=self.config.batch_size,
-            optimizer=self.config.optimizer,
+            global_batch_size=config.batch_size,
+            optimizer=config.optimizer,
             learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
-            seed=self.config.seed,
-            dtype=self.config.dtype,
+            seed=config.seed,
+            dtype=config.dtype,
             sync=sync,
             epochs=self.epochs,
             train_s=sum(epoch.train_s for epoch in self.epochs),
@@ -264,24 +261,24 @@ class Run:
             startup=self._startup,
             peak_rss_mib=machine.peak_rss_mib(self.world),
             environment=self.environment,
-            details=details or {},
+            details=details,
             history=list(history),
             bytes_per_step=self._bytes_per_step(),
             class_names=list(self.shards.manifest.class_names),
             confusion=confusion,
             checkpoint_s=checkpoint_s,
         )
-        self._recorder.write(record)
+        self._folder.write(record)
         self.sinks.finish(record)
         self.progress.leave("finished")
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
-            f"test accuracy {record.test_accuracy:.4f}; {self._recorder.out / 'run.json'}",
+            f"test accuracy {record.test_accuracy:.4f}; {self._folder.path}",
             "finish",
             train_s=record.train_s,
             images_per_s=record.images_per_s,
             test_accuracy=record.test_accuracy,
-            record=str(self._recorder.path),
+            record=str(self._folder.path),
         )
         return record
 
@@ -301,7 +298,7 @@ class Run:
         if not all(epoch.by_rank for epoch in self.epochs):
             return None
         sent = sum(max(rank.sent_bytes for rank in epoch.by_rank) for epoch in self.epochs)
-        # Of the examples that were trained on: under federated, clients left out and local epochs change it.
+        # Federated rounds train on other numbers of examples than the training set has.
         counts = [round(epoch.images_per_s * epoch.train_s) for epoch in self.epochs]
         return sent / sum(math.ceil(count / self.config.batch_size) for count in counts)
 

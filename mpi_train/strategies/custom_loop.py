@@ -1,4 +1,4 @@
-"""What ``mpi``, ``custom`` and ``pipeline`` share: a run of our own training loop, to its record."""
+"""The custom training loop that ``mpi``, ``custom`` and ``pipeline`` share, from the model to the record."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from typing import Any
 import keras
 
 from mpi_train.collectives.averaging import Nothing
-from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.models.optimizers import LearningRate
+from mpi_train.runs import epochs
 from mpi_train.runs.checkpoints import Arrays
 from mpi_train.runs.config import one_example_a_rank
-from mpi_train.runs.epochs import lay_out
 from mpi_train.runs.record import RunRecord
+from mpi_train.runs.resumable import EXCHANGE, ResumableRun, State, copies
 from mpi_train.runs.run import Run
-from mpi_train.runs.session import EXCHANGE, Session, State, copies
 from mpi_train.runtime.devices import local_devices
-from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import DevicesConfig
-from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.replicas import average_statistics, check_equal, part_seeds, start_equal
+from mpi_train.training.evaluation import Evaluator, Scores
+from mpi_train.training.replicas import average_statistics, check_equal, offset_seeds_by_rank, start_equal
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
 
@@ -54,16 +52,17 @@ def train(
     adapt: Callable[[keras.Model], keras.Model] = lambda model: model,
     details: Callable[[], dict[str, Any]] = dict,
 ) -> RunRecord:
-    """Trains on ``devices`` of this process and, through ``averaging``, with the other ranks.
+    """Train on ``devices`` of this process and, through ``averaging``, with the other ranks.
 
     Args:
-        run: The frame: config, data, records.
-        devices: The first holds the weights.
-        averaging: Makes what is averaged over the ranks, for a given model.
-        sync: What the record says about it.
-        rate: The learning rate, where it is not simply the one that was asked for.
-        adapt: Makes of the model the one that is trained; on all ranks together, and raises on all or none.
-        details: As for ``fit``.
+        run: The frame.
+        devices: Devices of this process; the first holds the weights.
+        averaging: Function that makes the averaging policy for a model.
+        sync: Entry ``sync`` of the record.
+        rate: Learning rate, if it is not simply the requested one.
+        adapt: Function that makes the trained model of the built one, on all ranks together. It raises on
+            all ranks or on none.
+        details: As for ``train_epochs``.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
@@ -84,16 +83,15 @@ def train(
     trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices, warmup=warmup)
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not zoo.returns_probabilities(model))
     start_equal(world, trainer.variables)
-    part_seeds(world, flat.states)
+    offset_seeds_by_rank(world, flat.states)
     return fit(
         run,
         trainer,
         evaluator,
-        name=model.name,
-        num_weights=model.count_params(),
-        state=_State(trainer, world),
+        state=TrainerState(trainer, world),
+        model=(model.name, model.count_params()),
         sync=sync,
-        digest=lambda: digest_of(flat.export()),
+        weights_sha256=lambda: digest_of(flat.export()),
         details=details,
     )
 
@@ -103,65 +101,44 @@ def fit(
     trainer: Trainer,
     evaluator: Evaluator,
     *,
-    name: str,
-    num_weights: int,
     state: State,
-    sync: dict[str, Any],
-    digest: Callable[[], str],
-    details: Callable[[], dict[str, Any]] = dict,
-    work: dict[str, Any] | None = None,
+    scores: Callable[[Scores], Scores] = lambda scores: scores,
+    **record: Any,
 ) -> RunRecord:
-    """Trains what is built, and the same on all ranks, from the first epoch to the record.
+    """Train a built trainer, equal on all ranks, and write the record.
 
     Args:
         run, trainer, evaluator: The parts.
-        name, num_weights: Of the model.
-        state: What is saved of it.
-        sync: What the record says of the strategy.
-        digest: Of the final weights; called at the end, on all ranks together.
-        details: What the record says of it that is known at the end; called on all ranks together.
-        work: As for ``Session``.
+        state: Everything that is trained.
+        scores: Function from the scores of this rank's evaluation to those that count.
+        **record: As for ``train_epochs``.
     """
-    config, examples, peers = run.config, trainer.examples, run.peers
+    config, replicas, examples = run.config, run.replicas, trainer.examples
+    num_parts = len(trainer.devices)
     steps = plan_steps(
-        run.num_train,
-        config.batch_size,
-        rank=peers.rank,
-        size=peers.size,
-        num_parts=len(trainer.devices),
+        run.num_train, config.batch_size, rank=replicas.rank, size=replicas.size, num_parts=num_parts
     )
     run.lap("build")
-    trainer.warm_up(epoch_order(config.seed, 0, peers.rank, len(examples)), steps)
+    trainer.warm_up(epoch_order(config.seed, 0, replicas.rank, len(examples)), steps)
     evaluator.trace()
-    session = Session(run, state, work)
-    session.begin()
-    run.start(name, num_weights)
-    with session.training():
-        while session.position.epoch <= config.epochs:
-            try:
-                _train_epoch(session, trainer, examples, evaluator)
-            except DivergedError as error:
-                session.roll_back(error)
-    return session.finish(
-        optimizer=trainer.update.optimizer, sync=sync, weights_sha256=digest(), details=details()
-    )
+
+    def train_epoch(resumable: ResumableRun) -> None:
+        epoch = epochs.begin_epoch(resumable, examples, num_parts=num_parts)
+        if epoch.examples is not trainer.examples:
+            trainer.feed(epoch.examples)
+        trainer.averaging.begin_epoch(epoch.number)
+        rest = trainer.train_epoch(epoch.order, epoch.steps, run.world, resumable, first=epoch.first)
+        average_statistics(replicas, trainer.flat, len(examples))
+        with run.world.together():
+            when = f"after epoch {epoch.number}"
+            check_equal(replicas, trainer.flat.arrays(), when=when, name=run.world.name)
+        resumable.end_epoch(rest, lambda: scores(evaluator.evaluate()))
+
+    return epochs.train_epochs(run, state, train_epoch, optimizer=trainer.update.optimizer, **record)
 
 
-def _train_epoch(session: Session, trainer: Trainer, examples: Examples, evaluator: Evaluator) -> None:
-    """Trains an epoch, or the rest of one that was interrupted."""
-    run, world, peers = session.run, session.run.world, session.run.peers
-    epoch = lay_out(session, examples, num_parts=len(trainer.devices))
-    if epoch.examples is not trainer.examples:
-        trainer.feed(epoch.examples)
-    trainer.averaging.begin_epoch(epoch.number)
-    rest = trainer.train_epoch(epoch.order, epoch.steps, world, session, first=epoch.first)
-    average_statistics(peers, trainer.flat, len(examples))
-    check_equal(world, trainer.flat.arrays(), when=f"after epoch {epoch.number}", part=run.part)
-    session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
-
-
-class _State:
-    """The trainer's variables, for a checkpoint."""
+class TrainerState:
+    """Variables of a trainer, for a checkpoint."""
 
     def __init__(self, trainer: Trainer, world: World) -> None:
         self._trainer, self._world = trainer, world
@@ -169,18 +146,21 @@ class _State:
             "weights": trainer.flat.weights.value,
             **{f"states/{i}": state for i, state in enumerate(trainer.flat.states)},
             **{f"optimizer/{i}": variable for i, variable in enumerate(trainer.update.variables)},
-            **{f"{EXCHANGE}{name}": held for name, held in trainer.averaging.variables.items()},
+            **{f"{EXCHANGE}{name}": array for name, array in trainer.averaging.variables.items()},
         }
 
     def arrays(self) -> Arrays:
+        """Copy all variables."""
         return copies(self._variables)
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        """Load all variables; see ``State``."""
         for name, variable in self._variables.items():
             if name in arrays or not name.startswith(EXCHANGE):
                 variable.assign(arrays[name])
         if not same_size:
-            part_seeds(self._world, self._trainer.flat.states)
+            offset_seeds_by_rank(self._world, self._trainer.flat.states)
 
     def slow_down(self) -> float:
+        """Halve the learning rate and return it."""
         return self._trainer.update.slow_down()

@@ -24,12 +24,13 @@ from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import digest_of
 from mpi_train.monitor import timeline
+from mpi_train.runs import epochs
 from mpi_train.runs.keras_state import KerasState
 from mpi_train.runs.record import RunRecord
+from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
-from mpi_train.runs.session import Session
 from mpi_train.runtime import devices
-from mpi_train.runtime.errors import DivergedError, UsageError
+from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import BaselineConfig, DevicesConfig
 from mpi_train.training.evaluation import Evaluator
@@ -113,35 +114,34 @@ def _train(
     with scope():
         _warm_up(model, pipelines.endless(1, 0))
     evaluator.trace()
-    session = Session(run, KerasState(model, model.optimizer, scope))
-    session.begin()
-    run.start(model.name, model.count_params())
-    with session.training():
-        while session.position.epoch <= config.epochs:
-            epoch, first = session.position.epoch, session.position.step
-            if steps_per_execution > 1:
-                # Keras would run whole executions, past the end of the epoch: the data must end it.
-                pipeline, steps, last = pipelines.epoch(epoch, first), None, epoch
-            else:
-                # One iterator for all epochs, but for one that was interrupted.
-                pipeline = pipelines.endless(epoch, first)
-                steps, last = num_steps - first, epoch if first else config.epochs
-            try:
-                model.fit(
-                    pipeline,
-                    initial_epoch=epoch - 1,
-                    epochs=last,
-                    steps_per_epoch=steps,
-                    shuffle=False,  # the pipeline does it
-                    verbose=0,
-                    callbacks=[_Watch(session, evaluator, num_steps, len(examples))],
-                )
-            except DivergedError as error:
-                session.roll_back(error)
-    return session.finish(
+
+    def train_epochs(resumable: ResumableRun) -> None:
+        epoch, first = resumable.position.epoch, resumable.position.step
+        if steps_per_execution > 1:
+            # Keras would run whole executions, past the end of the epoch: the data must end it.
+            pipeline, steps, last = pipelines.epoch(epoch, first), None, epoch
+        else:
+            # One iterator serves all epochs; the rest of an interrupted one needs its own.
+            pipeline = pipelines.endless(epoch, first)
+            steps, last = num_steps - first, epoch if first else config.epochs
+        model.fit(
+            pipeline,
+            initial_epoch=epoch - 1,
+            epochs=last,
+            steps_per_epoch=steps,
+            shuffle=False,  # the pipeline shuffles
+            verbose=0,
+            callbacks=[_RunCallback(resumable, evaluator, num_steps, len(examples))],
+        )
+
+    return epochs.train_epochs(
+        run,
+        KerasState(model, model.optimizer, scope),
+        train_epochs,
+        model=(model.name, model.count_params()),
         optimizer=optimizer,
         sync=sync,
-        weights_sha256=digest_of(model),
+        weights_sha256=lambda: digest_of(model),
     )
 
 
@@ -194,24 +194,26 @@ def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
         variable.assign(value)
 
 
-class _Watch(keras.callbacks.Callback):
-    """Times the epochs, hands them to the run, and asks the session between steps."""
+class _RunCallback(keras.callbacks.Callback):
+    """Keras callback that times the epochs, records them, and saves or stops the run between steps."""
 
     # Or Keras would wait for every step's figures, which plain ``fit`` does not.
     async_safe = True
 
-    def __init__(self, session: Session, evaluator: Evaluator, num_steps: int, num_examples: int) -> None:
+    def __init__(
+        self, resumable: ResumableRun, evaluator: Evaluator, num_steps: int, num_examples: int
+    ) -> None:
         super().__init__()
-        self._session, self._evaluator = session, evaluator
+        self._resumable, self._evaluator = resumable, evaluator
         self._num_steps, self._num_examples = num_steps, num_examples
         self._first = self._asked = 0
         self._start = self._asked_at = self._last = 0.0
         self._steps_s: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        _, self._first = self._session.rest_of_epoch()
+        _, self._first = self._resumable.rest_of_epoch()
         self._asked = self._first
-        self._session.begin_epoch(self._num_steps)
+        self._resumable.begin_epoch(self._num_steps)
         self._steps_s = []
         self._start = self._asked_at = self._last = time.perf_counter()
         timeline.enter("compute")
@@ -221,7 +223,7 @@ class _Watch(keras.callbacks.Callback):
         self._steps_s.append(now - self._last)
         self._last = now
         step = min(self._first + batch + 1, self._num_steps)
-        if self._session.control.is_due(self._asked, step) or now - self._asked_at > CHUNK_S:
+        if self._resumable.coordinator.is_due(self._asked, step) or now - self._asked_at > CHUNK_S:
             with timeline.phase("host"):
                 self._ask(step, logs or {})
 
@@ -229,18 +231,18 @@ class _Watch(keras.callbacks.Callback):
         loss, elapsed_s = float(logs["loss"]), time.perf_counter() - self._asked_at
         count = self._count(step) - self._count(self._asked)
         chunk = Chunk(self._asked, step, elapsed_s, loss, bool(np.isfinite(loss)), count)
-        _, pause = self._session.after(chunk, self._session.run.world)
+        _, pause = self._resumable.after(chunk, self._resumable.run.world)
         if pause and step < self._num_steps:
             so_far = self._totals(step, logs)
             begin = time.perf_counter()
-            self._session.pause(step, so_far)
+            self._resumable.pause(step, so_far)
             self._start += time.perf_counter() - begin
             self._last = time.perf_counter()
         self._asked, self._asked_at = step, time.perf_counter()
 
     def _count(self, step: int) -> int:
         """Examples of an epoch's first steps."""
-        return min(step * self._session.run.config.batch_size, self._num_examples)
+        return min(step * self._resumable.run.config.batch_size, self._num_examples)
 
     def _totals(self, step: int, logs: dict[str, float]) -> EpochTotals:
         """What the steps from the first of this ``fit`` on came to."""
@@ -258,8 +260,4 @@ class _Watch(keras.callbacks.Callback):
         timeline.leave()
         steps_s = [*self._steps_s, time.perf_counter() - self._last]
         stalled = max(steps_s) > max(STALL_S, STALL_FACTOR * float(np.median(steps_s)))
-        session = self._session
-        record = session.run.end_epoch(
-            epoch + 1, session.whole(rest), self._evaluator.evaluate, stalled=stalled
-        )
-        session.end_epoch(record)
+        self._resumable.end_epoch(rest, self._evaluator.evaluate, stalled=stalled)

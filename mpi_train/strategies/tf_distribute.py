@@ -1,10 +1,9 @@
-"""A loop of one's own under a ``tf.distribute`` strategy, as TensorFlow's guide to custom training has it.
+"""A custom training loop under a ``tf.distribute`` strategy: custom_dataset, multiworker and tpu.
 
-What ``multiworker``, ``custom_dataset`` and ``tpu`` share. A distributed dataset gives each replica its
-part of a batch, ``strategy.run`` runs the step on each, and the optimizer sums their gradients. The loss of
-each example carries its weight in the mean over the global batch, so that parts of any size add up
-to the gradient of one process. Keras's ``fit`` would do all this under ``MirroredStrategy``, see
-``mirrored``; under ``MultiWorkerMirroredStrategy`` Keras 3 has none.
+A distributed dataset gives each replica its part of a batch, ``strategy.run`` runs the step on each, and the
+optimizer sums their gradients. The loss of each example carries its weight in the mean over the global batch,
+so that parts of any size add up to the gradient of one process. Under ``MirroredStrategy`` Keras ``fit`` does
+all this, see ``keras_fit``. Under ``MultiWorkerMirroredStrategy`` Keras 3 has no ``fit``.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ import tensorflow as tf
 from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import digest_of
+from mpi_train.runs import epochs
 from mpi_train.runs.config import RanksConfig, TrainConfig, one_example_a_rank
-from mpi_train.runs.epochs import Epoch, lay_out
+from mpi_train.runs.epochs import Epoch
 from mpi_train.runs.keras_state import KerasState
 from mpi_train.runs.record import RunRecord
+from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
-from mpi_train.runs.session import Session
 from mpi_train.runtime import addresses, devices, watchdog
 from mpi_train.runtime.aligned import as_tensor
-from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import DevicesConfig
 from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.loop import run_chunks
+from mpi_train.training.loop import RunSteps, run_chunks
 from mpi_train.training.losses import as_input, losses_of
 from mpi_train.training.replicas import check_equal, mean_over_ranks
 from mpi_train.training.steps import epoch_order, plan_steps
@@ -70,7 +69,7 @@ def train_multiworker(config: RanksConfig, world: World, threads: int) -> RunRec
         lost = re.search(r"unhealthy.*?/task:(\d+)", str(error), re.DOTALL)
         if lost is None:
             raise
-        # TensorFlow waits 10 s for a rank, whatever --stall-timeout says.
+        # TensorFlow waits 10 s for a rank, for any --stall-timeout.
         watchdog.end_for(world, int(lost[1]), "is what TensorFlow calls unhealthy: it sends no heartbeats")
 
 
@@ -78,13 +77,14 @@ def train_tpu(config: TrainConfig, world: World, threads: int) -> RunRecord:
     """Train on a TPU, else on the GPUs of this machine, else on the CPU, and write the record."""
     run = Run("tpu", config, world, threads)
     strategy, device = _tpu_strategy(run)
-    sync = {"average": "gradients", "every": 1, "devices": strategy.num_replicas_in_sync, "device": device}
-    return _train(run, strategy, sync)
+    num_replicas = strategy.num_replicas_in_sync
+    sync = {"average": "gradients", "every": 1, "devices": num_replicas, "device": device}
+    return _train(run, strategy, sync, layout={"devices": num_replicas})
 
 
 def _tpu_strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
-    """The strategy for the best device there is, and the kind of device."""
-    # Before anything starts TensorFlow, after which it could not be set.
+    """Return the strategy for the best device, and the kind of device."""
+    # Memory growth can only be set before TensorFlow starts.
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     address = _tpu_address()
@@ -106,104 +106,97 @@ def _tpu_strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
 
 
 def _tpu_address() -> str | None:
-    """Where to look for a TPU. Asking further afield would wait for an answer from a cloud we are not in."""
+    """Return the address of a TPU, if this machine names one. A search would wait for a cloud's answer."""
     local = "local" if any(Path("/dev").glob("accel*")) else None
     return os.environ.get("TPU_NAME") or local
 
 
-def _train(run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any]) -> RunRecord:
-    """Trains under ``strategy``, on each rank of ``run.world`` with the examples of that rank.
+def _train(
+    run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any], layout: dict[str, Any] | None = None
+) -> RunRecord:
+    """Train under ``strategy``, on each rank of ``run.world`` with the examples of that rank.
 
     Args:
-        run: The frame: config, data, records.
-        strategy: Of one process, or of all ranks.
-        sync: What the record says about it.
+        run: The frame.
+        strategy: Strategy over the devices of one process, or over all ranks.
+        sync: Entry ``sync`` of the record.
+        layout: As for ``train_epochs``.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
     examples, test_examples = run.read("train"), run.read("test")
-    with world.together():
-        # Tried first where nothing waits for other ranks, so that a mistake on one of them is heard of.
-        zoo.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
-        optimizers.build(config.optimizer, config.learning_rate)
-    with strategy.scope():
+
+    def build() -> tuple[keras.Model, keras.Optimizer]:
         model = zoo.build(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
-        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        return model, optimizers.build(config.optimizer, config.learning_rate)
+
+    with world.together():
+        # First outside the scope, where no rank waits for another, so that an error of one rank is reported.
+        build()
+    with strategy.scope():
+        model, optimizer = build()
         optimizer.build(model.trainable_variables)
-    loop = _Loop(strategy, model, optimizer, world)
+    loop = _Loop(strategy, model, optimizer, run)
     evaluator = Evaluator(
         lambda images: model(images, training=False), test_examples, from_logits=loop.from_logits
     )
     run.lap("build")
-    _warm_up(loop, run, examples)
+    loop.warm_up(examples)
     evaluator.trace()
-    session = Session(run, KerasState(model, optimizer, strategy.scope))
-    session.begin()
-    run.start(model.name, model.count_params())
-    batches: Iterator[Any] | None = None
-    with session.training():
-        while session.position.epoch <= config.epochs:
-            try:
-                epoch = lay_out(session, examples)
-                if batches is None or epoch.leg or epoch.first:
-                    batches = loop.batches(epoch, config.seed, world.rank)
-                rest = run_chunks(
-                    loop.steps(batches), epoch.steps, world, session, weights=loop.weights, first=epoch.first
-                )
-                if epoch.leg:
-                    batches = None  # these ended with the epoch
-                loop.average_statistics(len(examples))
-                check_equal(world, [*loop.weights(), *loop.statistics()], when=f"after epoch {epoch.number}")
-                session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
-            except DivergedError as error:
-                session.roll_back(error)
-                batches = None
-    return session.finish(
+
+    def train_epoch(resumable: ResumableRun) -> None:
+        epoch = epochs.begin_epoch(resumable, examples)
+        rest = run_chunks(
+            loop.prepare(epoch),
+            len(epoch.steps),
+            world,
+            resumable,
+            weights=loop.weights,
+            first=epoch.first,
+        )
+        loop.average_statistics(len(examples))
+        check_equal(world, [*loop.weights(), *loop.statistics()], when=f"after epoch {epoch.number}")
+        resumable.end_epoch(rest, evaluator.evaluate)
+
+    return epochs.train_epochs(
+        run,
+        KerasState(model, optimizer, strategy.scope),
+        train_epoch,
+        model=(model.name, model.count_params()),
         optimizer=optimizer,
         sync=sync,
-        weights_sha256=digest_of(model),
+        weights_sha256=lambda: digest_of(model),
+        layout=layout,
     )
 
 
-def _warm_up(loop: _Loop, run: Run, examples: Examples) -> None:
-    """Traces the step by running one, and puts all back as it was."""
-    config, world = run.config, run.world
-    steps = plan_steps(run.num_train, config.batch_size, rank=world.rank, size=world.size)
-    order = epoch_order(config.seed, 1, world.rank, len(examples))
-    first = Epoch(number=1, leg=0, examples=examples, order=order, steps=steps, first=0)
-    variables = [*loop.model.variables, *loop.optimizer.variables]
-    before = [np.array(variable.numpy()) for variable in variables]
-    loop.steps(loop.batches(first, config.seed, world.rank))(0, 1)
-    with loop.strategy.scope():
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-
-
 class _Loop:
-    """Args: a strategy, a model and its built optimizer, made in its scope, and the ranks."""
+    """Training of a model and its built optimizer, both made in the scope of ``strategy``."""
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.Optimizer, world: World
+        self, strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.Optimizer, run: Run
     ) -> None:
         self.strategy, self.model, self.optimizer = strategy, model, optimizer
-        self._world = world
+        self._config, self._world, self._num_train = run.config, run.world, run.num_train
         self.from_logits = not zoo.returns_probabilities(model)
+        self._batches: Iterator[Any] | None = None
+        self._next_epoch = 0
 
     def weights(self) -> list[np.ndarray]:
-        """The trainable weights of this process's first replica."""
+        """Return the trainable weights of this process's first replica."""
         return [variable.numpy() for variable in self.model.trainable_variables]
 
     def statistics(self) -> list[np.ndarray]:
-        """BatchNorm's moving statistics, the mean over this process's replicas."""
+        """Return BatchNorm's moving statistics, averaged over this process's replicas."""
         return [
             np.mean([part.numpy() for part in self.strategy.experimental_local_results(v.value)], axis=0)
             for v in self._moving()
         ]
 
     def average_statistics(self, num_examples: int) -> None:
-        """Makes them the same on all replicas of all ranks; in training each follows its own data."""
+        """Average BatchNorm's moving statistics over all replicas, whose own ones follow their own data."""
         if not self._moving() or self.strategy.num_replicas_in_sync == 1:
             return
         values = mean_over_ranks(self._world, self.statistics(), num_examples)
@@ -214,22 +207,54 @@ class _Loop:
     def _moving(self) -> list[keras.Variable]:
         return [v for v in self.model.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
 
-    def batches(self, epoch: Epoch, seed: int, rank: int) -> Iterator[Any]:
-        """The rank's batches, in parts for its replicas: what is left of ``epoch``, then epoch after epoch.
+    def warm_up(self, examples: Examples) -> None:
+        """Trace the step by running one, and restore all variables."""
+        config, world = self._config, self._world
+        steps = plan_steps(self._num_train, config.batch_size, rank=world.rank, size=world.size)
+        order = epoch_order(config.seed, 1, world.rank, len(examples))
+        variables = [*self.model.variables, *self.optimizer.variables]
+        before = [np.array(variable.numpy()) for variable in variables]
+        first = Epoch(number=1, segment=0, examples=examples, order=order, steps=steps, first=0)
+        self._run(self._iterator(first), tf.constant(1))
+        with self.strategy.scope():
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
 
-        One iterator for all epochs, as TensorFlow may block for seconds when one is dropped. Of an epoch that
-        others have begun, what is left is of other examples; those batches end with it.
+    def prepare(self, epoch: Epoch) -> RunSteps:
+        """Return the function that trains steps of ``epoch``.
+
+        One iterator serves all epochs, because TensorFlow may block for seconds when one is dropped. A new
+        one is needed after a rollback, for the rest of an epoch, and after a segment with other examples.
+        """
+        if self._batches is None or epoch.number != self._next_epoch or epoch.segment or epoch.first:
+            self._batches = self._iterator(epoch)
+        batches, num_steps = self._batches, len(epoch.steps)
+        self._next_epoch = 0
+
+        def run_steps(first: int, stop: int) -> tuple[float, float, int]:
+            loss, correct = self._run(batches, tf.constant(stop - first))
+            if stop == num_steps and not epoch.segment:
+                self._next_epoch = epoch.number + 1
+            return float(loss), float(correct), epoch.steps[first:stop].num_examples
+
+        return run_steps
+
+    def _iterator(self, epoch: Epoch) -> Iterator[Any]:
+        """Return the rank's batches, in parts for its replicas: the rest of ``epoch``, then later epochs.
+
+        The batches of a segment end with its epoch, because later epochs have other examples.
         """
         images, labels = as_tensor(epoch.examples.images), as_tensor(epoch.examples.labels)
+        seed, rank = self._config.seed, self._world.rank
         steps, count = epoch.steps, len(epoch.examples)
         begins, sizes = (tf.constant(array[:, 0, 0]) for array in (steps.begins, steps.sizes))
-        # The optimizer adds up the gradients of all ranks, where the suite's own all-reduce takes their mean.
+        # The optimizer sums the gradients of all ranks; the suite's own all-reduce averages them.
         scales = tf.constant(steps.scales[:, 0] / self._world.size)
         num_replicas = self.strategy.num_replicas_in_sync // self._world.size
 
         def one_epoch(number: tf.Tensor) -> tf.data.Dataset:
             order = tf.numpy_function(
-                lambda n: epoch_order(seed, int(n), rank, count, epoch.leg if n == epoch.number else 0),
+                lambda n: epoch_order(seed, int(n), rank, count, epoch.segment if n == epoch.number else 0),
                 [number],
                 tf.int32,
                 stateful=False,
@@ -238,8 +263,8 @@ class _Loop:
 
             def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
                 some = tf.slice(order, begins[step][tf.newaxis], sizes[step][tf.newaxis])
-                # Even parts for the replicas: what is added has no weight, but none of them is empty, of
-                # which BatchNorm would make NaN.
+                # Replicas get parts of equal size. Added examples have weight 0. No part is empty, because
+                # BatchNorm would make NaN of it.
                 num_added = -sizes[step] % num_replicas
                 weights = tf.concat([tf.fill(sizes[step][tf.newaxis], scales[step]), tf.zeros(num_added)], 0)
                 some = tf.concat([some, tf.repeat(some[:1], num_added)], 0)
@@ -248,37 +273,25 @@ class _Loop:
             return tf.data.Dataset.range(first, len(steps)).map(batch)
 
         numbers = tf.data.Dataset.counter(epoch.number)
-        dataset = (numbers.take(1) if epoch.leg else numbers).flat_map(one_epoch).prefetch(2)
+        dataset = (numbers.take(1) if epoch.segment else numbers).flat_map(one_epoch).prefetch(2)
         options = tf.data.Options()
         options.autotune.enabled = False
         # Each rank has read its own shard already.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = dataset.with_options(options)
-        return iter(self._distributed(dataset))
-
-    def _distributed(self, dataset: tf.data.Dataset) -> Any:
         if self._world.size > 1:
-            return self.strategy.distribute_datasets_from_function(lambda _: dataset)
-        return self.strategy.experimental_distribute_dataset(dataset)
-
-    def steps(self, batches: Iterator[Any]) -> Any:
-        """A function of two step numbers that trains as many steps as lie between them; as ``run_chunks``."""
-
-        def run_steps(first: int, stop: int) -> tuple[float, float]:
-            loss, correct = self._run(batches, tf.constant(stop - first))
-            return float(loss), float(correct)
-
-        return run_steps
+            return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
+        return iter(self.strategy.experimental_distribute_dataset(dataset))
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run(self, batches: Iterator[Any], count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         strategy = self.strategy
 
         def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            losses, hits = strategy.run(self._step, args=next(batches))
-            # Of this process alone: its sums meet those of other ranks at the end of the epoch.
+            losses, corrects = strategy.run(self._step, args=next(batches))
+            # Sums of this process alone; they meet those of other ranks at the end of the epoch.
             local = strategy.experimental_local_results
-            return step + 1, loss + tf.add_n(local(losses)), correct + tf.add_n(local(hits))
+            return step + 1, loss + tf.add_n(local(losses)), correct + tf.add_n(local(corrects))
 
         _, loss, correct = tf.while_loop(
             lambda step, *_: step < count, body, (0, 0.0, 0.0), parallel_iterations=1
@@ -286,7 +299,7 @@ class _Loop:
         return loss, correct
 
     def _step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step of one replica. Returns the sums of the loss and the hits over its examples."""
+        """Run one step of one replica; return the sums of the loss and of the correct predictions."""
         labels = tf.cast(labels, tf.int32)
         with tf.GradientTape() as tape:
             outputs = self.model(as_input(images), training=True)
@@ -296,5 +309,5 @@ class _Loop:
         gradients = tape.gradient(loss, variables)
         self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
         counts = tf.sign(weights)
-        hits = tf.cast(tf.argmax(outputs, 1, output_type=tf.int32) == labels, tf.float32)
-        return tf.reduce_sum(losses * counts), tf.reduce_sum(hits * counts)
+        correct = tf.cast(tf.argmax(outputs, 1, output_type=tf.int32) == labels, tf.float32)
+        return tf.reduce_sum(losses * counts), tf.reduce_sum(correct * counts)

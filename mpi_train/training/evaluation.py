@@ -1,63 +1,92 @@
-"""The model's outputs on the whole test set, each rank taking its part of it."""
+"""Evaluation on the test set: each rank computes its part, and sums over ranks give the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
 from mpi_train.runtime.aligned import as_tensor
+from mpi_train.runtime.world import World
 from mpi_train.training.losses import as_input, losses_of
-from mpi_train.training.scores import Scores, nothing_of
 
 BATCH = 128
-"""Examples at a time: enough to keep the cores busy, few enough to take little memory."""
+"""Examples per batch: enough to use all cores, few enough to need little memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Results of one rank's part of the test set, n examples.
+
+    Attributes:
+        labels: uint8 (n,), class of each example.
+        losses: float32 (n,), cross-entropy of each example.
+        predicted: int32 (n,), class with the largest output.
+    """
+
+    labels: np.ndarray
+    losses: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def num_correct(self) -> int:
+        """Number of correct predictions."""
+        return int(np.count_nonzero(self.predicted == self.labels))
+
+    def means(self, world: World) -> tuple[float, float]:
+        """Return mean loss and accuracy over the parts of all ranks."""
+        mine = np.array([self.losses.sum(dtype=np.float64), self.num_correct, len(self.labels)], np.float64)
+        loss, correct, count = world.sum(mine)
+        return float(loss / count), float(correct / count)
+
+    def confusion(self, world: World, num_classes: int) -> list[list[int]]:
+        """Count the examples of all ranks by label (row) and prediction (column)."""
+        cells = num_classes * self.labels.astype(np.int64) + self.predicted
+        counts = world.sum(np.bincount(cells, minlength=num_classes**2))
+        return [[int(count) for count in row] for row in counts.reshape(num_classes, num_classes)]
+
+    def none(self) -> Scores:
+        """Return the scores of no examples, for a rank whose examples another rank counts."""
+        return Scores(self.labels[:0], self.losses[:0], self.predicted[:0])
 
 
 class Evaluator:
-    """Args:
-    predict: float32 images (n, h, w, c) to outputs (n, num_classes), with the current weights.
-    examples: This rank's part of the test set.
-    from_logits: Whether the outputs are logits, or probabilities.
-    counts: Whether these examples count; where several ranks work on the same ones, those of one do.
-    shown: The same examples to tell of, where these are not whole.
+    """Evaluation of a model on one rank's part of the test set.
+
+    Args:
+        predict: Function from float32 images (n, h, w, c) to outputs (n, num_classes), with the current
+            weights.
+        examples: This rank's part of the test set.
+        from_logits: True if the outputs are logits, False if they are probabilities.
     """
 
     def __init__(
-        self,
-        predict: Callable[[tf.Tensor], tf.Tensor],
-        examples: Examples,
-        *,
-        from_logits: bool,
-        counts: bool = True,
-        shown: Examples | None = None,
+        self, predict: Callable[[tf.Tensor], tf.Tensor], examples: Examples, *, from_logits: bool
     ) -> None:
-        self._predict = predict
-        self._from_logits, self._counts = from_logits, counts
-        self._examples = shown or examples
-        self._images = as_tensor(examples.images)
-        self._labels = as_tensor(examples.labels)
+        self._predict, self._from_logits = predict, from_logits
+        self._examples = examples
+        self._inputs = as_tensor(examples.images), as_tensor(examples.labels)
 
     def trace(self) -> None:
-        """Builds the graph, so that the first evaluation's time holds evaluation alone."""
-        self._look.get_concrete_function(self._images, self._labels)
+        """Build the graph, so that the time of the first evaluation holds no tracing."""
+        self._look.get_concrete_function(*self._inputs)
 
     def evaluate(self) -> Scores:
-        """How the current weights do on this rank's part; on all ranks together."""
-        losses, predicted = self._look(self._images, self._labels)
-        if not self._counts:
-            return nothing_of(self._examples)
-        return Scores(self._examples, losses.numpy(), predicted.numpy())
+        """Evaluate the current weights on this rank's part, on all ranks together."""
+        losses, predicted = self._look(*self._inputs)
+        return Scores(self._examples.labels, losses.numpy(), predicted.numpy())
 
     def accuracy_on(self, examples: Examples) -> float:
-        """Accuracy on other examples, of this rank alone."""
+        """Return the accuracy on other examples, of this rank alone."""
         losses, predicted = self._look(as_tensor(examples.images), as_tensor(examples.labels))
-        return Scores(examples, losses.numpy(), predicted.numpy()).num_correct / len(examples)
+        return Scores(examples.labels, losses.numpy(), predicted.numpy()).num_correct / len(examples)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _look(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The loss of each example, float32 (n,), and its class by the model, int32 (n,)."""
+        """Return loss, float32 (n,), and predicted class, int32 (n,), of each example."""
         count = tf.shape(labels)[0]
         size = (count + BATCH - 1) // BATCH
 

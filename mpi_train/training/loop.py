@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,11 +14,14 @@ from mpi_train.collectives.averaging import Nothing
 from mpi_train.collectives.traffic import Traffic
 from mpi_train.monitor import timeline
 from mpi_train.runtime.world import World
-from mpi_train.training.steps import Steps
 from mpi_train.training.totals import EpochTotals, RankTimes
 
 CHUNK_S = 0.5
 """Seconds that a chunk of steps should take."""
+
+RunSteps: TypeAlias = Callable[[int, int], tuple[float, float, int]]
+"""Function that trains the steps between two numbers. It returns the sums of the loss and of the correct
+predictions over this rank's examples in them, and the number of examples that it counts for all ranks."""
 
 
 @dataclass(frozen=True)
@@ -61,50 +65,45 @@ class ChunkCallback:
 
 
 def run_chunks(
-    run_steps: Callable[[int, int], tuple[float, float]],
-    steps: Steps,
+    run_steps: RunSteps,
+    num_steps: int,
     world: World,
     callback: ChunkCallback,
     *,
     weights: Callable[[], Sequence[np.ndarray]],
     averaging: Nothing | None = None,
     first: int = 0,
-    counts: bool = True,
 ) -> EpochTotals:
     """Run the steps of one epoch in chunks, from step ``first`` on, on all ranks together.
 
     Args:
-        run_steps: Function that trains the steps between two numbers. It returns the sums of the loss and of
-            the correct predictions over this rank's examples.
-        steps: Layout of the rank's examples in steps.
+        run_steps: Function that trains some of the steps.
+        num_steps: Number of steps of the epoch.
         world: The ranks.
         callback: Called between chunks.
         weights: Function that returns this rank's weights, to check them for NaN.
         averaging: Records of the exchanges between ranks; None if there are none.
-        counts: True if this rank's examples count in the sums over all ranks.
+        first: Number of finished steps.
     """
     meter = _Meter(world, averaging)
     exchange_s = averaging.exchange_s if averaging is not None else Nothing().exchange_s
     length = 8
     with timeline.phase("host"):
-        while first < len(steps):
-            stop = callback.limit(first, min(first + length, len(steps)))
+        while first < num_steps:
+            stop = callback.limit(first, min(first + length, num_steps))
             exchanged_s = exchange_s()
             start = time.perf_counter()
             with timeline.phase("compute", first, stop):
-                loss, correct = run_steps(first, stop)
+                loss, correct, count = run_steps(first, stop)
                 if averaging is not None:
                     averaging.finish()
             elapsed = time.perf_counter() - start
             exchanged_s = exchange_s() - exchanged_s
-            count = steps[first:stop].num_examples
-            meter.add(elapsed, *((loss, correct, count) if counts else ()))
+            meter.add(elapsed, loss, correct, count)
             finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
-            mean_loss, counted = loss / max(1, count), count if counts else 0
-            slowest_s, pause = callback.after(
-                Chunk(first, stop, elapsed, mean_loss, finite, counted, exchanged_s), world
-            )
-            if pause and stop < len(steps):
+            chunk = Chunk(first, stop, elapsed, loss / max(1, count), finite, count, exchanged_s)
+            slowest_s, pause = callback.after(chunk, world)
+            if pause and stop < num_steps:
                 with timeline.phase("checkpoint"):
                     callback.pause(stop, meter.totals())
                     meter.start()
@@ -130,7 +129,7 @@ class _Meter:
         self._world.barrier()
         self._begin = time.perf_counter()
 
-    def add(self, graph_s: float, loss: float = 0.0, correct: float = 0.0, count: int = 0) -> None:
+    def add(self, graph_s: float, loss: float, correct: float, count: int) -> None:
         """Add a chunk."""
         self._sums += (loss, correct, count)
         self._graph_s += graph_s

@@ -1,7 +1,7 @@
-"""Ranks that train one model must hold one model: made equal at the start, and checked ever after.
+"""Equality of replicas: made equal at the start, and checked while the run trains.
 
-A data-parallel job whose ranks silently train apart still prints falling losses. So equality is
-proven while it runs, by comparing digests.
+A data-parallel job whose ranks diverge in silence still prints falling losses. So digests of the weights are
+compared over the ranks.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from mpi_train.runtime.world import World
 
 
 def start_equal(world: World, variables: Iterable[tf.Variable]) -> None:
-    """Overwrites ``variables`` (weights, statistics, optimizer state) on all ranks with the root's."""
+    """Overwrite weights, statistics and optimizer state on all ranks with those of the root."""
     for variable in variables:
         value = np.array(variable.numpy())
         world.broadcast(value)
         variable.assign(value)
 
 
-def part_seeds(world: World, states: Sequence[tf.Variable]) -> None:
-    """Gives each rank seeds of its own for dropout and the like; the root's stay as they are."""
+def offset_seeds_by_rank(world: World, states: Sequence[tf.Variable]) -> None:
+    """Give each rank its own seeds for dropout and other noise; those of the root stay."""
     for state in states:
         if not state.dtype.is_floating:
             state.assign(state + tf.cast(world.rank * 1_000_003, state.dtype))
 
 
 def average_statistics(world: World, flat: FlatModel, num_examples: int) -> None:
-    """Replaces BatchNorm's moving statistics by their mean over the ranks, weighted by examples.
+    """Replace BatchNorm's moving statistics by their mean over the ranks, weighted by examples.
 
-    They follow the data of a rank by a recursion that is linear, so that averaging them once an
-    epoch, before they are used, gives what averaging them at every step would.
+    The recursion of the statistics is linear in the data of a rank. So the average once an epoch, before the
+    statistics are used, equals an average at every step.
     """
     statistics = flat.moving_statistics
     if world.size == 1 or not statistics:
@@ -48,7 +48,7 @@ def average_statistics(world: World, flat: FlatModel, num_examples: int) -> None
 
 
 def mean_over_ranks(world: World, values: Sequence[np.ndarray], num_examples: int) -> list[np.ndarray]:
-    """The mean of each array over the ranks, weighted by their examples."""
+    """Average each array over the ranks, weighted by their number of examples."""
     mine = np.concatenate([[1.0], *(value.ravel() for value in values)]) * num_examples
     total = world.sum(mine)
     mean = total[1:] / total[0]
@@ -59,26 +59,24 @@ def mean_over_ranks(world: World, values: Sequence[np.ndarray], num_examples: in
     ]
 
 
-def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str, part: int = 0) -> None:
-    """Compares a digest of ``arrays`` over all ranks, or over those with the same ``part`` of the model.
+def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str, name: str = "") -> None:
+    """Compare a digest of ``arrays`` over all ranks.
+
+    Args:
+        world: The ranks.
+        arrays: Weights of this rank.
+        when: Time of the check, for the message.
+        name: Name of this rank in the message (default: its rank and host in ``world``).
 
     Raises:
-        RanksApartError: they differ. On all ranks; names those that differ from the most common digest.
+        RanksApartError: digests differ. Raised on all ranks; names the ranks without the most common digest.
     """
-    everyone = world.gather_all((part, digest(arrays)))
-    common = {
-        number: Counter(theirs for other, theirs in everyone if other == number).most_common(1)[0][0]
-        for number, _ in everyone
-    }
-    apart = [
-        f"rank {rank} on {world.hosts[rank]}"
-        for rank, (number, theirs) in enumerate(everyone)
-        if theirs != common[number]
-    ]
-    if not apart:
-        return
-    raise RanksApartError(
-        f"{when}: expected the same weights on all {world.size} ranks. "
-        f"Got: other weights on {', '.join(apart)}",
-        remedy="run make doctor on that host; the same MPI library and the same processor type on all nodes",
-    )
+    digests = world.gather_all((digest(arrays), name or world.name))
+    common = Counter(theirs for theirs, _ in digests).most_common(1)[0][0]
+    apart = [other for theirs, other in digests if theirs != common]
+    if apart:
+        raise RanksApartError(
+            f"{when}: expected the same weights on all {world.size} ranks. "
+            f"Got: other weights on {', '.join(apart)}",
+            remedy="run make doctor on that host; the same MPI library and processor type on all nodes",
+        )

@@ -1,9 +1,8 @@
-"""In which order, and in which steps, a rank visits its examples.
+"""Sampling order and step layout: the examples that a rank visits in each step of an epoch.
 
-Every rank goes through its own part of the data once an epoch, in an order that follows from the
-seed, the epoch and the rank. The steps are laid out so that each global batch has exactly the asked
-size (the last one of an epoch what is left), whatever the number of ranks and the sizes of their
-parts: what is left to do is always balanced over the ranks to within one example.
+Every rank visits its own part of the data once an epoch, in an order that follows from the seed, the epoch
+and the rank. Each global batch has exactly the requested size, except the last one of an epoch, for any
+number of ranks and any sizes of their parts: the remaining work stays balanced over the ranks to one example.
 """
 
 from __future__ import annotations
@@ -16,18 +15,22 @@ import numpy as np
 from mpi_train.data.shards import balanced_range
 
 
-def epoch_order(seed: int, epoch: int, rank: int, num_examples: int, leg: int = 0) -> np.ndarray:
-    """Permutation of a rank's ``num_examples`` examples for one leg of an epoch: int32 (num_examples,)."""
-    key = [seed, epoch, rank, leg] if leg else [seed, epoch, rank]
+def epoch_order(seed: int, epoch: int, rank: int, num_examples: int, segment: int = 0) -> np.ndarray:
+    """Return a permutation of a rank's examples for one segment of an epoch: int32 (num_examples,)."""
+    key = [seed, epoch, rank, segment] if segment else [seed, epoch, rank]
     return np.random.default_rng(key).permutation(num_examples).astype(np.int32)
 
 
 @dataclass(frozen=True)
-class Leg:
-    """Steps of an epoch that were taken on one number of ranks.
+class Segment:
+    """Steps of an epoch that ran on one number of ranks.
 
-    An epoch that nobody interrupts has one leg. When it goes on after an interruption on another number
-    of ranks, what is left of it is dealt to them anew, and a leg begins.
+    An uninterrupted epoch has one segment. If it resumes on another number of ranks, its remaining examples
+    are dealt to them anew, and a new segment begins.
+
+    Attributes:
+        size: Number of ranks.
+        num_steps: Number of finished steps.
     """
 
     size: int
@@ -35,28 +38,34 @@ class Leg:
 
 
 def dealt(
-    num_examples: int, batch_size: int, seed: int, epoch: int, legs: Sequence[Leg], rank: int, size: int
+    num_examples: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    segments: Sequence[Segment],
+    rank: int,
+    size: int,
 ) -> np.ndarray:
-    """The examples that are left of an epoch after ``legs``, those of one rank of ``size``.
+    """Deal the examples of an epoch that remain after ``segments`` to ``size`` ranks.
 
     Args:
-        num_examples: Of all ranks together.
-        batch_size: Global.
+        num_examples: Number of examples of all ranks.
+        batch_size: Global batch.
         seed, epoch: As for ``epoch_order``.
-        legs: What was done.
-        rank, size: Whose part of how many.
+        segments: Finished segments.
+        rank, size: Rank whose examples are returned, and number of ranks.
 
     Returns:
-        int64 (n,): numbers of examples in the data set, ascending. The parts of all ranks are within one
-        example of each other in size, and together they are each example that no leg has visited, once.
+        int64 (n,): ascending indices into the data set. The parts of all ranks differ by at most one example
+        in size. Together they hold each example once that no segment has visited.
     """
     left = np.arange(num_examples)
-    for number, leg in enumerate(legs):
+    for number, segment in enumerate(segments):
         visited = []
-        for other in range(leg.size):
-            start, stop = balanced_range(len(left), leg.size, other)
+        for other in range(segment.size):
+            start, stop = balanced_range(len(left), segment.size, other)
             order = epoch_order(seed, epoch, other, stop - start, number)
-            steps = plan_steps(len(left), batch_size, rank=other, size=leg.size)[: leg.num_steps]
+            steps = plan_steps(len(left), batch_size, rank=other, size=segment.size)[: segment.num_steps]
             visited.append(start + order[: steps.num_examples])
         left = np.delete(left, np.concatenate(visited))
     return left[slice(*balanced_range(len(left), size, rank))]
@@ -64,16 +73,16 @@ def dealt(
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of an epoch as one rank sees them, laid out for the graph that runs them.
+    """Steps of an epoch for one rank, laid out for the graph that runs them.
 
-    A part is what one of the rank's devices takes of a step.
+    One device of the rank computes one part of a step.
 
     Attributes:
-        begins, sizes: int32 (steps, parts, 1): step ``t`` takes, in part ``p``, ``sizes[t, p]`` positions
-            of the rank's order from ``begins[t, p]`` on.
-        scales: float32 (steps, parts): what a sum over the part's examples is multiplied by, so that
-            the mean over the ranks is the mean over the global batch. 0 for a part that has no example
-            in the step: it computes on one that does not count, as BatchNorm makes NaN of an empty batch.
+        begins, sizes: int32 (steps, parts, 1). Part ``p`` of step ``t`` takes ``sizes[t, p]`` positions of
+            the rank's order, from ``begins[t, p]`` on.
+        scales: float32 (steps, parts). Factor of a sum over the examples of a part, so that the mean over
+            the ranks is the mean over the global batch. 0 for a part without examples in the step. That part
+            computes on one example that does not count, because BatchNorm makes NaN of an empty batch.
     """
 
     begins: np.ndarray
@@ -88,22 +97,22 @@ class Steps:
 
     @property
     def num_examples(self) -> int:
-        """Those that count."""
+        """Number of examples that count."""
         return int(self.sizes[self.scales > 0].sum())
 
     @property
     def regular_parts(self) -> tuple[tuple[int, float], ...] | None:
-        """Size and scale of each part, where they are the same in all steps but the last; else None."""
+        """Size and scale of each part, if all steps but the last agree in them; else None."""
         sizes, scales = self.sizes[..., 0], self.scales
         if (sizes[:-1] != sizes[0]).any() or (scales[:-1] != scales[0]).any():
             return None
         return tuple(zip(sizes[0].tolist(), scales[0].tolist(), strict=True))
 
     def regular_rows(self, order: np.ndarray) -> np.ndarray:
-        """The examples of all steps but the last, where these are regular: int32 (steps - 1, n).
+        """Return the examples of all steps but the last, given regular parts: int32 (steps - 1, n).
 
         Args:
-            order: int32, as from ``epoch_order``; the parts of a step are one after another in its row.
+            order: int32, from ``epoch_order``. A row holds the parts of its step one after another.
         """
         sizes = self.sizes[0, :, 0]
         return np.concatenate(
@@ -114,13 +123,16 @@ class Steps:
 def plan_steps(
     num_examples: int, batch_size: int, *, rank: int = 0, size: int = 1, num_parts: int = 1
 ) -> Steps:
-    """Lays ``num_examples`` (of all ranks) out in steps of ``batch_size`` (global) for one rank."""
+    """Lay out ``num_examples`` (of all ranks) in steps of ``batch_size`` (global) for one rank."""
+    # Examples that remain after each step, of all ranks and of this rank. A rank's share of the remaining
+    # work decides its part of a step, so that the parts of a step differ by at most one example.
     ends = np.append(np.arange(0, num_examples, batch_size), num_examples)
     left = num_examples - ends
     own_left = left // size + (rank < left % size)
     start, stop = balanced_range(num_examples, size, rank)
     own_ends = stop - start - own_left
     num_own = np.diff(own_ends)[:, np.newaxis]
+    # Positions in the rank's order at which the parts of each step begin and end: (steps, parts + 1).
     edges = own_ends[:-1, np.newaxis] + num_own * np.arange(num_parts + 1) // num_parts
     sizes = np.diff(edges, axis=1)
     scales = np.where(sizes > 0, size / np.diff(ends)[:, np.newaxis], 0)

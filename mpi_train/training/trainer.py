@@ -1,7 +1,6 @@
-"""The training loop: many steps as one compiled graph, over one or several devices of this process.
+"""The compiled training step: many steps as one graph, over one or several devices of this process.
 
-The host hands the graph a chunk of steps, about half a second's worth, and gets its turn between
-chunks; within a step it is visited only to exchange with other ranks.
+The host is visited within a step only to exchange with other ranks.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from mpi_train.models.optimizers import WarmedUp, update_for
 from mpi_train.models.zoo import returns_probabilities
 from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.world import World
-from mpi_train.training.loop import ChunkCallback, run_chunks
+from mpi_train.training.loop import ChunkCallback, RunSteps, run_chunks
 from mpi_train.training.losses import as_input, losses_of, num_correct
 from mpi_train.training.steps import Steps
 from mpi_train.training.totals import EpochTotals
 
 Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-"""Images, labels and the scale of the loss, as in ``Steps``."""
+"""Images, labels, and scale of the loss, see ``Steps``."""
 
 
 class _Data:
-    """Images and labels where the training computes, as variables: a loop hands tensors round at each step.
+    """Images and labels on the device that trains, as variables, because a loop copies tensors at each step.
 
     Args:
-        examples: At first.
-        device: Where.
+        examples: First examples.
+        device: Device that trains.
     """
 
     def __init__(self, examples: Examples, device: str) -> None:
-        # On the CPU in the memory of the arrays; on a GPU a copy.
+        # On the CPU this shares the memory of the arrays; on a GPU it is a copy.
         tensors = as_tensor(examples.images), as_tensor(examples.labels)
         with tf.device(device):
             self._variables = [
@@ -46,38 +45,36 @@ class _Data:
             ]
 
     def assign(self, examples: Examples) -> None:
+        """Replace the examples."""
         for variable, array in zip(self._variables, (examples.images, examples.labels), strict=True):
             variable.assign(as_tensor(array))
 
     def take(self, indices: tf.Tensor, device: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """Inside a graph, the images and labels at ``indices``."""
+        """Return the images and labels at ``indices``, inside a graph."""
         with tf.device(device):
-            # From a variable itself only on a GPU: there nothing else takes bytes, and here it would first be
-            # copied, as one that is shared with NumPy.
+            # On a GPU only the gather from a variable has a kernel for bytes. On the CPU it would first copy
+            # the variable, whose memory is shared with NumPy.
             whole = [v if "GPU" in v.device else v.read_value() for v in self._variables]
             images, labels = (tf.gather(each, indices) for each in whole)
             return images, labels
 
 
 class Trainer:
-    """Trains a model on the examples of this process.
+    """Training of a model on the examples of this process.
 
     Args:
-        flat: The model, its weights on the first of ``devices``.
-        optimizer: A fresh Keras optimizer.
+        flat: The model, with its weights on the first of ``devices``.
+        optimizer: A new Keras optimizer.
         examples: This process's part of the training set.
-        averaging: What is averaged over the ranks, and when.
-        devices: Each step's examples are split evenly over these; one that is named several times takes its
-            parts one after another.
-        warmup: With what part of its final learning rate it starts, and the steps until it has that.
+        averaging: Averaging policy over the ranks.
+        devices: Devices over which each step's examples are split evenly. A device named several times
+            computes its parts one after another.
+        warmup: Fraction of the final learning rate at the start, and steps until the final one.
 
     Attributes:
         update: The optimizer, bound to the flat buffer.
-        examples: What is trained on.
-        counts: Whether they count; where several ranks work on the same ones, those of one do.
+        examples: Examples that it trains on.
     """
-
-    counts = True
 
     def __init__(
         self,
@@ -101,17 +98,17 @@ class Trainer:
         self.examples = examples
 
     def feed(self, examples: Examples) -> None:
-        """Trains on these ``examples`` from now on."""
+        """Train on these ``examples`` from now on."""
         self.examples = examples
         self._data.assign(examples)
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """All that a rank must have in common with the others when training starts."""
+        """Variables that all ranks must have in common when training starts."""
         return [self.flat.weights.value, *self.flat.moving_statistics, *self.update.variables]
 
     def warm_up(self, order: np.ndarray, steps: Steps) -> None:
-        """Runs the graphs that ``steps`` need once and undoes it, so that no epoch's time holds their making.
+        """Run the graphs that ``steps`` need once and undo it, so that no epoch's time holds the tracing.
 
         On all ranks together; arguments as for ``train_epoch``.
         """
@@ -128,65 +125,58 @@ class Trainer:
         order: np.ndarray,
         steps: Steps,
         world: World,
-        overseer: ChunkCallback | None = None,
+        callback: ChunkCallback | None = None,
         *,
         first: int = 0,
     ) -> EpochTotals:
-        """Runs the steps of one epoch, from step ``first`` on.
+        """Run the steps of one epoch, from step ``first`` on, on all ranks together.
 
         Args:
             order: int32 (n,): the rank's examples in the order of this epoch.
-            steps: How they are laid out in steps.
+            steps: Layout of the examples in steps.
             world: The ranks.
-            overseer: Is asked between chunks.
+            callback: Called between chunks of steps.
+            first: Number of finished steps.
         """
         return run_chunks(
             self.prepare(order, steps),
-            steps,
+            len(steps),
             world,
-            overseer or ChunkCallback(),
+            callback or ChunkCallback(),
             weights=lambda: [self.flat.weights.numpy()],
             averaging=self.averaging,
             first=first,
-            counts=self.counts,
         )
 
-    def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
-        """Hands an epoch to TensorFlow.
-
-        Args:
-            order, steps: As for ``train_epoch``.
+    def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
+        """Hand the layout of an epoch to TensorFlow; arguments as for ``train_epoch``.
 
         Returns:
-            A function of two step numbers, first and stop, that trains the steps between them and
-            returns the sums of the loss and the hits over this rank's examples in them.
+            Function that trains the steps between two numbers, see ``RunSteps``.
         """
         parts = steps.regular_parts
         with tf.device("/CPU:0"):
             rows = tf.zeros([0, 0], tf.int32) if parts is None else tf.constant(steps.regular_rows(order))
             inputs = [tf.constant(array) for array in (order, steps.begins, steps.sizes, steps.scales)]
 
-        def run(first: int, stop: int) -> tuple[float, float]:
-            # The last step is often smaller. A graph that knows the sizes has fewer kernels to run.
+        def run(first: int, stop: int) -> tuple[float, float, int]:
+            # The last step is often smaller. A graph with known sizes runs fewer kernels.
             turn = first if parts is None else min(stop, len(steps) - 1)
             totals = np.zeros(2)
             if first < turn:
                 totals += self._run_regular(rows, tf.constant(first), tf.constant(turn), parts=parts)
             if turn < stop:
                 totals += self._run(*inputs, tf.constant(turn), tf.constant(stop))
-            return self.sums(*totals.tolist())
+            loss, correct = totals.tolist()
+            return loss, correct, steps[first:stop].num_examples
 
         return run
-
-    def sums(self, loss: float, correct: float) -> tuple[float, float]:
-        """The sums of the loss and the hits over this rank's examples, given what its graph returned."""
-        return loss, correct
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run_regular(
         self, rows: tf.Tensor, first: tf.Tensor, stop: tf.Tensor, *, parts: tuple[tuple[int, float], ...]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps ``first`` to ``stop``, of which none is the last, given size and scale of their parts."""
+        """Run steps ``first`` to ``stop``, none of them the last, given size and scale of their parts."""
         sizes = [size for size, _ in parts]
 
         def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
@@ -207,7 +197,7 @@ class Trainer:
         first: tf.Tensor,
         stop: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps ``first`` to ``stop``, whatever they are."""
+        """Run any steps ``first`` to ``stop``."""
 
         def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
             begin, size, scale = (tf.gather(array, step) for array in (begins, sizes, scales))
@@ -223,7 +213,7 @@ class Trainer:
         parts_of: Callable[[tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]],
         is_last: Callable[[tf.Tensor], tf.Tensor],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps ``first`` to ``stop``, given the indices and the scale of each part of one."""
+        """Run steps ``first`` to ``stop``, given indices and scale of each part of a step."""
 
         def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
             with tf.device("/CPU:0"):
@@ -243,27 +233,27 @@ class Trainer:
         return loss, correct
 
     def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The gradient of one step, inside a graph; BatchNorm's statistics are updated on the way.
+        """Compute the gradient of one step, inside a graph, and update BatchNorm's statistics.
 
         Args:
-            batches: For each device images, labels and the scale of its loss, as in ``Steps``.
+            batches: Batch of each device.
 
         Returns:
-            The sum of the loss and the hits over the examples, float32 (), and the gradient of the
-            scaled loss, float32 (num_padded,).
+            Sums of the loss and of the correct predictions, float32 (), and the gradient of the scaled loss,
+            float32 (num_padded,).
         """
         parts: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]] = []
         in_turn = len(set(self.devices)) < len(self.devices)
         for device, batch in zip(self.devices, batches, strict=True):
-            # In turn, each adds its gradient to that of those before: no two of them are in memory at once.
+            # One after another, each part adds to the sum before it: memory holds one gradient at a time.
             with tf.device(device), tf.control_dependencies([parts[-1][2]] if in_turn and parts else []):
                 loss, correct, gradient, states = self._part_gradient(*batch)
                 if in_turn and parts:
                     gradient += parts[-1][2]
                 parts.append((loss, correct, gradient, states))
         if len(parts) > 1:
-            losses, hits, gradients, new_states = zip(*parts, strict=True)
-            loss, correct = tf.add_n(losses), tf.add_n(hits)
+            losses, corrects, gradients, new_states = zip(*parts, strict=True)
+            loss, correct = tf.add_n(losses), tf.add_n(corrects)
             gradient = gradients[-1] if in_turn else tf.add_n(gradients)
             states = mean_states(new_states)
         for variable, state in zip(self.flat.states, states, strict=True):
@@ -280,7 +270,7 @@ class Trainer:
             tape.watch(pieces)
             outputs, new_states = self.flat.call(pieces, states, as_input(images), training=True)
             loss = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
-        # The scale is put in where the chain rule begins, so that no kernel is spent on it.
+        # The scale enters where the chain rule begins, which costs no kernel.
         gradients = tape.gradient(loss, pieces, output_gradients=scale, unconnected_gradients="zero")
         if len(self.devices) == 1:
             self.averaging.layers(gradients)
@@ -289,7 +279,7 @@ class Trainer:
 
 
 def mean_states(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
-    """A step's new states, given those after each part: the mean of statistics, the last of seeds."""
+    """Combine the states after each part of a step: the mean of statistics, the last of seeds."""
     return [
         tf.add_n(values) / len(values) if values[0].dtype.is_floating else values[-1]
         for values in zip(*parts, strict=True)

@@ -18,7 +18,7 @@ from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.report.collect import collect
 from mpi_train.runs.loggers.base import scalars
-from mpi_train.training.steps import Leg, dealt, epoch_order, plan_steps
+from mpi_train.training.steps import Segment, dealt, epoch_order, plan_steps
 
 Start = Callable[..., Any]
 
@@ -142,7 +142,7 @@ def test_each_example_of_an_epoch_is_visited_once_whatever_the_ranks(
 ) -> None:
     num_examples, seed, epoch = 509, 3, 2
     rng = np.random.default_rng([*sizes, batch_size])
-    legs: list[Leg] = []
+    segments: list[Segment] = []
     visited: list[int] = []
     left = num_examples
     for number, size in enumerate(sizes):
@@ -150,14 +150,14 @@ def test_each_example_of_an_epoch_is_visited_once_whatever_the_ranks(
         num_steps = total if number == len(sizes) - 1 else int(rng.integers(1, max(2, total // 2)))
         in_step = np.zeros(num_steps, int)
         for rank in range(size):
-            mine = dealt(num_examples, batch_size, seed, epoch, legs, rank, size)
+            mine = dealt(num_examples, batch_size, seed, epoch, segments, rank, size)
             order = epoch_order(seed, epoch, rank, len(mine), number)
             steps = plan_steps(left, batch_size, rank=rank, size=size)
             in_step += np.where(steps.scales > 0, steps.sizes[..., 0], 0)[:num_steps, 0]
             visited += mine[order[: steps[:num_steps].num_examples]].tolist()
         left -= int(in_step.sum())
         assert (in_step[:-1] == batch_size).all()
-        legs.append(Leg(size, num_steps))
+        segments.append(Segment(size, num_steps))
     assert sorted(visited) == list(range(num_examples))
 
 

@@ -17,7 +17,7 @@ from mpi_train.runs.checkpoint_file import CheckpointFile, Entry
 from mpi_train.runs.checkpoints import KEPT, Checkpoints, Position, work_of
 from mpi_train.runtime.errors import DataError, UsageError
 from mpi_train.runtime.world import World
-from mpi_train.training.steps import Leg
+from mpi_train.training.steps import Segment
 
 pytestmark = [pytest.mark.timeout(300)]
 
@@ -38,7 +38,7 @@ def write(path: Path, *, scale: float = 1.0) -> dict[str, np.ndarray]:
 
 
 def position(epoch: int, step: int = 0) -> Position:
-    return Position(epoch=epoch, legs=(Leg(1, step),) if step else (), epochs=())
+    return Position(epoch=epoch, segments=(Segment(1, step),) if step else (), epochs=())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_position_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         {"position": position(2).as_json(), "work": WORK, "size": 1},
         {"position": position(1).as_json(), "work": WORK, "size": 0},
         {
-            "position": {**position(1).as_json(), "legs": [{"size": 0, "num_steps": 1}]},
+            "position": {**position(1).as_json(), "segments": [{"size": 0, "num_steps": 1}]},
             "work": WORK,
             "size": 1,
         },
@@ -213,7 +213,7 @@ WRITER = """
 import sys, numpy as np
 from pathlib import Path
 from mpi_train.runs.checkpoints import Checkpoints, Position
-from mpi_train.training.steps import Leg
+from mpi_train.training.steps import Segment
 from mpi_train.runtime.world import World
 checkpoints = Checkpoints(Path(sys.argv[1]), World(), {})
 found = checkpoints.find("auto")
@@ -221,7 +221,7 @@ first = found.position.step + 1 if found else 1
 print(first, flush=True)
 for step in range(first, 10**6):
     array = np.full(1_000_000, step, np.float32)
-    checkpoints.save(Position(legs=(Leg(1, step),)), {"weights": array})
+    checkpoints.save(Position(segments=(Segment(1, step),)), {"weights": array})
 """
 
 

@@ -19,7 +19,7 @@ from mpi_train.runtime.errors import DivergedError, UsageError
 from mpi_train.runtime.watchdog import activity
 from mpi_train.runtime.world import World
 from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.replicas import average_statistics, check_equal, part_seeds, start_equal
+from mpi_train.training.replicas import average_statistics, check_equal, offset_seeds_by_rank, start_equal
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
 
@@ -239,7 +239,7 @@ def test_statistics_are_averaged_by_examples(world: World) -> None:
 def test_dropout_has_a_seed_of_its_own_on_each_rank(world: World) -> None:
     model = zoo.build(f"{__name__}:a_users_model", (28, 28, 1), 10, seed=1, dtype="float32")
     flat = FlatModel(model)
-    part_seeds(world, flat.states)
+    offset_seeds_by_rank(world, flat.states)
     (seeds,) = [state.numpy().tolist() for state in flat.states]
     assert len({tuple(s) for s in world.gather_all(seeds)}) == world.size
 

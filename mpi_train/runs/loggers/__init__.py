@@ -43,6 +43,10 @@ class Sinks:
     def __init__(self, sinks: Sequence[Sink], warn: Callable[[str], None]) -> None:
         self._sinks, self._warn = list(sinks), warn
 
+    def add(self, sink: Sink) -> None:
+        """Add a sink before the first step."""
+        self._sinks.append(sink)
+
     def start(self, about: About, epochs: Sequence[EpochRecord]) -> None:
         self._each(lambda sink: sink.start(about, epochs))
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,20 +26,20 @@ from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
-from mpi_train.runs import coordinator
+from mpi_train.runs import coordinator, epochs
 from mpi_train.runs.checkpoints import Arrays
-from mpi_train.runs.record import RunRecord
+from mpi_train.runs.loggers import About
+from mpi_train.runs.record import EpochRecord, RunRecord
+from mpi_train.runs.resumable import ResumableRun, copies
 from mpi_train.runs.run import Run
-from mpi_train.runs.session import Session, copies
 from mpi_train.runtime import devices, files, watchdog
-from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.federated import chart
 from mpi_train.strategies.federated.clients import Client, choose, clients_of
 from mpi_train.strategies.federated.config import FederatedConfig
 from mpi_train.training.evaluation import Evaluator
 from mpi_train.training.loop import Chunk, ChunkCallback, run_chunks
-from mpi_train.training.replicas import check_equal, part_seeds, start_equal
+from mpi_train.training.replicas import check_equal, offset_seeds_by_rank, start_equal
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.totals import EpochTotals, RankTimes
 from mpi_train.training.trainer import Trainer
@@ -64,34 +67,35 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
     trainer = Trainer(flat, optimizer, examples, averaging=proximal, devices=[device])
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not zoo.returns_probabilities(model))
     start_equal(world, trainer.variables)
-    part_seeds(world, flat.states)
+    offset_seeds_by_rank(world, flat.states)
     run.lap("build")
     server = _Server(trainer, world, config.server_momentum)
-    site = _Site(trainer, server, mine, config)
+    site = _RankClients(trainer, server, mine, config)
     site.warm_up()
     evaluator.trace()
-    session = Session(run, server)
-    session.begin()
-    if session.position.epoch == 1:
-        session.save()
-    log = _Log(run, session.position.epoch)
-    run.start(model.name, model.count_params())
-    with session.training():
-        while session.position.epoch <= config.epochs:
-            number = session.position.epoch
-            try:
-                totals, told = _train_round(session, site, server, clients, config)
-                check_equal(world, server.model(), when=f"after round {number}")
-                count = sum(client.examples for client in told) * config.local_epochs
-                record = run.end_epoch(number, totals, evaluator.evaluate, expected=count)
-                log.add(number, told, record.test_loss, record.test_accuracy)
-                session.end_epoch(record)
-            except DivergedError as error:
-                session.roll_back(error)
-                log.forget_from(session.position.epoch)
-    _describe(run, site, evaluator)
-    return session.finish(
+    log = _RoundsLog(run.out / ROUNDS)
+    if world.is_root:
+        run.sinks.add(log)
+
+    def train_round(resumable: ResumableRun) -> None:
+        number = resumable.position.epoch
+        totals, log.reports = _train_round(resumable, site, server, clients, config)
+        check_equal(world, server.model(), when=f"after round {number}")
+        count = sum(report.examples for report in log.reports) * config.local_epochs
+        resumable.end_epoch(totals, evaluator.evaluate, expected=count)
+
+    def details() -> dict[str, Any]:
+        _describe(run, site, evaluator)
+        return {}
+
+    return epochs.train_epochs(
+        run,
+        server,
+        train_round,
+        model=(model.name, model.count_params()),
         optimizer=optimizer,
+        save_at_start=True,  # there is no checkpoint within a round
+        details=details,
         sync={
             "average": "clients",
             "clients": len(clients),
@@ -100,12 +104,12 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
             "proximal": config.proximal,
             "server_momentum": config.server_momentum,
         },
-        weights_sha256=digest_of(flat.export()),
+        weights_sha256=lambda: digest_of(flat.export()),
     )
 
 
 @dataclass(frozen=True)
-class Told:
+class ClientReport:
     """What a client tells the server beside its model.
 
     Attributes:
@@ -123,20 +127,24 @@ class Told:
 
 
 def _train_round(
-    session: Session, site: _Site, server: _Server, clients: list[Client], config: FederatedConfig
-) -> tuple[EpochTotals, list[Told]]:
+    resumable: ResumableRun,
+    site: _RankClients,
+    server: _Server,
+    clients: list[Client],
+    config: FederatedConfig,
+) -> tuple[EpochTotals, list[ClientReport]]:
     """One round, on all ranks together. There is no checkpoint within one."""
-    world, number = session.run.world, session.position.epoch
+    world, number = resumable.run.world, resumable.position.epoch
     chosen = [clients[i] for i in choose(len(clients), config.fraction, config.seed, number)]
     mine = [client for client in chosen if client.rank == world.rank]
     num_turns = max(sum(client.rank == rank for client in chosen) for rank in range(world.size))
     num_examples = sum(client.num_examples for client in chosen)
-    session.begin_epoch(num_turns)
+    resumable.begin_epoch(num_turns)
     server.begin_round()
     world.barrier()
     begin = time.perf_counter()
     compute_s = waiting_s = 0.0
-    told: list[Told] = []
+    reports: list[ClientReport] = []
     with timeline.phase("host"):
         for turn in range(num_turns):
             start = time.perf_counter()
@@ -148,10 +156,10 @@ def _train_round(
                 with suppress(_AskedError):
                     with timeline.phase("compute"):
                         totals, finite = site.train(client, number)
-                        server.take(client.num_examples / num_examples)
+                        server.accumulate(client.num_examples / num_examples)
                     loss, count = totals.mean_loss, totals.count
-                    told.append(
-                        Told(
+                    reports.append(
+                        ClientReport(
                             client.number,
                             world.rank,
                             client.num_examples,
@@ -164,22 +172,22 @@ def _train_round(
             compute_s += trained - start
             # No exchange is within: ranks meet when their clients have trained, and wait for the last.
             with timeline.phase("wait"):
-                session.after(Chunk(turn, turn + 1, trained - start, loss, finite, count, 0.0), world)
-                missing = min(turn + 1, len(mine)) - len(told)
-                if session.control.stopping and (turn + 1 < num_turns or world.maximum(missing)):
-                    session.abandon()
+                resumable.after(Chunk(turn, turn + 1, trained - start, loss, finite, count, 0.0), world)
+                missing = min(turn + 1, len(mine)) - len(reports)
+                if resumable.coordinator.stopping and (turn + 1 < num_turns or world.maximum(missing)):
+                    resumable.abandon()
             waiting_s += time.perf_counter() - trained
         start = time.perf_counter()
         sent_bytes = server.end_round()
         reduce_s = time.perf_counter() - start
     train_s = time.perf_counter() - begin
-    everyone = world.gather_all((train_s, compute_s, waiting_s, reduce_s, told))
+    everyone = world.gather_all((train_s, compute_s, waiting_s, reduce_s, reports))
     moving_s = min(rank[3] for rank in everyone)
-    all_told = sorted((one for rank in everyone for one in rank[4]), key=lambda one: one.client)
-    counts = [one.examples * config.local_epochs for one in all_told]
+    all_reports = sorted((one for rank in everyone for one in rank[4]), key=lambda one: one.client)
+    counts = [one.examples * config.local_epochs for one in all_reports]
     return EpochTotals(
-        loss=sum(one.train_loss * count for one, count in zip(all_told, counts, strict=True)),
-        correct=sum(one.train_accuracy * count for one, count in zip(all_told, counts, strict=True)),
+        loss=sum(one.train_loss * count for one, count in zip(all_reports, counts, strict=True)),
+        correct=sum(one.train_accuracy * count for one, count in zip(all_reports, counts, strict=True)),
         count=sum(counts),
         train_s=max(rank[0] for rank in everyone),
         by_rank=[
@@ -192,10 +200,10 @@ def _train_round(
             )
             for total, compute, waiting, reduce, _ in everyone
         ],
-    ), all_told
+    ), all_reports
 
 
-class _Site:
+class _RankClients:
     """The clients of one rank.
 
     Args:
@@ -227,7 +235,7 @@ class _Site:
 
         No optimizer state is kept: a client may take part once and never again.
         """
-        self._server.hand_out()
+        self._server.load_server_weights()
         for slot, value in zip(self._slots, self._fresh, strict=True):
             slot.assign(value)
         config = self._config
@@ -238,7 +246,7 @@ class _Site:
             order = epoch_order(config.seed, epoch, client.number, client.num_examples)
             totals += run_chunks(
                 self._trainer.prepare(order + np.int32(client.start - self._offset), steps),
-                steps,
+                len(steps),
                 World(),
                 finite,
                 weights=lambda: [self._trainer.flat.weights.numpy()],
@@ -256,12 +264,13 @@ class _AskedError(Exception):
 
 
 class _Finite(ChunkCallback):
-    """Looks at the chunks of one client; what it sees is told to the other ranks when that has trained."""
+    """Looks at the chunks of one client; other ranks learn of it when the client has trained."""
 
     def __init__(self) -> None:
         self.so_far = True
 
     def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
+        """Remember whether the chunk was finite, and pause if this rank was asked to stop."""
         self.so_far &= chunk.finite
         return chunk.elapsed_s, coordinator.is_asked()
 
@@ -301,7 +310,7 @@ class _Server:
         """The flat weights and BatchNorm's statistics."""
         return self._model
 
-    def hand_out(self) -> None:
+    def load_server_weights(self) -> None:
         """Puts the model into the trainer."""
         for variable, value in zip(self._trained, self._model, strict=True):
             variable.assign(value)
@@ -311,7 +320,7 @@ class _Server:
     def begin_round(self) -> None:
         self._sums = [np.zeros_like(value) for value in self._model]
 
-    def take(self, share: float) -> None:
+    def accumulate(self, share: float) -> None:
         """Adds what the trainer holds to the mean, with this weight."""
         for total, variable in zip(self._sums, self._trained, strict=True):
             total += np.float32(share) * variable.numpy()
@@ -327,7 +336,7 @@ class _Server:
         self._model = (
             [self._model[0] - self._velocity, *statistics] if self._momentum else [weights, *statistics]
         )
-        self.hand_out()
+        self.load_server_weights()
         return sum(all_reduce_bytes(array.nbytes, self._world.size) for array in self._model)
 
     # ---- As the session wants it --------------------------------------------------------------------------
@@ -349,44 +358,49 @@ class _Server:
         for i, state in enumerate(self._trainer.flat.states):
             state.assign(arrays[f"states/{i}"])
         if not same_size:
-            part_seeds(self._world, self._trainer.flat.states)
-        self.hand_out()
+            offset_seeds_by_rank(self._world, self._trainer.flat.states)
+        self.load_server_weights()
 
     def slow_down(self) -> float:
         return self._trainer.update.slow_down()
 
 
-class _Log:
-    """``rounds.jsonl``: a line a round, with what each of its clients told. Written by the root.
+class _RoundsLog:
+    """Logger of ``rounds.jsonl``: one line a round, with the reports of its clients.
 
     Args:
-        run: The frame.
-        first: The round that comes next; lines of later ones are of a run that was given up.
+        path: Path of the file.
     """
 
-    def __init__(self, run: Run, first: int) -> None:
-        self._run, self._path = run, run.out / ROUNDS
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
         self._lines: list[str] = []
-        if run.world.is_root and first > 1 and self._path.exists():
+        self.reports: list[ClientReport] = []
+
+    def start(self, about: About, epochs: Sequence[EpochRecord]) -> None:
+        """Read the rounds of the interrupted run."""
+        if epochs and self._path.exists():
             self._lines = self._path.read_text(encoding="utf-8").splitlines()
-        self.forget_from(first)
+        self.rewind(epochs)
 
-    def forget_from(self, number: int) -> None:
-        """Drops a round and all after it."""
-        self._lines = [line for line in self._lines if json.loads(line)["round"] < number]
+    def rewind(self, epochs: Sequence[EpochRecord]) -> None:
+        """Keep these rounds only."""
+        self._lines = [line for line in self._lines if json.loads(line)["round"] <= len(epochs)]
 
-    def add(self, number: int, told: list[Told], test_loss: float, test_accuracy: float) -> None:
-        if not self._run.world.is_root:
-            return
-        line = {"round": number, "test_loss": test_loss, "test_accuracy": test_accuracy}
-        self._lines.append(json.dumps({**line, "clients": [asdict(one) for one in told]}))
-        try:
-            files.write_text(self._path, "\n".join(self._lines) + "\n")
-        except OSError as error:
-            self._run.progress.warn(f"{self._path}: {error.strerror}; not written")
+    def epoch(self, record: EpochRecord) -> None:
+        """Add a round, whose ``reports`` are known, and write the file."""
+        line = {
+            "round": record.epoch, "test_loss": record.test_loss, "test_accuracy": record.test_accuracy
+        }  # fmt: skip
+        self._lines.append(json.dumps({**line, "clients": [asdict(report) for report in self.reports]}))
+        files.write_text(self._path, "\n".join(self._lines) + "\n")
+
+    def finish(self, record: RunRecord) -> None:
+        """Nothing is left to write."""
 
 
-def _describe(run: Run, site: _Site, evaluator: Evaluator) -> None:
+def _describe(run: Run, site: _RankClients, evaluator: Evaluator) -> None:
     """Writes what each client has and how the final model does on it, as JSON and as a picture."""
     mine = []
     for client in site.clients:

@@ -37,8 +37,10 @@ from mpi_train.strategies.pipeline.link import Link
 from mpi_train.strategies.pipeline.schedule import bubble, in_flight, one_forward_one_backward
 from mpi_train.training import evaluation
 from mpi_train.training.evaluation import Evaluator
+from mpi_train.training.loop import RunSteps
 from mpi_train.training.losses import as_input, losses_of, num_correct
-from mpi_train.training.replicas import part_seeds, start_equal
+from mpi_train.training.replicas import offset_seeds_by_rank, start_equal
+from mpi_train.training.steps import Steps
 from mpi_train.training.trainer import Batch, Trainer, mean_states
 
 
@@ -71,9 +73,8 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     # Neighbouring ranks are neighbouring stages, as those exchange the most.
     copy, number = divmod(world.rank, num_stages)
     pipe, peers = world.split(copy), world.split(number)
-    run.divide_among(peers, part=number)
+    run.replicas = peers
     examples, test_examples = run.read("train"), run.read("test")
-    shown = test_examples
     if number > 0:
         examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
     with world.together(), tf.device("/CPU:0"):
@@ -95,14 +96,10 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         from_logits=from_logits,
     )
     evaluator = Evaluator(
-        lambda images: _predict(flat, links, images, run.num_classes),
-        test_examples,
-        from_logits=from_logits,
-        counts=links.after is None,
-        shown=shown,
+        lambda images: _predict(flat, links, images, run.num_classes), test_examples, from_logits=from_logits
     )
     start_equal(peers, trainer.variables)
-    part_seeds(world, flat.states)
+    offset_seeds_by_rank(world, flat.states)
     layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches}
     run.progress.say(
         f"pipeline: {num_stages} stage{'s' if num_stages > 1 else ''} in {peers.size} "
@@ -112,11 +109,12 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         run,
         trainer,
         evaluator,
-        name=name,
-        num_weights=num_weights,
         state=_StageState(trainer),
-        # Another rank could not do with the weights of this stage.
-        work={**layout, "cut": cut},
+        # All stages work on the same examples, which count once.
+        scores=lambda scores: scores if links.after is None else scores.none(),
+        model=(name, num_weights),
+        # A checkpoint holds the weights of each rank's stage.
+        layout={**layout, "cut": cut},
         sync={"average": "gradients", "every": 1, **layout, **({"cut": asked} if asked else {})},
         details=lambda: {
             "cut": cut,
@@ -124,7 +122,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
             "bubble": _waiting_share(run.epochs),
             "bubble_in_theory": bubble(num_stages, config.micro_batches),
         },
-        digest=lambda: digest(_all_weights(flat, pipe)),
+        weights_sha256=lambda: digest(_all_weights(flat, pipe)),
     )
     run.progress.say(
         f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; were all stages equally fast "
@@ -221,17 +219,20 @@ class _StageTrainer(Trainer):
         self._exchange = averaging
         self._pipe, self._links, self._from_logits = pipe, links, from_logits
         self._schedule = one_forward_one_backward(pipe.rank, pipe.size, len(devices))
-        # All stages work on the same examples; they count once.
-        self.counts = links.after is None
 
-    def sums(self, loss: float, correct: float) -> tuple[float, float]:
-        """The last stage's, on all of the pipe."""
-        start = time.perf_counter()
-        with timeline.phase("wait"):
-            self._pipe.barrier()
-        self._exchange.idle(time.perf_counter() - start)
-        total = self._pipe.sum(np.array([loss, correct]))
-        return float(total[0]), float(total[1])
+    def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
+        run = super().prepare(order, steps)
+
+        def run_and_wait(first: int, stop: int) -> tuple[float, float, int]:
+            loss, correct, count = run(first, stop)
+            start = time.perf_counter()
+            with timeline.phase("wait"):
+                self._pipe.barrier()
+            self._exchange.idle(time.perf_counter() - start)
+            # All stages work on the same examples; the last one knows their loss and counts them.
+            return loss, correct, count if self._links.after is None else 0
+
+        return run_and_wait
 
     def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         before, after = self._links.before, self._links.after

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import nn
@@ -11,8 +9,8 @@ from torch.nn import functional
 
 from mpi_train.data.examples import Examples
 from mpi_train.strategies.pytorch.models import keras_views
-from mpi_train.training.evaluation import BATCH
-from mpi_train.training.scores import Scores
+from mpi_train.training.evaluation import BATCH, Scores
+from mpi_train.training.loop import RunSteps
 from mpi_train.training.steps import Steps
 
 
@@ -33,18 +31,18 @@ class Loop:
         self.feed(examples)
 
     def feed(self, examples: Examples) -> None:
-        """Trains on these ``examples`` from now on."""
+        """Train on these ``examples`` from now on."""
         self.examples = examples
         self._images, self._labels = _as_tensors(examples)
 
     def weights(self) -> list[np.ndarray]:
-        """The trainable weights, as views."""
+        """Return the trainable weights, as views."""
         return [parameter.detach().numpy() for parameter in self.model.parameters()]
 
     def warm_up(self, order: np.ndarray, steps: Steps) -> None:
-        """Runs steps of both sizes once and undoes them; arguments as for ``prepare``.
+        """Run steps of both sizes once and undo them; arguments as for ``prepare``.
 
-        PyTorch makes its kernels, buckets and optimizer state when they are first wanted.
+        PyTorch makes kernels, buckets and optimizer state when they are first used.
         """
         variables = keras_views(self.model)
         before = [variable.clone() for variable in variables]
@@ -57,7 +55,7 @@ class Loop:
             state.zero_()
 
     def optimizer_state(self) -> list[torch.Tensor]:
-        """All that the optimizer remembers, once it has made a step."""
+        """Return the state of the optimizer, which exists after its first step."""
         return [
             value
             for parameter in self.model.parameters()
@@ -65,34 +63,30 @@ class Loop:
             if value is not None
         ]
 
-    def prepare(self, order: np.ndarray, steps: Steps) -> Callable[[int, int], tuple[float, float]]:
-        """Hands an epoch to PyTorch.
+    def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
+        """Return the function that trains steps of an epoch.
 
         Args:
             order: int32 (n,): the rank's examples in the order of this epoch.
-            steps: How they are laid out in steps.
-
-        Returns:
-            A function of two step numbers that trains the steps between them and returns the sums of the
-            loss and the hits over this rank's examples in them.
+            steps: Layout of the examples in steps.
         """
         numbers = torch.from_numpy(order)
         begins, sizes = steps.begins[:, 0, 0].tolist(), steps.sizes[:, 0, 0].tolist()
         scales = steps.scales[:, 0].tolist()
 
-        def run(first: int, stop: int) -> tuple[float, float]:
+        def run(first: int, stop: int) -> tuple[float, float, int]:
             self.model.train()
             totals = torch.zeros(2)
             for step in range(first, stop):
                 some = numbers[begins[step] : begins[step] + sizes[step]]
                 totals += self._step(self._images[some], self._labels[some], scales[step])
             loss, correct = totals.tolist()
-            return loss, correct
+            return loss, correct, steps[first:stop].num_examples
 
         return run
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
-        """One step. Returns the sums of the loss and the hits over its examples, if they count."""
+        """Run one step; return the sums of the loss and of the correct predictions, 0 if none count."""
         outputs = self.model(as_input(images))
         loss = functional.cross_entropy(outputs, labels, reduction="sum")
         self.optimizer.zero_grad()
@@ -103,9 +97,11 @@ class Loop:
 
 
 class Evaluator:
-    """Args:
-    model: float32 images (n, channels, height, width) to logits (n, num_classes).
-    examples: This rank's part of the test set.
+    """Evaluation of a model on one rank's part of the test set.
+
+    Args:
+        model: Model from float32 images (n, channels, height, width) to logits (n, num_classes).
+        examples: This rank's part of the test set.
     """
 
     def __init__(self, model: nn.Module, examples: Examples) -> None:
@@ -114,7 +110,7 @@ class Evaluator:
         self._images, self._labels = _as_tensors(examples)
 
     def evaluate(self) -> Scores:
-        """How the model does on them."""
+        """Evaluate the model on this rank's part."""
         self._model.train(False)
         losses, predicted = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
         with torch.inference_mode():
@@ -123,12 +119,12 @@ class Evaluator:
                 losses.append(functional.cross_entropy(outputs, labels, reduction="none"))
                 predicted.append(outputs.argmax(1))
         return Scores(
-            self._examples, torch.cat(losses).numpy(), torch.cat(predicted).numpy().astype(np.int32)
+            self._examples.labels, torch.cat(losses).numpy(), torch.cat(predicted).numpy().astype(np.int32)
         )
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (n, h, w) or (n, h, w, c) to float32 (n, c, h, w) in [0, 1], channels last in memory."""
+    """Convert uint8 (n, h, w) or (n, h, w, c) to float32 (n, c, h, w) in [0, 1], channels last in memory."""
     scaled = images.to(torch.float32).mul_(1 / 255)
     return scaled[:, None] if images.ndim == 3 else scaled.permute(0, 3, 1, 2)
 

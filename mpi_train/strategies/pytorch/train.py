@@ -13,15 +13,15 @@ import keras
 import numpy as np
 
 from mpi_train.models import optimizers, zoo
+from mpi_train.runs import epochs
 from mpi_train.runs.checkpoints import Arrays
 from mpi_train.runs.config import RanksConfig, one_example_a_rank
-from mpi_train.runs.epochs import lay_out
 from mpi_train.runs.record import RunRecord
+from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
-from mpi_train.runs.session import Session
 from mpi_train.runtime import addresses, devices
 from mpi_train.runtime.digest import digest
-from mpi_train.runtime.errors import DivergedError, PlatformError
+from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
 from mpi_train.training.loop import run_chunks
 from mpi_train.training.replicas import check_equal, mean_over_ranks
@@ -84,28 +84,27 @@ def _train(run: Run) -> RunRecord:
     steps = plan_steps(run.num_train, config.batch_size, rank=world.rank, size=world.size)
     run.lap("build")
     loop.warm_up(epoch_order(config.seed, 0, world.rank, len(examples)), steps)
-    session = Session(run, _State(variables, loop, keras_optimizer))
-    session.begin()
-    run.start(like.name, like.count_params())
-    with session.training():
-        while session.position.epoch <= config.epochs:
-            try:
-                epoch = lay_out(session, examples)
-                if epoch.examples is not loop.examples:
-                    loop.feed(epoch.examples)
-                rest = run_chunks(
-                    loop.prepare(epoch.order, epoch.steps), epoch.steps, world, session,
-                    weights=loop.weights, first=epoch.first,
-                )  # fmt: skip
-                _average_statistics(world, model, len(examples))
-                check_equal(world, [v.numpy() for v in variables], when=f"after epoch {epoch.number}")
-                session.end_epoch(run.end_epoch(epoch.number, session.whole(rest), evaluator.evaluate))
-            except DivergedError as error:
-                session.roll_back(error)
-    return session.finish(
+
+    def train_epoch(resumable: ResumableRun) -> None:
+        epoch = epochs.begin_epoch(resumable, examples)
+        if epoch.examples is not loop.examples:
+            loop.feed(epoch.examples)
+        run_steps = loop.prepare(epoch.order, epoch.steps)
+        rest = run_chunks(
+            run_steps, len(epoch.steps), world, resumable, weights=loop.weights, first=epoch.first
+        )
+        _average_statistics(world, model, len(examples))
+        check_equal(world, [v.numpy() for v in variables], when=f"after epoch {epoch.number}")
+        resumable.end_epoch(rest, evaluator.evaluate)
+
+    return epochs.train_epochs(
+        run,
+        _State(variables, loop, keras_optimizer),
+        train_epoch,
+        model=(like.name, like.count_params()),
         optimizer=keras_optimizer,
         sync={"average": "gradients", "every": 1},
-        weights_sha256=digest(variable.numpy() for variable in variables),
+        weights_sha256=lambda: digest(variable.numpy() for variable in variables),
     )
 
 

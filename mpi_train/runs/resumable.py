@@ -1,93 +1,100 @@
-"""A run that may be interrupted: where it is, what it has saved, and what becomes of it when asked to stop.
+"""Saving, stopping, resuming and rolling back a run.
 
-The strategies train; this decides, between two steps and the same on all ranks, when to save, when to
-stop, and from where to go on.
+Strategies train; a ``ResumableRun`` decides between two steps, the same on all ranks, when to save, when to
+stop, and where to resume.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mpi_train.monitor import timeline
 from mpi_train.runs import folder
 from mpi_train.runs.checkpoints import Arrays, Checkpoints, Position
-from mpi_train.runs.config import TrainConfig
-from mpi_train.runs.coordinator import Control
-from mpi_train.runs.record import EpochRecord, RunRecord
+from mpi_train.runs.coordinator import Coordinator
+from mpi_train.runs.record import EpochRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import watchdog
 from mpi_train.runtime.errors import DivergedError, RanksApartError, RunAgainError, UsageError
+from mpi_train.runtime.flags import identity
 from mpi_train.runtime.world import World
+from mpi_train.training.evaluation import Scores
 from mpi_train.training.loop import Chunk, ChunkCallback
-from mpi_train.training.steps import Leg
+from mpi_train.training.steps import Segment
 from mpi_train.training.totals import EpochTotals
-
-if TYPE_CHECKING:
-    import keras
 
 MAX_ROLLBACKS = 3
 EXCHANGE = "averaging/"
-"""How the names of arrays begin that last from one exchange to the next."""
+"""Prefix of the names of arrays that last from one exchange to the next."""
 
 
 class State(Protocol):
-    """What a strategy trains: all that must be known to go on with it."""
+    """Everything of a strategy that a checkpoint must hold to resume it."""
 
     def arrays(self) -> Arrays:
-        """Copies of the weights, the optimizer's variables and the model's other state, by name."""
+        """Return copies of weights, optimizer variables and other state of the model, by name."""
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
-        """The inverse, with the arrays of this rank; or, after a change of size, with the ranks' mean."""
+        """Load the arrays of this rank or, after a change of the number of ranks, the mean over ranks."""
 
     def slow_down(self) -> float:
-        """Halves the learning rate, and says what it is now."""
+        """Halve the learning rate and return it."""
 
 
-class Session(ChunkCallback):
-    """Args:
+class ResumableRun(ChunkCallback):
+    """A run that can be interrupted at any step and resumed.
+
+    Args:
         run: The frame.
-        state: What is trained.
-        work: What a run must have in common with this one to be gone on with, beside its settings; JSON.
+        state: Everything that is trained.
+        layout: Further values, as JSON can hold them, that a checkpoint must have in common with this run to
+            be resumed, besides the options of the config that identify it.
+        save_at_start: True to write a checkpoint before the first step.
 
     Attributes:
-        position: Between which steps the run is.
-        control: What the ranks agree on between chunks of steps.
+        position: Epoch and step of the run.
+        coordinator: Agreement of the ranks between chunks of steps.
     """
 
-    def __init__(self, run: Run, state: State, work: dict[str, Any] | None = None) -> None:
-        config, world = run.config, run.world
+    def __init__(
+        self, run: Run, state: State, layout: dict[str, Any] | None = None, *, save_at_start: bool = False
+    ) -> None:
+        config = run.config
         self.run, self.state = run, state
         self.position = Position()
-        self._closed: tuple[Leg, ...] = ()
+        self._closed: tuple[Segment, ...] = ()
         self._offset = 0
         self._before = EpochTotals()
         self._written = True
-        self.control = Control(
-            world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
+        self._save_at_start = save_at_start or config.on_nan == "rollback"
+        self.coordinator = Coordinator(
+            run.world, every_steps=config.checkpoint_every, every_s=60 * config.checkpoint_minutes
         )
-        self.checkpoints = Checkpoints(run.out, world, {**_work(run), **(work or {})}, run.progress.warn)
+        self.checkpoints = Checkpoints(
+            run.out, run.world, {**_identity(run), **(layout or {})}, run.progress.warn
+        )
 
     def begin(self) -> None:
-        """Goes on where an interrupted run was, or starts anew; to be called when all is built and traced.
+        """Resume the interrupted run of the folder, or begin a new one. Everything is built and traced.
 
         Raises:
-            UsageError, DataError: as ``Checkpoints.find``; on all ranks.
+            UsageError, DataError: as ``Checkpoints.find``. Raised on all ranks.
         """
         run = self.run
-        # A run that came to its end has left its record; auto means to go on with one that has not.
         resume = run.config.resume
+        # auto resumes interrupted runs; a finished run has left its record.
         if resume == "auto" and run.world.gather_all(run.is_finished)[0]:
             resume = "never"
         found = self.checkpoints.find(resume)
         if found is None:
             run.begin()
-            if run.config.on_nan == "rollback":
+            if self._save_at_start:
                 self.save()
             return
         same_size = found.size == run.world.size
@@ -95,11 +102,11 @@ class Session(ChunkCallback):
         last = run.config.epochs
         if (position.epoch, position.step) > (last + 1, 0):
             raise UsageError(
-                f"--epochs: {found.path} is further than {last} epochs. Got: --epochs {last}",
+                f"--epochs: {found.path} is beyond {last} epochs. Got: --epochs {last}",
                 remedy="--resume never, which starts anew and removes it, or --out with another folder",
             )
         self._restore(found.arrays, same_size=same_size)
-        # One that came to its end, or was made elsewhere, stays what it is: this one is another.
+        # A finished run, and a checkpoint of another folder, stay as they are: this is a new run.
         ours = not run.is_finished and found.path.resolve().parent == self.checkpoints.folder.resolve()
         run.begin(position.epochs, anew=not ours)
         self.checkpoints.forget_after(position)
@@ -119,110 +126,91 @@ class Session(ChunkCallback):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The time in which signals stop the run at the next step boundary; then its timeline is written."""
+        """Let signals stop the run at the next step boundary; at the end, write the timeline."""
         run = self.run
         try:
-            with self.control.listening(), timeline.kept(run.out / folder.TRACE, run.progress.say):
+            with self.coordinator.listening(), timeline.kept(run.out / folder.TRACE, run.progress.say):
                 yield
         except BaseException as error:
             run.progress.leave("stopped" if isinstance(error, RunAgainError) else "failed")
             raise
         run.progress.end()
 
-    def finish(
-        self,
-        *,
-        optimizer: keras.Optimizer,
-        sync: dict[str, Any],
-        weights_sha256: str,
-        details: dict[str, Any] | None = None,
-    ) -> RunRecord:
-        """Writes the record of a run that has come to its end; arguments as ``Run.finish``."""
-        return self.run.finish(
-            optimizer=optimizer,
-            sync=sync,
-            weights_sha256=weights_sha256,
-            details=details,
-            history=self.position.history,
-            checkpoint_s=self.checkpoints.seconds,
-        )
-
     # ---- Within an epoch --------------------------------------------------------------------------------
 
-    def rest_of_epoch(self) -> tuple[tuple[Leg, ...], int]:
-        """The legs of the epoch that are over, and how many steps of the present one are done."""
-        legs, size = self.position.legs, self.run.peers.size
-        if legs and legs[-1].size == size:
-            return legs[:-1], legs[-1].num_steps
-        return legs, 0
+    def rest_of_epoch(self) -> tuple[tuple[Segment, ...], int]:
+        """Return the finished segments of the epoch, and the number of finished steps of the present one."""
+        segments, size = self.position.segments, self.run.replicas.size
+        if segments and segments[-1].size == size:
+            return segments[:-1], segments[-1].num_steps
+        return segments, 0
 
     def begin_epoch(self, num_steps: int) -> None:
-        """To be called before the first step of an epoch, or of the rest of one.
-
-        Args:
-            num_steps: Of the whole epoch.
-        """
+        """Begin an epoch of ``num_steps`` steps, or the rest of one."""
         self._closed, first = self.rest_of_epoch()
-        self._offset = sum(leg.num_steps for leg in self._closed)
+        self._offset = sum(segment.num_steps for segment in self._closed)
         self._before = self.position.so_far
         self.run.begin_epoch(self.position.epoch, num_steps)
         if self._offset + first:
             self.run.progress.advance(self._offset + first)
 
     def limit(self, first: int, stop: int) -> int:
-        """As ``ChunkCallback`` has it."""
-        end = self.control.limit(self._offset + first, self._offset + stop)
+        """Return the end of a chunk; see ``ChunkCallback``."""
+        end = self.coordinator.limit(self._offset + first, self._offset + stop)
         watchdog.note(
             f"epoch {self.position.epoch}, training, between step {self._offset + first + 1} and {end}"
         )
         return end - self._offset
 
     def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
-        """As ``ChunkCallback`` has it.
+        """Agree on what follows a chunk; see ``ChunkCallback``.
 
         Raises:
-            DivergedError: the loss or the weights are not finite on some rank; on all ranks.
+            DivergedError: the loss or the weights are not finite on some rank. Raised on all ranks.
         """
         first, stop = self._offset + chunk.first, self._offset + chunk.stop
-        decision = self.control.agree(
-            first=first,
-            stop=stop,
-            elapsed_s=chunk.elapsed_s,
-            finite=chunk.finite,
-            loss=chunk.loss,
-            count=chunk.count,
-            exchange_s=chunk.exchange_s,
-        )
+        decision = self.coordinator.agree(replace(chunk, first=first, stop=stop))
         if decision.diverged:
             raise self._diverged(first, stop, finite=chunk.finite)
         self.run.progress.advance(stop, decision.by_rank)
         return decision.slowest_s, decision.stop or decision.save
 
     def pause(self, step: int, so_far: EpochTotals) -> None:
-        """Saves in mid-epoch, and leaves if the run is to stop.
+        """Save within an epoch, and leave if the run is to stop.
 
         Args:
-            step: Steps of the present leg that are done.
-            so_far: What this process saw of the epoch.
+            step: Finished steps of the present segment.
+            so_far: Totals of the epoch in this process.
 
         Raises:
-            RunAgainError: it is to stop; on all ranks.
+            RunAgainError: the run is to stop. Raised on all ranks.
         """
-        legs = (*self._closed, Leg(self.run.peers.size, step))
-        self.position = replace(self.position, legs=legs, so_far=self._before + so_far)
+        segments = (*self._closed, Segment(self.run.replicas.size, step))
+        self.position = replace(self.position, segments=segments, so_far=self._before + so_far)
         self._save_or_leave()
 
-    def whole(self, rest: EpochTotals) -> EpochTotals:
-        """What the epoch came to, given what this process saw of it."""
-        return self._before + rest
+    def end_epoch(
+        self,
+        rest: EpochTotals,
+        evaluate: Callable[[], Scores],
+        *,
+        stalled: bool = False,
+        expected: int | None = None,
+    ) -> EpochRecord:
+        """Evaluate, record and save an epoch; leave if the run is to stop and has epochs left.
 
-    def end_epoch(self, record: EpochRecord) -> None:
-        """Saves after an epoch, and leaves if the run is to stop and is not at its end.
+        Args:
+            rest: Totals of the epoch in this process.
+            evaluate, stalled, expected: As for ``Run.end_epoch``.
 
         Raises:
+            DivergedError: as ``Run.end_epoch``.
             RunAgainError: as ``pause``.
         """
         before = self.position
+        record = self.run.end_epoch(
+            before.epoch, self._before + rest, evaluate, stalled=stalled, expected=expected
+        )
         self.position = Position(
             epoch=before.epoch + 1, epochs=(*before.epochs, record), history=before.history
         )
@@ -230,12 +218,10 @@ class Session(ChunkCallback):
             self.save()
         else:
             self._save_or_leave()
+        return record
 
     def _diverged(self, first: int, stop: int, *, finite: bool) -> DivergedError:
-        """The error of a loss or weights that are not finite after the steps ``first`` to ``stop``.
-
-        On all ranks together; counted within the epoch.
-        """
+        """Return the error for values that are not finite after the steps ``first`` to ``stop``."""
         world = self.run.world
         where = [
             f"rank {rank} on {world.hosts[rank]}"
@@ -249,7 +235,7 @@ class Session(ChunkCallback):
         )
 
     def roll_back(self, error: DivergedError) -> None:
-        """Goes back to the last checkpoint with half the learning rate, or raises ``error`` again."""
+        """Return to the last checkpoint with half the learning rate, or raise ``error`` again."""
         run = self.run
         history = self.position.history
         if (
@@ -264,7 +250,7 @@ class Session(ChunkCallback):
         self._restore(found.arrays, same_size=found.size == run.world.size)
         position = found.position
         self.checkpoints.forget_after(position)
-        # What the checkpoint has of it happened before; the rate counts from there.
+        # The checkpoint holds the learning rate after its own rollbacks; halve it once for each later one.
         times = 1 + len(_rollbacks(history)) - len(_rollbacks(position.history))
         rate = [self.state.slow_down() for _ in range(times)][-1]
         event = {
@@ -283,36 +269,36 @@ class Session(ChunkCallback):
     # ---- Saving -----------------------------------------------------------------------------------------
 
     def save(self) -> bool:
-        """Writes a checkpoint of where the run is, on all ranks together; whether it was written."""
+        """Write a checkpoint, on all ranks together; return True if it was written."""
         watchdog.note(f"epoch {self.position.epoch}, writing a checkpoint")
         with timeline.phase("checkpoint"):
             self._written = self.checkpoints.save(self.position, self.state.arrays())
-        self.control.saved()
+        self.coordinator.saved()
         return self._written
 
     def abandon(self) -> None:
-        """Leaves as ``pause`` does, but goes on from the last checkpoint: for what cannot be cut in two.
+        """Leave without saving, to resume from the last checkpoint.
 
         Raises:
-            RunAgainError: always; on all ranks.
+            RunAgainError: always, on all ranks.
         """
         self._leave(written=self._written)
 
     def _save_or_leave(self) -> None:
         written = self.save()
-        if self.control.stopping:
+        if self.coordinator.stopping:
             self._leave(written=written)
 
     def _leave(self, *, written: bool) -> None:
         run, position = self.run, self.position
         where = f"epoch {position.epoch}, {position.step} steps done"
-        reasons = [reason for reason in run.world.gather_all(self.control.reason) if reason]
+        reasons = [reason for reason in run.world.gather_all(self.coordinator.reason) if reason]
         run.event("run_stop", status="aborted")
         if not written:
             raise UsageError(f"stopped by {reasons[0]} in {where}, and could not save", remedy="see above")
         raise RunAgainError(
             f"stopped by {reasons[0]} in {where}; saved in {self.checkpoints.folder}",
-            remedy="run the same command again, and it goes on from there"
+            remedy="run the same command again, which resumes from there"
             + ("" if run.config.resume == "auto" else ", with --resume auto"),
         )
 
@@ -320,7 +306,7 @@ class Session(ChunkCallback):
         with self.run.world.together():
             here = self.state.arrays()
             names = here.keys() | arrays.keys()
-            # A rank on its own exchanges nothing, and has nothing of it that lasts.
+            # A single rank exchanges nothing, and has no such arrays.
             if not same_size:
                 names = {
                     name for name in names if not name.startswith(EXCHANGE) or name in here.keys() & arrays
@@ -332,7 +318,7 @@ class Session(ChunkCallback):
             ]
             if apart:
                 raise UsageError(
-                    f"the checkpoint is of another model or optimizer: {min(apart)} differs",
+                    f"expected a checkpoint of this model and optimizer. Got: another {min(apart)}",
                     remedy="--resume never, or --out with another folder",
                 )
         self.state.restore(arrays, same_size=same_size)
@@ -342,37 +328,14 @@ def _rollbacks(history: tuple[dict[str, object], ...]) -> list[dict[str, object]
     return [event for event in history if event["kind"] == "rolled back"]
 
 
-def _work(run: Run) -> dict[str, object]:
-    """What two runs must have in common for one to go on with the other's checkpoint."""
-    config: TrainConfig = run.config
-    names = (
-        "model",
-        "batch_size",
-        "optimizer",
-        "learning_rate",
-        "seed",
-        "dtype",
-        "dataset",
-        "average",
-        "every",
-        "post_local_from",
-        "accumulate",
-        "sync_batchnorm",
-        "lr_scaling",
-        "warmup_epochs",
-        "fraction",
-        "local_epochs",
-        "proximal",
-        "server_momentum",
-    )
-    found = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    found["exchange"] = getattr(config, "exchange", {})
+def _identity(run: Run) -> dict[str, object]:
+    """Return everything that two runs must have in common for one to resume the other's checkpoint."""
     # The same data cut into other shards has another order.
     splits = run.shards.manifest.splits.values()
     shards = hashlib.sha256("".join(file.sha256 for split in splits for file in split.files).encode())
-    return {"strategy": run.strategy, **found, "shards_sha256": shards.hexdigest()}
+    return {"strategy": run.strategy, **identity(run.config), "shards_sha256": shards.hexdigest()}
 
 
 def copies(variables: dict[str, Any]) -> Arrays:
-    """Copies of TensorFlow's or Keras's variables, by name."""
+    """Copy variables of TensorFlow or Keras to arrays, by name."""
     return {name: np.array(variable.numpy()) for name, variable in variables.items()}
