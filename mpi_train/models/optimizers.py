@@ -1,8 +1,8 @@
-"""Keras's optimizers, applied to the flat buffer of weights.
+"""Keras optimizers on the flat buffer of weights.
 
-Most optimizers treat every weight alike, so that updating one long vector equals updating each
-layer's tensor, with far fewer kernels. The few that look at a layer as a whole (its norm, its
-singular vectors) are given the layers one by one.
+Most optimizers treat all weights alike. An update of one long vector then equals an update of each layer,
+with far fewer kernels. The few that use a layer as a whole (its norm, its singular vectors) get the layers
+one by one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLASSES: dict[str, type[keras.Optimizer]] = {
         keras.optimizers.Nadam,
         keras.optimizers.RMSprop,
         keras.optimizers.SGD,
-        # Not Adafactor: Keras's makes NaN of a pixel that is black in every image of a batch.
+        # Adafactor is missing: Keras's makes NaN of a pixel that is black in every image of a batch.
     )
 }
 OPTIMIZERS = tuple(_CLASSES)
@@ -39,10 +39,10 @@ LAYERWISE = (keras.optimizers.Lamb, keras.optimizers.Muon)
 
 
 def build(name: str, learning_rate: float | None) -> keras.Optimizer:
-    """A fresh Keras optimizer.
+    """Make a Keras optimizer.
 
     Raises:
-        UsageError: no such optimizer.
+        UsageError: the optimizer does not exist.
     """
     kind = _CLASSES.get(name.lower())
     if kind is None:
@@ -54,28 +54,24 @@ def build(name: str, learning_rate: float | None) -> keras.Optimizer:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """What the learning rate is, and how it gets there.
+    """Scaling and warm-up of the learning rate.
 
     Attributes:
-        factor: What the one that was asked for is multiplied by.
-        warmup_epochs: In which it changes from that one to the product, a little with every step.
+        factor: Factor of the requested learning rate.
+        warmup_epochs: Epochs in which the rate changes linearly from the requested one to the product.
     """
 
     factor: float = 1.0
     warmup_epochs: float = 0.0
 
     def apply_to(self, optimizer: keras.Optimizer) -> None:
-        """Gives an optimizer that was made with the rate that was asked for its final one."""
+        """Set the final learning rate of an optimizer that has the requested one."""
         if self.factor != 1:
             optimizer.learning_rate = float(optimizer.learning_rate) * self.factor
 
 
 class FlatUpdate:
-    """Applies a Keras optimizer to the whole buffer at once.
-
-    Attributes:
-        variables: The optimizer's state: step count, learning rate, slots as long as the buffer.
-    """
+    """Update of the whole buffer at once by a Keras optimizer."""
 
     def __init__(self, optimizer: keras.Optimizer, flat: FlatModel, device: str) -> None:
         self.optimizer = optimizer
@@ -85,21 +81,22 @@ class FlatUpdate:
 
     @property
     def variables(self) -> list[tf.Variable]:
+        """State of the optimizer: step count, learning rate, slots as long as the buffer."""
         return [v.value for v in self.optimizer.variables]
 
     def apply(self, gradient: tf.Tensor) -> None:
-        """Updates the weights with a gradient of float32 (num_padded,)."""
+        """Update the weights with a gradient, float32 (num_padded,)."""
         self.optimizer.apply([gradient], [self.flat.weights])
 
     def slow_down(self) -> float:
-        """Halves the learning rate, and says what it is now."""
+        """Halve the learning rate and return it."""
         rate = self.optimizer.learning_rate
         rate.assign(rate / 2)
         return float(rate)
 
 
 class LayerUpdate(FlatUpdate):
-    """Applies a Keras optimizer layer by layer, through the model's own variables."""
+    """Update layer by layer by a Keras optimizer, through the model's own variables."""
 
     def __init__(self, optimizer: keras.Optimizer, flat: FlatModel, device: str) -> None:
         self.optimizer = optimizer
@@ -117,7 +114,7 @@ class LayerUpdate(FlatUpdate):
 
 
 class FusedAdam(FlatUpdate):
-    """Keras's Adam as TensorFlow's one kernel for it, in place of a dozen: Kingma & Ba 2015, section 2."""
+    """Update by Adam as one TensorFlow kernel instead of a dozen (Kingma & Ba 2015, section 2)."""
 
     def apply(self, gradient: tf.Tensor) -> None:
         adam = self.optimizer
@@ -138,7 +135,7 @@ class FusedAdam(FlatUpdate):
 
 
 class FusedSGD(FlatUpdate):
-    """Keras's SGD without momentum as one kernel."""
+    """Update by SGD without momentum as one kernel."""
 
     def apply(self, gradient: tf.Tensor) -> None:
         iterations, learning_rate = self.variables
@@ -149,12 +146,12 @@ class FusedSGD(FlatUpdate):
 
 
 class WarmedUp(FlatUpdate):
-    """Another update, with a learning rate that rises linearly over its first steps.
+    """Another update with a learning rate that rises linearly over its first steps.
 
     Args:
-        update: The other.
-        start: The rate before the first step, as a part of the final one.
-        num_steps: That it takes to rise.
+        update: The other update.
+        start: Learning rate before the first step, as a fraction of the final one.
+        num_steps: Number of steps until the final learning rate.
     """
 
     def __init__(self, update: FlatUpdate, start: float, num_steps: int) -> None:
@@ -167,10 +164,10 @@ class WarmedUp(FlatUpdate):
         return [*self._update.variables, self._final]
 
     def apply(self, gradient: tf.Tensor) -> None:
-        # Counted by the optimizer's own steps, which are in every checkpoint.
+        # Steps are counted by the optimizer, whose count is in every checkpoint.
         done = tf.minimum(1.0, tf.cast(self.optimizer.iterations.value, tf.float32) / self._num_steps)
-        part = self._start + (1 - self._start) * done
-        self.optimizer.learning_rate.assign(self._final * part)
+        fraction = self._start + (1 - self._start) * done
+        self.optimizer.learning_rate.assign(self._final * fraction)
         self._update.apply(gradient)
 
     def slow_down(self) -> float:
@@ -179,10 +176,11 @@ class WarmedUp(FlatUpdate):
 
 
 def update_for(optimizer: keras.Optimizer, flat: FlatModel, device: str) -> FlatUpdate:
-    """The fastest way to apply ``optimizer`` that does what Keras would do layer by layer."""
+    """Return the fastest update that equals Keras's own update layer by layer."""
     if isinstance(optimizer, LAYERWISE) or optimizer.clipnorm:
         return LayerUpdate(optimizer, flat, device)
-    # The kernels know none of what Keras adds to every optimizer. By exact type: AdamW is an Adam too.
+    # The kernels lack the options that Keras adds to every optimizer. The type is compared exactly, because
+    # AdamW is a subclass of Adam.
     extras = (
         optimizer.weight_decay
         or optimizer.use_ema

@@ -1,6 +1,6 @@
-"""The models, as plain Keras: each takes the shape of the images and the number of classes.
+"""Keras models, each made from the shape of the images and the number of classes.
 
-They read float32 images in [0, 1] and return logits, in float32 whatever the precision inside.
+Inputs are float32 images in [0, 1]. Outputs are logits, in float32 for any precision inside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ImageShape = tuple[int, int, int]
 
 
 def cnn(input_shape: ImageShape, num_classes: int) -> keras.Model:
-    """Two convolutions and a dense layer; 225,034 weights for 28x28x1 images and 10 classes."""
+    """Make two convolutions and a dense layer: 225,034 weights for 28x28x1 images and 10 classes."""
     return keras.Sequential(
         [
             keras.Input(input_shape),
@@ -38,7 +38,7 @@ def cnn(input_shape: ImageShape, num_classes: int) -> keras.Model:
 
 
 def mlp(input_shape: ImageShape, num_classes: int) -> keras.Model:
-    """One hidden layer; 101,770 weights for 28x28x1 images and 10 classes."""
+    """Make a model of one hidden layer: 101,770 weights for 28x28x1 images and 10 classes."""
     return keras.Sequential(
         [
             keras.Input(input_shape),
@@ -51,7 +51,10 @@ def mlp(input_shape: ImageShape, num_classes: int) -> keras.Model:
 
 
 def resnet(input_shape: ImageShape, num_classes: int) -> keras.Model:
-    """Three residual stages of 16, 32 and 64 channels with BatchNorm: He et al. 2015, section 4.2, n=1."""
+    """Make a model of three residual stages with BatchNorm (He et al. 2015, section 4.2, n = 1).
+
+    The stages have 16, 32 and 64 channels.
+    """
     inputs = keras.Input(input_shape)
     x = _conv_bn(inputs, 16, relu=True)
     for num_filters, stride in ((16, 1), (32, 2), (64, 2)):
@@ -66,7 +69,7 @@ def resnet(input_shape: ImageShape, num_classes: int) -> keras.Model:
 def _conv_bn(
     x: keras.KerasTensor, num_filters: int, *, size: int = 3, stride: int = 1, relu: bool = False
 ) -> keras.KerasTensor:
-    # BatchNorm subtracts the mean, so a bias before it would train to nothing.
+    # BatchNorm subtracts the mean, so a bias before it would have no effect.
     x = layers.Conv2D(num_filters, size, strides=stride, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization(momentum=0.9)(x)
     return layers.ReLU()(x) if relu else x
@@ -76,18 +79,18 @@ MODELS: dict[str, Callable[[ImageShape, int], keras.Model]] = {"cnn": cnn, "mlp"
 
 
 def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dtype: str) -> keras.Model:
-    """Builds a model with weights that depend on ``seed`` alone.
+    """Build a model whose initial weights depend on ``seed`` alone.
 
     Args:
-        name: One of ``MODELS``, or ``package.module:function``; the function is called with
+        name: Name in ``MODELS``, or ``package.module:function``. The function is called with
             ``input_shape`` and ``num_classes`` and returns a built Keras model.
         input_shape: Height, width, channels.
         num_classes: Length of the model's output.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
         dtype: ``float32``, or ``bfloat16`` for Keras's mixed precision.
 
     Raises:
-        UsageError: no such model, or one that does not fit the data.
+        UsageError: the model does not exist, or does not fit the data.
     """
     function = MODELS.get(name) or _users_own(name)
     keras.utils.set_random_seed(seed)
@@ -104,22 +107,22 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dt
     return model
 
 
-def again(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None = None) -> keras.Model:
-    """A model as ``model``, with layers and variables of its own, and the same weights.
+def clone(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None = None) -> keras.Model:
+    """Copy a model: own layers and variables, same weights.
 
     Args:
-        model: Sequential or functional.
-        make: Makes a layer from one of the old (default: an equal one).
+        model: Sequential or functional model.
+        make: Function that makes a layer from an old one (default: an equal layer).
 
     Raises:
-        UsageError: a layer of the user's own cannot be made from its config.
+        UsageError: a custom layer cannot be made from its config.
     """
     try:
         copy = keras.models.clone_model(model, clone_function=make, recursive=make is not None)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UsageError(
-            f"expected layers that Keras can make again from their config. Got: {error}",
-            remedy="give your layer a get_config, or use another strategy",
+            f"expected layers that Keras can make from their config. Got: {error}",
+            remedy="add a get_config to the layer, or use another strategy",
         ) from error
     copy.set_weights(model.get_weights())
     return copy
@@ -133,7 +136,7 @@ def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
         raise UsageError(
             f"--model: expected one of {', '.join(MODELS)}, or package.module:function. Got: {name}.{hint}"
         )
-    # Python puts the script's folder on the path, not the one where the user stands.
+    # Python puts the folder of the script on the path, not the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -146,6 +149,6 @@ def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
 
 
 def returns_probabilities(model: keras.Model) -> bool:
-    """Whether the model ends in a softmax, so that its loss must not apply another."""
+    """Return True if the model ends in a softmax, so that its loss must not apply another."""
     last = model.layers[-1]
     return isinstance(last, layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax

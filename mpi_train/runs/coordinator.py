@@ -93,7 +93,7 @@ class Coordinator:
         return signal.Signals(_asked[0]).name if _asked else ""
 
     def limit(self, first: int, stop: int) -> int:
-        """Return where a chunk from ``first`` must end, at most at ``stop``, for a checkpoint to be on time."""
+        """Return the end of a chunk from ``first``, at most ``stop``, that lets a checkpoint be on time."""
         if not self._every_steps:
             return stop
         return min(stop, (first // self._every_steps + 1) * self._every_steps)

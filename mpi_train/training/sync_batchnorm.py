@@ -1,4 +1,4 @@
-"""BatchNorm over the whole global batch, where each rank would normalise its own part by itself."""
+"""Synchronised BatchNorm: moments over the global batch instead of each rank's part of it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mpi_train.runtime.errors import UsageError
 
 
 class SyncBatchNormalization(layers.BatchNormalization):
-    """Keras's layer with moments taken over all ranks.
+    """Keras's BatchNormalization with moments over all ranks.
 
-    A rank without an example in a step, as in the last one of an epoch on many ranks, counts one that it has.
+    A rank without an example in a step, such as the last one of an epoch on many ranks, counts one that
+    it has.
 
     Args:
-        mean_over_ranks: Makes an all-reduce for vectors of a length, in float32 numbers; None for a rank
-            on its own.
-        config: As Keras's layer.
+        mean_over_ranks: Function that makes an all-reduce for vectors of a length, in float32 numbers; None
+            for a single rank.
+        config: Arguments of Keras's layer.
     """
 
     def __init__(self, *, mean_over_ranks: Callable[[int], AllReduce] | None = None, **config: Any) -> None:
@@ -56,23 +57,22 @@ class SyncBatchNormalization(layers.BatchNormalization):
     def _mean(self, vector: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
         def mean(vector: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-            # What a rank's numbers do to the loss of every rank.
+            # A rank's values affect the loss of every rank, so the gradient is averaged over the ranks too.
             return tf.identity(self._forward(vector)), self._backward
 
         return mean(vector)
 
 
 def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce] | None) -> keras.Model:
-    """A model with the weights of ``model`` and ``SyncBatchNormalization`` for its BatchNorm.
+    """Copy ``model`` with ``SyncBatchNormalization`` in place of its BatchNorm.
 
     Args:
-        model: Sequential or functional.
+        model: Sequential or functional model.
         mean_over_ranks: As for the layer.
 
     Raises:
-        UsageError: it has no BatchNorm, or layers that Keras cannot make again.
+        UsageError: the model has no BatchNorm, or layers that Keras cannot make from their config.
     """
-
     made = []
 
     def synchronise(layer: keras.Layer) -> keras.Layer:
@@ -81,7 +81,7 @@ def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce]
         made.append(SyncBatchNormalization(mean_over_ranks=mean_over_ranks, **layer.get_config()))
         return made[-1]
 
-    copy = zoo.again(model, synchronise)
+    copy = zoo.clone(model, synchronise)
     if not made:
         raise UsageError(
             f"--sync-batchnorm: expected a model with BatchNorm. Got: {model.name}",

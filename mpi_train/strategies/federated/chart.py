@@ -1,4 +1,4 @@
-"""The picture of a federated run: which classes each client has, and how the final model does on them."""
+"""Chart of a federated run: classes of each client, and accuracy of the final model on its data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mpi_train.runtime import files
 def draw(
     clients: Sequence[dict[str, Any]], class_names: Sequence[str], test_accuracy: float, path: Path
 ) -> None:
-    """Writes the picture as PNG.
+    """Write the chart as PNG.
 
     Args:
-        clients: For each ``client`` (its number), ``classes`` (examples of each label) and ``accuracy``
+        clients: Entries with ``client`` (its number), ``classes`` (examples of each label) and ``accuracy``
             (of the final model on its data).
         class_names: Name of each label.
-        test_accuracy: Of the final model on the test set.
-        path: Where it goes.
+        test_accuracy: Accuracy of the final model on the test set.
+        path: Path of the file.
     """
-    # Without pyplot, so that no display is looked for and no figure stays open.
+    # Without pyplot, which looks for a display and keeps figures open.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -37,11 +37,11 @@ def draw(
     classes.set_yticks(places, [f"client {client['client']}" for client in clients])
     classes.invert_yaxis()
     classes.set_xlabel("training examples")
-    classes.set_title("What each client has")
+    classes.set_title("Data of each client")
     score.plot([client["accuracy"] for client in clients], places, "o", color="#222222")
     score.axvline(test_accuracy, color="#0072B2", linestyle="--")
     score.set_xlabel(f"accuracy on its own data (dashed: test set, {test_accuracy:.4f})")
-    score.set_title("The final model on it")
+    score.set_title("Final model on it")
     score.grid(axis="x", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     with files.replacing(path) as temporary:

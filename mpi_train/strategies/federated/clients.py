@@ -1,7 +1,7 @@
-"""The clients of federated learning: whose data is whose, and who takes part in a round.
+"""Clients of federated learning: their data, and the choice of clients for a round.
 
-A client is a shard: how the data is skewed was settled when it was cut, by ``jobs/prepare_data.py``. Each
-rank keeps the shards of some clients, and their examples never leave it.
+A client is a shard; ``jobs/prepare_data.py`` decided the skew of its data. Each rank keeps the shards of some
+clients, and their examples never leave it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from mpi_train.data.shards import balanced_range
 from mpi_train.runtime.errors import UsageError
 
 _STREAM = 0xFED
-"""Keeps the choice of clients apart from what else is drawn from the same seed."""
+"""Random stream of the choice of clients, apart from other streams of the same seed."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A holder of data.
+    """A client.
 
     Attributes:
-        number: From 0, that of its shard.
-        rank: Where its data is.
-        start, stop: Its examples among those of the training split, shards laid end to end.
+        number: Number of its shard, from 0.
+        rank: Rank that holds its data.
+        start, stop: Range of its examples in the training split, all shards in a row.
     """
 
     number: int
@@ -35,19 +35,20 @@ class Client:
 
     @property
     def num_examples(self) -> int:
+        """Number of examples."""
         return self.stop - self.start
 
 
 def clients_of(manifest: Manifest, num_ranks: int) -> list[Client]:
-    """One client for each training shard, dealt out to the ranks in runs of equal length.
+    """Return one client for each training shard; neighbouring clients share a rank, evenly.
 
     Raises:
-        UsageError: fewer clients than ranks.
+        UsageError: there are fewer clients than ranks.
     """
     files = manifest.splits["train"].files
     if len(files) < num_ranks:
         raise UsageError(
-            f"expected a client, which is a shard, for each of the {num_ranks} ranks. "
+            f"expected at least one shard (a client) for each of the {num_ranks} ranks. "
             f"Got: {len(files)} shards",
             remedy=f"fewer ranks, or python jobs/prepare_data.py --shards {num_ranks} (and --partition)",
         )
@@ -60,7 +61,7 @@ def clients_of(manifest: Manifest, num_ranks: int) -> list[Client]:
 
 
 def choose(num_clients: int, fraction: float, seed: int, round_number: int) -> list[int]:
-    """The clients of a round, ascending: at least one, and the same on every rank."""
+    """Draw the clients of a round, ascending: at least one, and the same on every rank."""
     count = max(1, round(fraction * num_clients))
     rng = np.random.default_rng([seed, _STREAM, round_number])
     return sorted(rng.choice(num_clients, size=count, replace=False).tolist())

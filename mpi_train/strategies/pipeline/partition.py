@@ -199,4 +199,4 @@ def stage_of(pieces: Sequence[Piece], starts: Sequence[int], number: int) -> ker
     edges = [0, *starts, len(pieces)]
     first, last = pieces[edges[number]], pieces[edges[number + 1] - 1]
     shared = keras.Model(first.before, last.after)
-    return zoo.again(shared)
+    return zoo.clone(shared)

@@ -1,0 +1,105 @@
+"""The server of federated learning: the model that the rounds improve, equal on every rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.base import all_reduce_bytes
+from mpi_train.models.flat import FlatModel
+from mpi_train.monitor import timeline
+from mpi_train.runs.checkpoints import Arrays
+from mpi_train.runs.resumable import copies
+from mpi_train.runtime.world import World
+from mpi_train.training.replicas import offset_seeds_by_rank
+from mpi_train.training.trainer import Trainer
+
+
+class Proximal(Nothing):
+    """Term of FedProx: adds the gradient of ``strength / 2 * |weights - server's|^2`` to each client step."""
+
+    def __init__(self, flat: FlatModel, strength: float) -> None:
+        self._weights, self._strength = flat.weights, strength
+        self.anchor = tf.Variable(flat.weights.value, trainable=False)
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Add the term."""
+        return gradient + self._strength * (self._weights.value.read_value() - self.anchor.read_value())
+
+
+class Server:
+    """The server's model. It is also the ``State`` of the run for checkpoints.
+
+    Args:
+        trainer: Trainer of the clients on this rank.
+        world: The ranks.
+        momentum: Momentum of the server's step; 0 for plain averaging.
+    """
+
+    def __init__(self, trainer: Trainer, world: World, momentum: float) -> None:
+        self._trainer, self._world, self._momentum = trainer, world, momentum
+        self._sum = timeline.traced("all-reduce", world.sum, together=world)
+        flat = trainer.flat
+        self._trained: list[tf.Variable] = [flat.weights.value, *flat.moving_statistics]
+        self._model = [np.array(variable.numpy()) for variable in self._trained]
+        self._velocity = np.zeros_like(self._model[0])
+
+    def model(self) -> list[np.ndarray]:
+        """Return the flat weights and BatchNorm's statistics."""
+        return self._model
+
+    def load_server_weights(self) -> None:
+        """Load the server's model into the trainer."""
+        for variable, value in zip(self._trained, self._model, strict=True):
+            variable.assign(value)
+        if isinstance(self._trainer.averaging, Proximal):
+            self._trainer.averaging.anchor.assign(self._model[0])
+
+    def begin_round(self) -> None:
+        """Begin a new mean over clients."""
+        self._sums = [np.zeros_like(value) for value in self._model]
+
+    def accumulate(self, share: float) -> None:
+        """Add the model in the trainer to the mean, with the weight ``share``."""
+        for total, variable in zip(self._sums, self._trained, strict=True):
+            total += np.float32(share) * variable.numpy()
+
+    def end_round(self) -> int:
+        """Replace the model by the mean over all ranks' clients, on all ranks together.
+
+        Returns:
+            Number of bytes that each rank sent.
+        """
+        weights, *statistics = (self._sum(total) for total in self._sums)
+        self._velocity = self._momentum * self._velocity + (self._model[0] - weights)
+        self._model = (
+            [self._model[0] - self._velocity, *statistics] if self._momentum else [weights, *statistics]
+        )
+        self.load_server_weights()
+        return sum(all_reduce_bytes(array.nbytes, self._world.size) for array in self._model)
+
+    def arrays(self) -> Arrays:
+        """Copy the model, the velocity, the learning rate, and this rank's seeds of dropout."""
+        rate = self._trainer.update.optimizer.learning_rate
+        return {
+            **{f"model/{i}": np.array(value) for i, value in enumerate(self._model)},
+            "velocity": np.array(self._velocity),
+            **copies({"learning_rate": rate}),
+            **copies({f"states/{i}": state for i, state in enumerate(self._trainer.flat.states)}),
+        }
+
+    def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        """Load everything; see ``State``."""
+        self._model = [np.array(arrays[f"model/{i}"]) for i in range(len(self._model))]
+        self._velocity = np.array(arrays["velocity"])
+        self._trainer.update.optimizer.learning_rate.assign(arrays["learning_rate"])
+        for i, state in enumerate(self._trainer.flat.states):
+            state.assign(arrays[f"states/{i}"])
+        if not same_size:
+            offset_seeds_by_rank(self._world, self._trainer.flat.states)
+        self.load_server_weights()
+
+    def slow_down(self) -> float:
+        """Halve the learning rate and return it."""
+        return self._trainer.update.slow_down()
