@@ -45,7 +45,7 @@ def train_epochs(
         sync: Entry ``sync`` of the record.
         weights_sha256: Function that returns the digest of the final weights, on all ranks together.
         details: Function that returns the entry ``details`` of the record, on all ranks together.
-        layout, save_at_start: As for ``ResumableRun``.
+        layout, save_at_start: See ``ResumableRun``.
     """
     resumable = ResumableRun(run, state, layout, save_at_start=save_at_start)
     resumable.begin()

@@ -1,7 +1,7 @@
-"""What a run leaves behind: ``run.json`` (schema version 1) and ``events.jsonl``.
+"""Record of a run: the file ``run.json``, schema version 1.
 
-The field names of the two dataclasses are the file format; reports and users' scripts rely on them.
-Times are wall-clock seconds; where ranks differ, the slowest counts.
+The field names of the dataclasses are the file format; reports and users' scripts rely on them. Times are
+wall-clock seconds of the slowest rank.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ import statistics
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpi_train.runtime.errors import DataError
 from mpi_train.training.totals import RankTimes
 
-if TYPE_CHECKING:
-    pass
-
 SCHEMA_VERSION = 1
-SMALL_BYTES = 1 << 16
-"""What a run needs on disk at the least: its record and its events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +25,16 @@ class EpochRecord:
     """One pass over the training set.
 
     Attributes:
-        epoch: Counted from 1.
+        epoch: Number of the epoch, from 1.
         train_s: Time of the training steps, without evaluation.
         eval_s: Time of the evaluation on the test set.
         images_per_s: Training examples of all ranks, divided by ``train_s``.
-        sync_s: Of ``train_s``, time in collectives (waiting included); 0 where the strategy has none
-            that can be timed.
-        train_loss, train_accuracy: Mean over the epoch's examples, taken while training.
-        test_loss, test_accuracy: Over the whole test set, after the epoch.
-        stalled: A single step took unusually long (see ``strategies/keras_fit``).
-        by_rank: Where ``train_s`` went on each rank, in rank order; empty where that cannot be told.
+        sync_s: Part of ``train_s`` in collectives, waiting included; 0 if the strategy has none that can be
+            timed.
+        train_loss, train_accuracy: Means over the epoch's examples, taken while training.
+        test_loss, test_accuracy: Means over the whole test set, after the epoch.
+        stalled: True if a single step took unusually long (see ``strategies/keras_fit``).
+        by_rank: Parts of ``train_s`` on each rank, in rank order; empty if they are unknown.
     """
 
     epoch: int
@@ -56,7 +51,7 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> EpochRecord:
-        """What ``dataclasses.asdict`` was made of. Raises ``TypeError`` or ``KeyError`` where it is not."""
+        """Make a record from the result of ``dataclasses.asdict``. Raises ``TypeError`` or ``KeyError``."""
         return cls(**{**raw, "by_rank": [RankTimes(**rank) for rank in raw.get("by_rank", [])]})
 
 
@@ -65,29 +60,29 @@ class RunRecord:
     """One run of one strategy: what was asked, what came out, where.
 
     Attributes:
-        run_id: Its name (see ``runs/run_id.py``), which it keeps when it was interrupted and goes on;
-            empty in older records, as ``started`` is.
-        started: When it first was; UTC, ISO 8601.
-        command: The words that started it.
+        run_id: Id of the run (see ``runs/run_id.py``), which a resumed run keeps; empty in older records,
+            like ``started``.
+        started: Time of the first start; UTC, ISO 8601.
+        command: Command line that started it.
         train_s: Sum of the epochs' ``train_s``.
-        images_per_s: Median over the epochs after the first, stalled ones left out.
-        sync: How weights are kept equal: ``average``, ``every``, ``devices``, as the strategy has them.
+        images_per_s: Median over the epochs after the first, without stalled ones.
+        sync: Synchronisation of the weights: ``average``, ``every``, ``devices``, depending on the strategy.
         weights_sha256: Digest of the final weights, in layer order.
-        startup_s: From the start of the process until it is ready for the first training step.
-        startup: Seconds of it by phase, each of its slowest rank: ``import`` (Python, MPI, TensorFlow),
-            ``load`` (the shards), ``build`` (model, optimizer, first weights to all ranks), ``trace``
-            (making the graphs and running each once).
-        details: What else there is to say of the strategy; measured, so that repeats differ in it.
-        history: What happened on the way, oldest first: ``kind`` (``resumed`` or ``rolled back``), the
-            ``epoch`` and ``step`` from which it went on, and ``world_size`` or ``learning_rate`` since.
-        bytes_per_step: What the rank that sent most sent for each global batch of examples, on average; None
-            where another library does it, and does not count.
-        checkpoint_s: Spent in writing checkpoints, in no epoch's time; since the run last started.
+        startup_s: Time from the start of the process to the first training step.
+        startup: Seconds of the start-up by phase, each of its slowest rank: ``import`` (Python, MPI,
+            TensorFlow), ``load`` (shards), ``build`` (model, optimizer, initial weights to all ranks),
+            ``trace`` (tracing the graphs and running each once).
+        details: Further measurements of the strategy, in which repeats differ.
+        history: Events of the run, oldest first: ``kind`` (``resumed`` or ``rolled back``), ``epoch`` and
+            ``step`` at which it continued, and ``world_size`` or ``learning_rate`` since then.
+        bytes_per_step: Mean number of bytes per global batch, sent by the rank that sent most; None if
+            another library sends them and does not count.
+        checkpoint_s: Time of writing checkpoints since the last start; it is in no epoch's time.
         class_names: Name of each label, from label 0.
-        confusion: Test examples by label (row) and by what the final model took them for (column); None of
-            a run that was cut off between its last epoch and its record.
-        peak_rss_mib: Of the rank with the most.
-        environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``environment``).
+        confusion: Test examples by label (row) and prediction of the final model (column); None for a run
+            that was interrupted between its last epoch and its record.
+        peak_rss_mib: Peak memory of the rank with the most.
+        environment: Hosts, processor, MPI, TensorFlow, commit, Slurm job (see ``runtime/machine.py``).
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -124,17 +119,17 @@ class RunRecord:
 
 
 def median_rate(epochs: list[EpochRecord]) -> float:
-    """Images/s: the median over the epochs after the first, stalled ones left out where others exist."""
+    """Return the median images/s of the epochs after the first, without stalled ones if others exist."""
     later = epochs[1:] or epochs
     clean = [epoch for epoch in later if not epoch.stalled] or later
     return statistics.median(epoch.images_per_s for epoch in clean)
 
 
 def read_run(path: Path) -> RunRecord:
-    """Reads a ``run.json``.
+    """Read a ``run.json``.
 
     Raises:
-        DataError: missing, not JSON, of another schema version, or without a field.
+        DataError: the file is missing, is not JSON, has another schema version, or lacks a field.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -150,7 +145,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _require_sound(record: RunRecord) -> None:
-    """Raises ``ValueError`` where a report could not be made of it."""
+    """Raise ``ValueError`` if a report could not be made of ``record``."""
     for name in ("train_s", "images_per_s"):
         value = getattr(record, name)
         if not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -201,7 +201,7 @@ class ResumableRun(ChunkCallback):
 
         Args:
             rest: Totals of the epoch in this process.
-            evaluate, stalled, expected: As for ``Run.end_epoch``.
+            evaluate, stalled, expected: See ``Run.end_epoch``.
 
         Raises:
             DivergedError: as ``Run.end_epoch``.

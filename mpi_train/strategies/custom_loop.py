@@ -62,7 +62,7 @@ def train(
         rate: Learning rate, if it is not simply the requested one.
         adapt: Function that makes the trained model of the built one, on all ranks together. It raises on
             all ranks or on none.
-        details: As for ``train_epochs``.
+        details: See ``train_epochs``.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
@@ -111,7 +111,7 @@ def fit(
         run, trainer, evaluator: The parts.
         state: Everything that is trained.
         scores: Function from the scores of this rank's evaluation to those that count.
-        **record: As for ``train_epochs``.
+        **record: See ``train_epochs``.
     """
     config, replicas, examples = run.config, run.replicas, trainer.examples
     num_parts = len(trainer.devices)

@@ -1,11 +1,11 @@
-"""What ``baseline`` and ``mirrored`` share: Keras's own ``fit``, as a user would write it.
+"""Keras ``fit`` as a user would write it: baseline, tuned and mirrored.
 
-Two things differ from the shortest form. Warm-up: one step is run and undone before the clock
-starts, so that tracing is not counted; under MirroredStrategy ``fit`` traces once more for the iterator
-of each call, which stays in the first epoch. And the data pipeline: with TensorFlow 2.21, dropping an
-iterator of tf.data can block for seconds while its autotuner sleeps, which happens at the end of
-every epoch. So there is one iterator for all epochs (``repeat`` and ``steps_per_epoch``), without
-autotuner. An epoch in which a step took unusually long all the same is marked as stalled.
+Two things differ from the shortest form. Warm-up: one step is run and undone before the clock starts, so that
+tracing is not counted. Under MirroredStrategy ``fit`` traces once more for the iterator of each call, which
+stays in the time of the first epoch. Data pipeline: in TensorFlow 2.21, dropping an iterator of tf.data can
+block for seconds while its autotuner sleeps, at the end of every epoch. So one iterator without autotuner
+serves all epochs (``repeat`` and ``steps_per_epoch``). An epoch with an unusually long step is marked as
+stalled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mpi_train.training.totals import EpochTotals
 TUNED_STEPS_PER_EXECUTION = 32
 """Steps per visit to Python under ``--tuned``."""
 STALL_S, STALL_FACTOR = 1.0, 20
-"""An epoch has stalled when a step took longer than the one, in seconds, and than the other median steps."""
+"""An epoch is stalled if a step took longer than this many seconds and this many median steps."""
 
 
 def train_baseline(config: BaselineConfig, world: World, threads: int) -> RunRecord:
@@ -83,13 +83,13 @@ def _train(
     sync: dict[str, Any],
     steps_per_execution: int = 1,
 ) -> RunRecord:
-    """Builds and compiles the model inside ``scope()``, and trains it with ``fit``.
+    """Build and compile the model inside ``scope()``, train it with ``fit``, and write the record.
 
     Args:
-        run: The frame: config, data, records.
-        scope: Where variables are made, such as that of a ``tf.distribute.Strategy``.
-        sync: What the record says about it.
-        steps_per_execution: As Keras means it: steps between two visits to Python.
+        run: The frame.
+        scope: Scope in which variables are made, such as that of a ``tf.distribute.Strategy``.
+        sync: Entry ``sync`` of the record.
+        steps_per_execution: Argument of ``compile``: steps between two visits to Python.
     """
     config = run.config
     examples, test_examples = run.read("train"), run.read("test")

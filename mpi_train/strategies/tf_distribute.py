@@ -120,7 +120,7 @@ def _train(
         run: The frame.
         strategy: Strategy over the devices of one process, or over all ranks.
         sync: Entry ``sync`` of the record.
-        layout: As for ``train_epochs``.
+        layout: See ``train_epochs``.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)

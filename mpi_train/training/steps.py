@@ -51,7 +51,7 @@ def dealt(
     Args:
         num_examples: Number of examples of all ranks.
         batch_size: Global batch.
-        seed, epoch: As for ``epoch_order``.
+        seed, epoch: See ``epoch_order``.
         segments: Finished segments.
         rank, size: Rank whose examples are returned, and number of ranks.
 

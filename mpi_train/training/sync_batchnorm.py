@@ -68,7 +68,7 @@ def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce]
 
     Args:
         model: Sequential or functional model.
-        mean_over_ranks: As for the layer.
+        mean_over_ranks: See the layer.
 
     Raises:
         UsageError: the model has no BatchNorm, or layers that Keras cannot make from their config.

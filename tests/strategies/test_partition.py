@@ -18,9 +18,9 @@ from mpi_train.strategies.pipeline.schedule import bubble, in_flight, one_forwar
 pytestmark = pytest.mark.mpi_skip
 
 
-def pieces_of(name: str = "cnn", dtype: str = "float32") -> tuple[keras.Model, list[partition.Piece]]:
+def blocks_of(name: str = "cnn", dtype: str = "float32") -> tuple[keras.Model, list[partition.Block]]:
     model = zoo.build(name, (28, 28, 1), 10, seed=1, dtype=dtype)
-    return model, partition.pieces_of(model)
+    return model, partition.blocks_of(model)
 
 
 def shared_layer(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
@@ -33,7 +33,7 @@ def shared_layer(input_shape: tuple[int, int, int], num_classes: int) -> keras.M
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "num_pieces"), [("cnn", 7), ("mlp", 3), ("resnet", 11)])
 def test_stages_in_a_row_are_the_model(name: str, num_pieces: int, dtype: str) -> None:
-    model, pieces = pieces_of(name, dtype)
+    model, pieces = blocks_of(name, dtype)
     assert len(pieces) == num_pieces
     starts = partition.balanced(pieces, [1.0] * num_pieces, 2)
     parts = [partition.stage_of(pieces, starts, number) for number in range(2)]
@@ -54,7 +54,7 @@ def half_used(input_shape: tuple[int, int, int], num_classes: int) -> keras.Mode
 
 
 def test_what_nobody_uses_is_no_obstacle() -> None:
-    model, pieces = pieces_of(f"{__name__}:half_used")
+    model, pieces = blocks_of(f"{__name__}:half_used")
     assert len(pieces) == 5
     starts = partition.balanced(pieces, [1.0] * 5, 3)
     parts = [partition.stage_of(pieces, starts, number) for number in range(3)]
@@ -63,14 +63,14 @@ def test_what_nobody_uses_is_no_obstacle() -> None:
 
 
 def test_a_residual_block_is_not_cut() -> None:
-    _, pieces = pieces_of("resnet")
+    _, pieces = blocks_of("resnet")
     additions = [piece for piece in pieces if piece.name.startswith("add")]
     assert len(additions) == 3
     assert all(len(piece.model.trainable_variables) >= 6 for piece in additions)
 
 
 def test_measured_costs_are_those_of_the_layers() -> None:
-    model, pieces = pieces_of("cnn")
+    model, pieces = blocks_of("cnn")
     before = [weight.numpy() for weight in model.weights]
     costs = partition.costs_of(pieces, 64)
     assert len(costs) == len(pieces)
@@ -85,7 +85,7 @@ def test_measured_costs_are_those_of_the_layers() -> None:
 )
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
 def test_the_slowest_stage_is_as_fast_as_can_be(costs: list[float], num_stages: int) -> None:
-    _, pieces = pieces_of("cnn")
+    _, pieces = blocks_of("cnn")
     # A stage of pooling or flattening alone would have nothing to train.
     assert [piece.can_stand_alone for piece in pieces] == [True, False, True, False, False, True, True]
 
@@ -107,15 +107,15 @@ def test_the_slowest_stage_is_as_fast_as_can_be(costs: list[float], num_stages: 
     ("num_ranks", "num_stages"), [(1, 1), (2, 2), (3, 3), (4, 4), (6, 3), (5, 1), (8, 4)]
 )
 def test_as_many_stages_as_ranks_and_model_allow(num_ranks: int, num_stages: int) -> None:
-    _, pieces = pieces_of("cnn")
-    assert partition.how_many(pieces, None, num_ranks) == num_stages
-    assert partition.how_many(pieces, 1, num_ranks) == 1
+    _, pieces = blocks_of("cnn")
+    assert partition.num_stages(pieces, None, num_ranks) == num_stages
+    assert partition.num_stages(pieces, 1, num_ranks) == 1
     with pytest.raises(UsageError, match=f"expected a divisor of the number of ranks, {num_ranks}"):
-        partition.how_many(pieces, num_ranks + 1, num_ranks)
+        partition.num_stages(pieces, num_ranks + 1, num_ranks)
 
 
 def test_what_cannot_be_cut_is_said() -> None:
-    _, pieces = pieces_of("cnn")
+    _, pieces = blocks_of("cnn")
     names = [piece.name for piece in pieces]
     assert partition.cut_after(pieces, [names[1], names[2]], 3) == [2, 3]
     for cut, text in (
@@ -130,7 +130,7 @@ def test_what_cannot_be_cut_is_said() -> None:
         partition.balanced(pieces, [1.0] * 7, 5)
     model = zoo.build(f"{__name__}:shared_layer", (28, 28, 1), 10, seed=1, dtype="float32")
     with pytest.raises(UsageError, match="expected a model that can be cut"):
-        partition.pieces_of(model)
+        partition.blocks_of(model)
 
 
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 4, 9])

@@ -3,8 +3,8 @@
 FedAvg (McMahan et al. 2017, arXiv:1602.05629): the clients of a round start from the server's model and train
 for some epochs. The new model is the mean of theirs, weighted by their examples. With ``--proximal`` the loss
 of a client holds it near the server's model: FedProx (Li et al. 2020, arXiv:1812.06127). With
-``--server-momentum`` the server's step has momentum: FedAvgM (Hsu et al. 2019, arXiv:1909.06335). A rank trains
-its clients one after another. The server is an all-reduce, so that every rank has its model.
+``--server-momentum`` the server's step has momentum: FedAvgM (Hsu et al. 2019, arXiv:1909.06335). A rank
+trains its clients one after another. The server is an all-reduce, so that every rank has its model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ROUNDS, CLIENTS, PICTURE = "rounds.jsonl", "clients.json", "clients.png"
 
 
 def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
-    """Train the clients of all ranks; write the record, the log of the rounds and the chart of the clients."""
+    """Train the clients of all ranks; write the record, the log of the rounds and a chart."""
     run = Run("federated", config, world, threads)
     with world.together():
         device = devices.own_device(world)

@@ -1,4 +1,4 @@
-"""Ranks over MPI: each trains on its own shard, and one all-reduce a step keeps them one model."""
+"""Training over MPI ranks: each trains on its own shard, and one all-reduce a step keeps them one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mpi_train.training.sync_batchnorm import synchronised
 
 
 def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
-    """Trains on all ranks of ``world`` and writes the record."""
+    """Train on all ranks of ``world`` and write the record."""
     with world.together():
         if config.collective == "buckets" and threads == 1:
             devices.run_two_at_once()
@@ -48,7 +48,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
 
     return custom_loop.train(
         run,
-        # A device that is named again takes its parts one after another.
+        # A device that is named several times computes its parts one after another.
         devices=[device] * config.accumulate,
         averaging=averaging,
         sync={
@@ -65,7 +65,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
 
 
 def _uncommon(config: MpiConfig) -> dict[str, Any]:
-    """What the record says of further flags, where they are not left at their defaults."""
+    """Return further options for the record, if they differ from their defaults."""
     names = ("post_local_from", "accumulate", "lr_scaling", "warmup_epochs", "sync_batchnorm")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}

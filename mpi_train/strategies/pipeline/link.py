@@ -1,4 +1,4 @@
-"""Point to point between two ranks, from inside graphs: activations one way, gradients the other."""
+"""Point-to-point links between two ranks, from inside graphs: activations forward, gradients backward."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mpi_train.runtime.world import World
 
 
 class Link:
-    """One end of it; both ends must agree on all but ``neighbour`` and the depths.
+    """One end of a link. Both ends agree in all arguments but ``neighbour`` and the depths.
 
     Args:
         world: The ranks.
-        neighbour: Whose is the other end.
-        shape: Of what is sent for one example.
+        neighbour: Rank at the other end.
+        shape: Shape of one example.
         dtype: float32 or bfloat16.
-        capacity: Examples that are sent at once, at most.
-        receive_depth: Tensors that were received and may still be in use when the next one is.
-        send_depth: Tensors that may be under way.
+        capacity: Largest number of examples in one message.
+        receive_depth: Number of received tensors that may be in use when the next one arrives.
+        send_depth: Number of messages that may be under way.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Link:
         assert world.comm is not None
         self._comm, self._neighbour = world.comm, neighbour
         self._shape, self._dtype = shape, dtype
-        # NumPy has no bfloat16; its bits travel as integers.
+        # NumPy has no bfloat16, so its bits travel as integers.
         self._wire = tf.float32 if dtype == tf.float32 else tf.uint16
         self._numbers = math.prod(shape)
 
@@ -61,12 +61,12 @@ class Link:
         self._waiting_s, self._sent_bytes = 0.0, 0
 
     def receive(self, count: tf.Tensor, known: int | None) -> tf.Tensor:
-        """What the neighbour sent next, of ``count`` examples; ``known`` is their number or None."""
+        """Receive the next tensor, of ``count`` examples; ``known`` is their number or None."""
         received = self._receive([count], (known, *self._shape))
         return received if self._wire == self._dtype else tf.bitcast(received, self._dtype)
 
     def send(self, tensor: tf.Tensor) -> None:
-        """Sends a tensor of (examples, *shape); returns before it has arrived."""
+        """Send a tensor of (examples, *shape); return before it has arrived."""
         self._send([tensor if self._wire == self._dtype else tf.bitcast(tensor, self._wire)], ())
 
     def _receive_now(self, count: np.ndarray) -> np.ndarray:
@@ -82,8 +82,8 @@ class Link:
         turn = self._num_sent % len(self._leaving)
         self._num_sent += 1
         self._requests[turn].Wait()
-        # Out of TensorFlow's hands, which takes its memory back when this returns. A send that waited for its
-        # receiver would bring two stages to a stand that send to each other.
+        # TensorFlow frees its memory when this returns, so the array is copied. A send that waited for its
+        # receiver would be a deadlock of two stages that send to each other.
         buffer = self._leaving[turn][: array.size]
         np.copyto(buffer, array.reshape(-1))
         self._requests[turn] = self._comm.Isend(buffer, self._neighbour)
@@ -96,7 +96,7 @@ class Link:
         return self._receive.total_s + self._send.total_s
 
     def take_traffic(self) -> Traffic:
-        """What there was since this was last called, of this rank alone."""
+        """Return the traffic since the last call, of this rank alone."""
         total_s = float(self._receive.take_durations().sum() + self._send.take_durations().sum())
         traffic = Traffic(total_s - self._waiting_s, self._waiting_s, self._sent_bytes)
         self._waiting_s, self._sent_bytes = 0.0, 0

@@ -1,7 +1,7 @@
-"""A Keras model cut into stages, one after another, each with layers and weights of its own.
+"""Partition of a Keras model into stages, each with its own layers and weights.
 
-It can be cut where a single tensor passes from what comes before to what comes after: between any two
-layers of a chain, and around a residual block, but not within one.
+A cut is possible where a single tensor passes from the layers before to the layers after: between any two
+layers of a chain and around a residual block, but not within one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from mpi_train.models import zoo
 from mpi_train.runtime.errors import UsageError
 
 _TIMES = 5
-"""How often a piece is timed; the shortest counts."""
+"""Number of timings of a block; the shortest counts."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What lies between two neighbouring places where a model can be cut.
+class Block:
+    """Layers between two neighbouring possible cuts of a model.
 
     Attributes:
-        name: Of its last layer.
-        before, after: The tensors that pass at its ends, in the graph of the whole.
-        model: It alone, with the layers of the whole.
+        name: Name of the last layer.
+        before, after: Tensors at both ends, in the graph of the whole model.
+        model: Model of the block alone, with the layers of the whole model.
     """
 
     name: str
@@ -38,18 +38,18 @@ class Piece:
 
     @property
     def can_stand_alone(self) -> bool:
-        """Whether a stage may be this piece alone: it must have weights."""
+        """True if a stage can consist of this block alone: it has weights."""
         return bool(self.model.trainable_variables)
 
 
-def pieces_of(model: keras.Model) -> list[Piece]:
-    """The model in as many pieces as it can be cut into, in the order of the data.
+def blocks_of(model: keras.Model) -> list[Block]:
+    """Cut a model into as many blocks as possible, in the order of the data.
 
     Raises:
-        UsageError: it is no graph of layers with one input, each called once.
+        UsageError: the model is no graph of layers with one input, each called once.
     """
     try:
-        # A Sequential is a graph too, once it is asked for as one.
+        # This makes a graph of a Sequential too.
         graph = keras.Model(model.inputs, model.outputs)
         nodes = [
             (operation.name, keras.tree.flatten(operation.input), keras.tree.flatten(operation.output))
@@ -58,7 +58,7 @@ def pieces_of(model: keras.Model) -> list[Piece]:
         ]
         (before,) = graph.inputs
         made = {id(before), *(id(tensor) for _, _, outputs in nodes for tensor in outputs)}
-        # Keras tells of a layer's first call alone; what a second one returned would come from nowhere.
+        # Keras knows only the first call of a layer; the output of a second one would have no source.
         if any(id(tensor) not in made for _, inputs, _ in nodes for tensor in inputs):
             raise ValueError("a layer is called twice")
         (end,) = graph.outputs
@@ -66,9 +66,9 @@ def pieces_of(model: keras.Model) -> list[Piece]:
         raise UsageError(
             "expected a model that can be cut: Sequential or functional, of one input, each layer called "
             f"once. Got: {type(model).__name__} {model.name}",
-            remedy="--model with another one, or another strategy",
+            remedy="another --model, or another strategy",
         ) from error
-    pieces = []
+    blocks = []
     last_use = {id(tensor): number for number, (_, inputs, _) in enumerate(nodes) for tensor in inputs}
     last_use[id(end)] = len(nodes)
     waiting = {id(before)}
@@ -76,28 +76,28 @@ def pieces_of(model: keras.Model) -> list[Piece]:
         waiting |= {id(tensor) for tensor in outputs}
         waiting = {tensor for tensor in waiting if last_use.get(tensor, -1) > number}
         if waiting == {id(outputs[0])}:
-            pieces.append(Piece(name, before, outputs[0], keras.Model(before, outputs[0])))
+            blocks.append(Block(name, before, outputs[0], keras.Model(before, outputs[0])))
             before = outputs[0]
-    return pieces
+    return blocks
 
 
-def how_many(pieces: Sequence[Piece], asked: int | None, num_ranks: int) -> int:
-    """The number of stages: what was asked for, or as many as the model and the number of ranks allow.
+def num_stages(blocks: Sequence[Block], asked: int | None, num_ranks: int) -> int:
+    """Return the number of stages: the requested one, or as many as the model and the ranks allow.
 
     Raises:
-        UsageError: so many stages do not go round.
+        UsageError: the ranks do not divide evenly by the number of stages.
     """
     if asked is None:
-        possible = sum(piece.can_stand_alone for piece in pieces)
+        possible = sum(block.can_stand_alone for block in blocks)
         return max(count for count in range(1, possible + 1) if num_ranks % count == 0)
     if num_ranks % asked:
         raise UsageError(f"--stages: expected a divisor of the number of ranks, {num_ranks}. Got: {asked}")
     return asked
 
 
-def costs_of(pieces: Sequence[Piece], num_examples: int) -> list[float]:
-    """Seconds that each piece takes for the forward and backward pass of ``num_examples``, measured here."""
-    return [_cost(piece.model, num_examples) for piece in pieces]
+def costs_of(blocks: Sequence[Block], num_examples: int) -> list[float]:
+    """Measure the seconds of the forward and backward pass of ``num_examples`` through each block."""
+    return [_cost(block.model, num_examples) for block in blocks]
 
 
 def _cost(model: keras.Model, num_examples: int) -> float:
@@ -110,7 +110,7 @@ def _cost(model: keras.Model, num_examples: int) -> float:
     def passes(images: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(images)
-            # Without the statistics that it would leave behind.
+            # A stateless call leaves the statistics as they were.
             outputs, _ = model.stateless_call(weights, states, images, training=True)
         return [g for g in tape.gradient(outputs, [images, *weights]) if g is not None]
 
@@ -123,29 +123,30 @@ def _cost(model: keras.Model, num_examples: int) -> float:
     return min(durations[1:])
 
 
-def balanced(pieces: Sequence[Piece], costs: Sequence[float], num_stages: int) -> list[int]:
-    """Cuts pieces in a row into stages so that the slowest of them is as fast as can be.
+def balanced(blocks: Sequence[Block], costs: Sequence[float], num_stages: int) -> list[int]:
+    """Group blocks into stages so that the slowest stage is as fast as possible.
 
     Args:
-        pieces: In the order of the data. Each stage has one that can stand alone.
-        costs: Of each piece.
-        num_stages: How many.
+        blocks: Blocks in the order of the data. Each stage needs one that can stand alone.
+        costs: Cost of each block.
+        num_stages: Number of stages.
 
     Returns:
-        The number of the first piece of each stage after the first, ascending.
+        Number of the first block of each stage after the first, ascending.
 
     Raises:
-        UsageError: there are fewer such pieces than stages.
+        UsageError: there are fewer blocks with weights than stages.
     """
-    able = [0, *itertools.accumulate(piece.can_stand_alone for piece in pieces)]
+    able = [0, *itertools.accumulate(block.can_stand_alone for block in blocks)]
     if able[-1] < num_stages:
         raise UsageError(
-            f"--stages: the model has {able[-1]} pieces with weights. Got: {num_stages} stages",
+            f"--stages: expected at most {able[-1]}, the number of blocks with weights. Got: {num_stages}",
             remedy="fewer ranks, or --stages with fewer, or a deeper --model",
         )
     count = len(costs)
     total = [0.0, *itertools.accumulate(costs)]
-    # best[i]: the slowest stage of the pieces from i on, cut as well as can be, and where they are cut.
+    # best[i]: time of the slowest stage in the best partition of the blocks from i on, and its cuts. It is
+    # known for one stage first, then for one stage more in each pass.
     best: dict[int, tuple[float, tuple[int, ...]]] = {
         i: (total[count] - total[i], ()) for i in range(count) if able[count] > able[i]
     }
@@ -162,13 +163,13 @@ def balanced(pieces: Sequence[Piece], costs: Sequence[float], num_stages: int) -
     return list(best[0][1])
 
 
-def cut_after(pieces: Sequence[Piece], names: Sequence[str], num_stages: int) -> list[int]:
-    """Where stages begin that end with the layers of these names; as ``balanced`` returns it.
+def cut_after(blocks: Sequence[Block], names: Sequence[str], num_stages: int) -> list[int]:
+    """Group blocks into stages that end with the named layers; return the same as ``balanced``.
 
     Raises:
         UsageError: the model cannot be cut there, or a stage would have no weights.
     """
-    places = [piece.name for piece in pieces[:-1]]
+    places = [block.name for block in blocks[:-1]]
     unknown = [name for name in names if name not in places]
     starts = [places.index(name) + 1 for name in names if name in places]
     if unknown or starts != sorted(set(starts)) or len(starts) != num_stages - 1:
@@ -176,27 +177,27 @@ def cut_after(pieces: Sequence[Piece], names: Sequence[str], num_stages: int) ->
             f"--cut: expected {num_stages - 1} of {', '.join(places)}, in this order, for {num_stages} "
             f"stages. Got: {','.join(names)}"
         )
-    for start, stop in itertools.pairwise([0, *starts, len(pieces)]):
-        if not any(piece.can_stand_alone for piece in pieces[start:stop]):
+    for start, stop in itertools.pairwise([0, *starts, len(blocks)]):
+        if not any(block.can_stand_alone for block in blocks[start:stop]):
             raise UsageError(
                 f"--cut: expected layers with weights in each stage. Got: none between "
-                f"{'the images' if start == 0 else pieces[start - 1].name} and {pieces[stop - 1].name}"
+                f"{'the images' if start == 0 else blocks[start - 1].name} and {blocks[stop - 1].name}"
             )
     return starts
 
 
-def stage_of(pieces: Sequence[Piece], starts: Sequence[int], number: int) -> keras.Model:
-    """A stage with layers and weights of its own, so that the rest need not stay in memory.
+def stage_of(blocks: Sequence[Block], starts: Sequence[int], number: int) -> keras.Model:
+    """Copy a stage, so that the whole model need not stay in memory.
 
     Args:
-        pieces: Of the whole model.
-        starts: As from ``balanced``.
-        number: Of the stage, from 0 on.
+        blocks: Blocks of the whole model.
+        starts: First blocks of the stages, from ``balanced``.
+        number: Number of the stage, from 0.
 
     Raises:
-        UsageError: a layer of the user's own cannot be made again from its config.
+        UsageError: a custom layer cannot be made from its config.
     """
-    edges = [0, *starts, len(pieces)]
-    first, last = pieces[edges[number]], pieces[edges[number + 1] - 1]
+    edges = [0, *starts, len(blocks)]
+    first, last = blocks[edges[number]], blocks[edges[number + 1] - 1]
     shared = keras.Model(first.before, last.after)
     return zoo.clone(shared)

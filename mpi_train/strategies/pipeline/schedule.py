@@ -1,4 +1,4 @@
-"""In which order a stage of a pipeline takes its micro-batches forward and backward."""
+"""Schedule of a pipeline stage: the order of the forward and backward passes of its micro-batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Action(NamedTuple):
 
 
 def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int) -> list[Action]:
-    """The order "1F1B", flushed at the end of a step: Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
+    """Return the schedule 1F1B with a flush after each step (Narayanan et al. 2021, arXiv:2104.04473, 2.2).
 
-    A stage takes as many micro-batches forward as there are stages after it, then one forward and one
-    backward in turn. So it holds the activations of ``in_flight`` micro-batches, where taking all of them
-    forward first would make it hold those of the whole step; the time is the same.
+    A stage runs as many forward passes as there are stages after it, then one forward and one backward pass
+    in turn. So it holds the activations of ``in_flight`` micro-batches. All forward passes first would take
+    the same time and hold those of the whole step.
     """
     first = in_flight(stage, num_stages, num_micro_batches) - 1
     order = [Action("forward", i) for i in range(first)]
@@ -29,12 +29,12 @@ def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int
 
 
 def in_flight(stage: int, num_stages: int, num_micro_batches: int) -> int:
-    """The most micro-batches that have gone forward through a stage and not yet backward."""
+    """Return the largest number of micro-batches between their forward and backward pass in a stage."""
     return min(num_stages - stage, num_micro_batches)
 
 
 def bubble(num_stages: int, num_micro_batches: int) -> float:
-    """The part of a step in which a stage has nothing to do, were all equally fast and sending free.
+    """Return the idle fraction of a step if all stages are equally fast and messages take no time.
 
     Huang et al. 2019, arXiv:1811.06965, section 2.3.
     """

@@ -1,9 +1,9 @@
-"""Model parallelism: each rank has a stage of the model, and a step's examples flow through them in parts.
+"""Pipeline parallelism: each rank has a stage of the model, and micro-batches flow through the stages.
 
-A rank holds its stage's weights alone, sends activations to the rank after it and gradients to the one
-before it, point to point. Ranks beyond one pipeline make copies of it, among which the data is divided:
-the ranks with the same stage then average their gradients. The arithmetic is that of one process, but for
-BatchNorm, which normalises each micro-batch by itself, and dropout, which draws in each.
+A rank holds only the weights of its stage. It sends activations to the next rank and gradients to the
+previous one, point to point. Further ranks form replicas of the pipeline, among which the data is divided;
+ranks with the same stage average their gradients. The arithmetic is that of one process, except for
+BatchNorm, which normalises each micro-batch, and dropout, which draws for each.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from mpi_train.training.trainer import Batch, Trainer, mean_states
 
 
 def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
-    """Trains the stages of all ranks and writes the record."""
+    """Train the stages of all ranks and write the record."""
     run = Run("pipeline", config, world, threads)
     asked = [] if config.cut is None else [name.strip() for name in config.cut.split(",")]
-    # The whole model is built in the host's memory, on every rank for the same first weights.
+    # Every rank builds the whole model in host memory, for the same initial weights.
     with world.together(), tf.device("/CPU:0"):
         device = devices.own_device(world)
         whole = zoo.build(
             config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
-        pieces = partition.pieces_of(whole)
-        num_stages = partition.how_many(
+        pieces = partition.blocks_of(whole)
+        num_stages = partition.num_stages(
             pieces, config.stages or (len(asked) + 1 if asked else None), world.size
         )
         _require_examples(config, num_parts=world.size // num_stages * config.micro_batches)
-        # Either says what cannot be cut, before anything is timed.
+        # Both check that the cuts are possible, before anything is timed.
         starts = (
             partition.cut_after(pieces, asked, num_stages)
             if asked
@@ -70,7 +70,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         starts = world.gather_all(_measured(run, pieces, num_stages) if world.is_root else [])[0]
     cut = [pieces[start - 1].name for start in starts]
     run.lap("build")
-    # Neighbouring ranks are neighbouring stages, as those exchange the most.
+    # Neighbouring ranks are neighbouring stages, because those exchange the most.
     copy, number = divmod(world.rank, num_stages)
     pipe, peers = world.split(copy), world.split(number)
     run.replicas = peers
@@ -125,15 +125,15 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         weights_sha256=lambda: digest(_all_weights(flat, pipe)),
     )
     run.progress.say(
-        f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; were all stages equally fast "
-        f"it would be {record.details['bubble_in_theory']:.0%} (with {config.micro_batches} micro-batches)"
+        f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; with equally fast stages it "
+        f"would be {record.details['bubble_in_theory']:.0%} ({config.micro_batches} micro-batches)"
     )
     return record
 
 
 @dataclass(frozen=True)
 class _Links:
-    """To the stages before and after this one, where there are any."""
+    """Links to the previous and to the next stage, if they exist."""
 
     before: Link | None
     after: Link | None
@@ -143,7 +143,7 @@ class _Links:
 
 
 def _labels_alone(examples: Examples) -> Examples:
-    """What a stage needs of ``examples`` that gets its input from another."""
+    """Return ``examples`` without images, for a stage that gets its input from another."""
     return replace(examples, images=np.empty((len(examples), 0), np.uint8))
 
 
@@ -156,13 +156,13 @@ def _require_examples(config: PipelineConfig, *, num_parts: int) -> None:
         )
 
 
-def _measured(run: Run, pieces: Sequence[partition.Piece], num_stages: int) -> list[int]:
-    """Where stages begin that take the same time; or where they began in the run that is gone on with."""
+def _measured(run: Run, pieces: Sequence[partition.Block], num_stages: int) -> list[int]:
+    """Return the first blocks of stages of equal time, or those of the run that is resumed."""
     config = run.config
     assert isinstance(config, PipelineConfig)
-    # Measured again it might come out differently, and the checkpoint would fit no longer.
-    goes_on = not (run.is_finished and config.resume == "auto")
-    before = work_of(run.out, config.resume) if goes_on else {}
+    # A second measurement may differ, and the checkpoint would no longer fit.
+    resumes = not (run.is_finished and config.resume == "auto")
+    before = work_of(run.out, config.resume) if resumes else {}
     if (before.get("model"), before.get("stages")) == (config.model, num_stages):
         names = [piece.name for piece in pieces]
         return [names.index(name) + 1 for name in before["cut"]]
@@ -195,12 +195,12 @@ def _links(pipe: World, flat: FlatModel, config: PipelineConfig, *, copies: int)
 
 
 class _StageTrainer(Trainer):
-    """A trainer of one stage; a step's parts, one for each of ``devices``, are its micro-batches.
+    """Trainer of one stage. The parts of a step, one for each of ``devices``, are its micro-batches.
 
     Args:
-        pipe: The ranks of this copy of the model, stage after stage.
-        links: To the neighbouring stages.
-        from_logits: Whether the last stage returns logits.
+        pipe: Ranks of this replica of the pipeline, in the order of their stages.
+        links: Links to the neighbouring stages.
+        from_logits: True if the last stage returns logits.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class _StageTrainer(Trainer):
             with timeline.phase("wait"):
                 self._pipe.barrier()
             self._exchange.idle(time.perf_counter() - start)
-            # All stages work on the same examples; the last one knows their loss and counts them.
+            # All stages work on the same examples. The last one knows their loss and counts them.
             return loss, correct, count if self._links.after is None else 0
 
         return run_and_wait
@@ -245,22 +245,23 @@ class _StageTrainer(Trainer):
         for direction, part in self._schedule:
             images, labels, scale = batches[part]
             count, known = tf.shape(labels)[0], labels.shape[0]
-            # One after another: a kernel that could begin sooner would need memory sooner.
+            # One pass after another: kernels that start early would need memory early.
             with tf.control_dependencies(done):
                 if direction == "forward":
                     inputs = as_input(images) if before is None else before.receive(count, known)
                     sources = pieces if before is None else [*pieces, inputs]
                     with tf.GradientTape(watch_accessed_variables=False) as tape:
                         tape.watch(sources)
-                        # BatchNorm's statistics go on from the step's first, seeds from the last part's.
+                        # BatchNorm's statistics continue from the start of the step, seeds from the part
+                        # before.
                         states = [a if a.dtype.is_floating else b for a, b in zip(first, states, strict=True)]
                         outputs, states = self.flat.call(pieces, states, inputs, training=True)
                         parts.append(states)
                         if after is None:
                             labels = tf.cast(labels, tf.int32)
-                            hits = num_correct(outputs, labels)
+                            right = num_correct(outputs, labels)
                             outputs = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
-                            loss, correct = loss + tf.sign(scale) * outputs, correct + tf.sign(scale) * hits
+                            loss, correct = loss + tf.sign(scale) * outputs, correct + tf.sign(scale) * right
                     if after is not None:
                         after.send(outputs)
                     kept[part] = tape, sources, outputs
@@ -281,14 +282,14 @@ class _StageTrainer(Trainer):
 
 
 class _Exchange(Nothing):
-    """Averages the gradients of a stage over its copies, and counts what went over the links."""
+    """Averaging of a stage's gradients over its replicas, with the traffic of the links."""
 
     def __init__(self, over_peers: Nothing, peers: World, links: _Links) -> None:
         self._over_peers, self._peers, self._links = over_peers, peers, links
         self._idle_s = self._all_idle_s = 0.0
 
     def idle(self, seconds: float) -> None:
-        """Counts what the rank waited for others between two chunks of steps."""
+        """Count the time this rank waited for others between two chunks of steps."""
         self._idle_s += seconds
         self._all_idle_s += seconds
 
@@ -306,7 +307,7 @@ class _Exchange(Nothing):
 
 
 def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Takes a batch through this stage; zeros, but from the last one."""
+    """Run a batch through this stage; the result is zeros on all stages but the last."""
     count = tf.shape(images)[0]
     outputs = flat.predict(images if links.before is None else links.before.receive(count, None))
     if links.after is None:
@@ -316,14 +317,14 @@ def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int
 
 
 def _waiting_share(epochs: Sequence[EpochRecord]) -> float:
-    """Of the training time of all ranks, what they waited for others."""
+    """Return the fraction of the training time that ranks waited for others."""
     times = [rank for epoch in epochs for rank in epoch.by_rank]
     total_s = sum(rank.compute_s + rank.moving_s + rank.waiting_s + rank.host_s for rank in times)
     return sum(rank.waiting_s for rank in times) / total_s
 
 
 def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
-    """The whole model's, in layer order, a stage at a time, on the pipe's root; there none elsewhere."""
+    """Yield the weights of the whole model in layer order, stage by stage, on the root of the pipe only."""
     own = [weight.numpy() for weight in flat.export().weights]
     if not pipe.is_root:
         pipe.send_object(own, to=0)
@@ -334,7 +335,7 @@ def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
 
 
 class _StageState:
-    """A stage's variables, for a checkpoint: in rows, so that all ranks have the same names."""
+    """Variables of a stage for a checkpoint, concatenated, so that all ranks have the same names."""
 
     def __init__(self, trainer: _StageTrainer) -> None:
         self._trainer = trainer

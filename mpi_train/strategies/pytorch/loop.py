@@ -1,4 +1,4 @@
-"""Training and evaluation in PyTorch, step by step as the suite's own loop lays them out."""
+"""Training and evaluation in PyTorch, with the step layout of the suite's own loop."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mpi_train.training.steps import Steps
 
 
 class Loop:
-    """Trains a model on the examples of this process.
+    """Training of a model on the examples of this process.
 
     Args:
-        model: What is called to train; it averages the gradients over the ranks as they are made.
-        optimizer: Of its parameters.
+        model: Model that averages the gradients over the ranks in its backward pass.
+        optimizer: Optimizer of its parameters.
         examples: This process's part of the training set.
 
     Attributes:
-        examples: What is trained on.
+        examples: Examples that it trains on.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples) -> None:

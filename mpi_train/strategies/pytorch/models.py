@@ -1,7 +1,7 @@
-"""The models of ``mpi_train.models.zoo`` in PyTorch: the same layers, which can hold the same weights.
+"""The models of ``mpi_train.models.zoo`` in PyTorch: the same layers, for the same weights.
 
-What Keras does by another convention than PyTorch is done Keras's way here: ``same`` padding, the moving
-variance of BatchNorm, the order in which ``Flatten`` takes pixels.
+Keras's conventions replace PyTorch's: ``same`` padding, the moving variance of BatchNorm, the order of pixels
+in ``Flatten``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from mpi_train.runtime.errors import UsageError
 
 
 class Classifier(nn.Module):
-    """Args:
-    body: float32 images (n, channels, height, width), in [0, 1], to features (n, num_features).
-    head: Features to logits, in float32 whatever the precision of the body.
+    """A classifier with a body of any precision and a head in float32.
+
+    Args:
+        body: Module from float32 images (n, channels, height, width) in [0, 1] to features (n, num_features).
+        head: Layer from features to logits.
 
     Attributes:
-        mixed: Whether the body computes in bfloat16.
+        mixed: True if the body computes in bfloat16.
     """
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
@@ -35,14 +37,14 @@ class Classifier(nn.Module):
 
 
 class Flatten(nn.Module):
-    """Takes pixels row by row and their channels together; no copy where images are channels-last."""
+    """Flatten pixels row by row with their channels together, without a copy of channels-last images."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class SameConv(nn.Conv2d):
-    """A convolution without bias; of an odd number of padded pixels the last goes below and to the right."""
+    """Convolution without bias, ``same`` padding; an odd padded pixel goes below and to the right."""
 
     def __init__(self, num_in: int, num_out: int, *, size: int = 3, stride: int = 1) -> None:
         super().__init__(num_in, num_out, size, stride=stride, bias=False)
@@ -57,7 +59,7 @@ class SameConv(nn.Conv2d):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """The moving variance follows that of the batch; PyTorch would multiply it by n / (n - 1) first."""
+    """BatchNorm whose moving variance follows the biased variance; PyTorch multiplies it by n / (n - 1)."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, eps=1e-3, momentum=0.1)
@@ -75,7 +77,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut; its parts are made in the order of Keras's variables, by depth."""
+    """Residual block of two convolutions; its parts have the order of Keras's variables, by depth."""
 
     def __init__(self, num_in: int, num_out: int, *, stride: int) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class Residual(nn.Module):
 
 
 def cnn(input_shape: ImageShape, num_classes: int) -> Classifier:
-    """As ``mpi_train.models.zoo.cnn``."""
+    """Make the equivalent of ``mpi_train.models.zoo.cnn``."""
     height, width, num_channels = input_shape
     height, width = (((n - 2) // 2 - 2) // 2 for n in (height, width))
     body = nn.Sequential(
@@ -111,14 +113,14 @@ def cnn(input_shape: ImageShape, num_classes: int) -> Classifier:
 
 
 def mlp(input_shape: ImageShape, num_classes: int) -> Classifier:
-    """As ``mpi_train.models.zoo.mlp``."""
+    """Make the equivalent of ``mpi_train.models.zoo.mlp``."""
     height, width, num_channels = input_shape
     body = nn.Sequential(Flatten(), nn.Linear(height * width * num_channels, 128), nn.ReLU())
     return Classifier(body, nn.Linear(128, num_classes))
 
 
 def resnet(input_shape: ImageShape, num_classes: int) -> Classifier:
-    """As ``mpi_train.models.zoo.resnet``."""
+    """Make the equivalent of ``mpi_train.models.zoo.resnet``."""
     body = nn.Sequential(
         SameConv(input_shape[2], 16),
         BatchNorm(16),
@@ -136,21 +138,21 @@ MODELS = {"cnn": cnn, "mlp": mlp, "resnet": resnet}
 
 
 def build(name: str, input_shape: ImageShape, num_classes: int, *, dtype: str) -> Classifier:
-    """A model for the CPU, with weights that mean nothing yet (see ``keras_views``).
+    """Build a model for the CPU. ``keras_views`` gives access to its weights.
 
     Args:
-        name: One of ``MODELS``.
+        name: Name in ``MODELS``.
         input_shape: Height, width, channels.
-        num_classes: Length of its output.
+        num_classes: Length of the output.
         dtype: ``float32``, or ``bfloat16`` for PyTorch's autocast.
 
     Raises:
-        UsageError: no such model.
+        UsageError: the model does not exist in PyTorch.
     """
     if name not in MODELS:
         raise UsageError(
-            f"--model: PyTorch's models are {', '.join(MODELS)}. Got: {name}",
-            remedy="one of them, or another strategy: those train any Keras model",
+            f"--model: expected one of {', '.join(MODELS)}, the models in PyTorch. Got: {name}",
+            remedy="one of them, or another strategy, which trains any Keras model",
         )
     model = MODELS[name](input_shape, num_classes).to(memory_format=torch.channels_last)
     model.mixed = dtype == "bfloat16"
@@ -158,9 +160,9 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, dtype: str) -
 
 
 def keras_views(model: nn.Module) -> list[torch.Tensor]:
-    """Weights and moving statistics, in the order and the layout of the Keras model's ``variables``.
+    """Return weights and moving statistics in the order and the layout of the Keras model's ``variables``.
 
-    They are views: writing to them writes to the model.
+    They are views, so that writing to them changes the model.
     """
     views: list[torch.Tensor] = []
     for layer in model.modules():

@@ -1,4 +1,4 @@
-"""Keras's Adam and SGD in PyTorch: the same numbers, the same update."""
+"""Keras's Adam and SGD in PyTorch, with the same settings and the same update."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from mpi_train.runtime.errors import UsageError
 
 
 class Adam(torch.optim.Adam):
-    """Adds epsilon before the correction of the bias, as Keras does: Kingma & Ba 2015, end of section 2.
+    """Adam that adds epsilon before the bias correction, like Keras (Kingma & Ba 2015, end of section 2).
 
-    Args: a model's parameters, and the optimizer of Keras that has the numbers.
+    Args:
+        parameters: Parameters of a model.
+        like: Keras optimizer with the settings.
     """
 
     def __init__(self, parameters: list[nn.Parameter], like: keras.optimizers.Adam) -> None:
@@ -33,7 +35,7 @@ class Adam(torch.optim.Adam):
 
 
 def build(like: keras.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """PyTorch's optimizer for ``model`` that does what the Keras optimizer ``like`` does.
+    """Return PyTorch's equivalent of the Keras optimizer ``like``, for ``model``.
 
     Raises:
         UsageError: there is none.
@@ -44,6 +46,6 @@ def build(like: keras.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     if type(like) is keras.optimizers.SGD:
         return torch.optim.SGD(parameters, lr=float(like.learning_rate), fused=True)
     raise UsageError(
-        f"--optimizer: in PyTorch there are adam and sgd. Got: {like.name}",
-        remedy="one of them, or another strategy: those take any Keras optimizer",
+        f"--optimizer: expected adam or sgd, the optimizers in PyTorch. Got: {like.name}",
+        remedy="one of them, or another strategy, which takes any Keras optimizer",
     )

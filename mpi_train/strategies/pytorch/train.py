@@ -1,7 +1,8 @@
 """PyTorch's ``DistributedDataParallel`` over gloo, as a yardstick: the same work in another framework.
 
-The same shards in the same order, Keras's own first weights, the same update and the same record. It needs
-PyTorch beside TensorFlow, which draws the weights and then rests: ``make peers``. CPU only.
+It uses the same shards in the same order, the initial weights of Keras, the same update and the same record.
+It needs an environment with PyTorch and TensorFlow (``make peers``); TensorFlow only draws the weights. CPU
+only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from mpi_train.strategies.pytorch.loop import Evaluator, Loop
 
 
 def train(config: RanksConfig, world: World, threads: int) -> RunRecord:
-    """Trains on all ranks of ``world`` and writes the record."""
+    """Train on all ranks of ``world`` and write the record."""
     torch.set_num_threads(threads)
     run = Run("ddp", config, world, threads)
     address = addresses.addresses(world)[0]
@@ -51,13 +52,13 @@ def train(config: RanksConfig, world: World, threads: int) -> RunRecord:
     distributed.init_process_group(
         "gloo", init_method=f"tcp://{address}", rank=world.rank, world_size=world.size
     )
-    # PyTorch has put its own before ours: it would hold back the traceback until ours has ended all ranks.
+    # PyTorch puts its hook before ours, and would hold back the traceback until ours has ended all ranks.
     sys.excepthook = hook
     try:
         record = _train(run)
     except RuntimeError as error:
         if "gloo" in str(error):
-            # The rank at the other end is gone. The watch says which it was, and ends this one meanwhile.
+            # The rank at the other end is gone. Meanwhile the watchdog names it and ends this process.
             time.sleep(2)
         raise
     distributed.destroy_process_group()
@@ -77,7 +78,8 @@ def _train(run: Run) -> RunRecord:
     variables = torch_models.keras_views(model)
     for variable, first in zip(variables, like.variables, strict=True):
         variable.copy_(torch.from_numpy(first.numpy()))
-    # Moving statistics are averaged once an epoch, as under mpi; PyTorch would send the root's at every step.
+    # Moving statistics are averaged once an epoch, like under mpi. PyTorch would send those of the root at
+    # every step.
     parallel = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
     loop = Loop(parallel, optimizer, examples)
     evaluator = Evaluator(model, test_examples)
@@ -109,7 +111,7 @@ def _train(run: Run) -> RunRecord:
 
 
 def _average_statistics(world: World, model: torch.nn.Module, num_examples: int) -> None:
-    """Replaces BatchNorm's moving statistics by their mean over the ranks, weighted by examples."""
+    """Replace BatchNorm's moving statistics by their mean over the ranks, weighted by examples."""
     moving = [buffer.numpy() for buffer in model.buffers() if buffer.is_floating_point()]
     if world.size > 1 and moving:
         for array, mean in zip(moving, mean_over_ranks(world, moving, num_examples), strict=True):
@@ -117,9 +119,12 @@ def _average_statistics(world: World, model: torch.nn.Module, num_examples: int)
 
 
 class _State:
-    """What PyTorch trains, for a checkpoint; weights as the Keras model would have them.
+    """State of the PyTorch training for a checkpoint, with weights in the layout of the Keras model.
 
-    Args: the weights, the loop, and the optimizer of Keras that keeps the learning rate for the record.
+    Args:
+        variables: Weights and moving statistics.
+        loop: Loop with the optimizer.
+        like: Keras optimizer that holds the learning rate for the record.
     """
 
     def __init__(self, variables: list[torch.Tensor], loop: Loop, like: keras.Optimizer) -> None:
@@ -130,15 +135,18 @@ class _State:
         }
 
     def arrays(self) -> Arrays:
+        """Copy all tensors and the learning rate."""
         copies = {name: np.array(tensor.numpy()) for name, tensor in self._tensors.items()}
         return {**copies, "learning_rate": np.array(self._group["lr"])}
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
+        """Load all tensors and the learning rate; see ``State``."""
         for name, tensor in self._tensors.items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         self._set_rate(float(arrays["learning_rate"]))
 
     def slow_down(self) -> float:
+        """Halve the learning rate and return it."""
         self._set_rate(self._group["lr"] / 2)
         return float(self._group["lr"])
 
