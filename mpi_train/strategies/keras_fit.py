@@ -148,8 +148,8 @@ def _train(
 class _Pipelines:
     """Shuffled batches of float32 images and labels.
 
-    Their order follows from the seed and the epoch, so that one can begin anywhere. Numbers
-    are shuffled and the examples of a batch gathered at once, as Keras does with arrays: faster than
+    Their order follows from the seed and the epoch, so that a pipeline can begin at any step. Indices are
+    shuffled and the examples of a batch gathered at once, like Keras does with arrays. That is faster than
     shuffling the images themselves.
     """
 
@@ -159,7 +159,7 @@ class _Pipelines:
         self._count, self._batch_size, self._seed = len(examples), batch_size, seed
 
     def endless(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
-        """Epoch after epoch without end, from ``epoch`` on, but for its first ``num_skipped`` steps."""
+        """Return epochs without end, from ``epoch`` on, without its first ``num_skipped`` steps."""
 
         def numbers(number: tf.Tensor) -> tf.data.Dataset:
             return self._numbers(number, tf.where(number == epoch, tf.constant(num_skipped, tf.int64), 0))
@@ -167,7 +167,7 @@ class _Pipelines:
         return self._gather(tf.data.Dataset.counter(epoch).flat_map(numbers))
 
     def epoch(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
-        """One epoch, but for its first ``num_skipped`` steps."""
+        """Return one epoch without its first ``num_skipped`` steps."""
         return self._gather(self._numbers(tf.constant(epoch, tf.int64), tf.constant(num_skipped, tf.int64)))
 
     def _numbers(self, epoch: tf.Tensor, num_skipped: tf.Tensor) -> tf.data.Dataset:
@@ -185,7 +185,7 @@ class _Pipelines:
 
 
 def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
-    """Traces ``fit`` with one step, then puts the model and its optimizer back as they were."""
+    """Trace ``fit`` with one step, then restore the model and its optimizer."""
     model.optimizer.build(model.trainable_variables)
     variables = [*model.variables, *model.optimizer.variables]
     before = [variable.numpy() for variable in variables]
@@ -197,7 +197,7 @@ def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
 class _RunCallback(keras.callbacks.Callback):
     """Keras callback that times the epochs, records them, and saves or stops the run between steps."""
 
-    # Or Keras would wait for every step's figures, which plain ``fit`` does not.
+    # Without it Keras would wait for the logs of every step, which plain ``fit`` does not.
     async_safe = True
 
     def __init__(
@@ -241,11 +241,11 @@ class _RunCallback(keras.callbacks.Callback):
         self._asked, self._asked_at = step, time.perf_counter()
 
     def _count(self, step: int) -> int:
-        """Examples of an epoch's first steps."""
+        """Count the examples of an epoch's first steps."""
         return min(step * self._resumable.run.config.batch_size, self._num_examples)
 
     def _totals(self, step: int, logs: dict[str, float]) -> EpochTotals:
-        """What the steps from the first of this ``fit`` on came to."""
+        """Return the totals of the steps since the start of this ``fit``."""
         count = self._count(step) - self._count(self._first)
         return EpochTotals(
             loss=float(logs["loss"]) * count,
