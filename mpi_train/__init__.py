@@ -1,7 +1,7 @@
 """Data-parallel training of Keras models over MPI, and honest comparisons with its alternatives.
 
-The names in ``__all__`` are imported when they are first used, so that ``import mpi_train`` starts neither MPI
-nor TensorFlow.
+The names in ``__all__`` are imported when they are first used: ``import mpi_train`` starts neither MPI nor
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXPORTS = {
 }
 """Public names, and the places where they are defined."""
 
-__all__ = list(_EXPORTS)  # noqa: PLE0605
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
