@@ -12,8 +12,6 @@ from mpi_train.runtime.flags import at_least, option
 
 Dtype = Literal["float32", "bfloat16"]
 OnNan = Literal["stop", "rollback"]
-NUM_MINIBATCHES = 4
-"""Parts in which a reinforcement learner takes a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,50 +127,10 @@ class RanksConfig(TrainConfig, WatchedConfig):
     """Options of training jobs that run as MPI ranks."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReinforcementConfig(WatchedConfig, ShownConfig):
-    """What ``jobs/reinforcement.py`` takes."""
-
-    num_envs: int = option(64, "environments, over all ranks together")
-    batch_size: int = option(16384, "steps of the environments between two updates, over all ranks together")
-    updates: int = option(50, "times that the policy is improved")
-    learning_rate: float = option(0.01, "step size of Adam at the start; it falls evenly to 0")
-    seed: int = option(1, "seed of the weights, the environments and the choice of actions")
-    out: Path = option(Path("results/reinforcement"), "folder for reinforcement.json and reward.png", "DIR")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("--num-envs", self.num_envs, 1)
-        at_least("--updates", self.updates, 1)
-        # Each environment takes as many steps as the others, and as many in each minibatch.
-        whole = NUM_MINIBATCHES * self.num_envs
-        if self.batch_size < 1 or self.batch_size % whole:
-            raise UsageError(
-                f"--batch-size: expected a multiple of {whole}, which is one step of each environment for "
-                f"each of {NUM_MINIBATCHES} minibatches. Got: {self.batch_size}",
-                remedy=f"--batch-size {max(1, -(-self.batch_size // whole)) * whole}, or other --num-envs",
-            )
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of each environment between two updates."""
-        return self.batch_size // self.num_envs
-
-
 def one_example_a_rank(batch_size: int, num_ranks: int) -> None:
     """Raise ``UsageError`` if the global batch has fewer examples than there are ranks."""
     if batch_size < num_ranks:
         raise UsageError(
             f"--batch-size is the global batch: expected at least one example for each of the "
             f"{num_ranks} ranks. Got: {batch_size}"
-        )
-
-
-def one_environment_a_rank(num_envs: int, num_ranks: int) -> None:
-    """Raises ``UsageError`` when the environments do not go round."""
-    if num_envs < num_ranks:
-        raise UsageError(
-            f"--num-envs counts the environments of all ranks: expected at least one for each of the "
-            f"{num_ranks} ranks. Got: {num_envs}",
-            remedy=f"--num-envs {num_ranks}, or fewer ranks",
         )

@@ -73,7 +73,7 @@ def test_variables_become_flags(clone: Path) -> None:
         ".venv/bin/mpiexec -n 2 .venv/bin/python jobs/bench_step.py --repeats 5 --model mlp --batch-size 32"
     )
     assert recipe(clone, "reinforcement", "SEED=2", "OUT=r", "EPOCHS=3").endswith(
-        "jobs/reinforcement.py --seed 2 --out r"
+        "examples/reinforcement.py --seed 2 --out r"
     )
     assert recipe(clone, "data", "SHARDS=8").endswith("jobs/prepare_data.py --shards 8")
 

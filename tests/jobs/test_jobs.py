@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite(tiny_shards: Path, tmp_path: Path) -> None:
 
 
 # pytest-mpi would take the id "mpi" for its marker.
-@pytest.mark.parametrize("job", [*JOBS, "reinforcement"], ids=lambda job: f"{job}.py")
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job}.py")
 def test_help_needs_neither_data_nor_tensorflow(job: str) -> None:
     words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]
     result = subprocess.run(
