@@ -1,9 +1,9 @@
 #!/bin/bash
 # Trains under MirroredStrategy over the GPUs or cores of one node. Flags go to jobs/mirrored.py.
 #   sbatch slurm/mirrored.sh --devices 2
-# Leaves results/mirrored-JOBID/run.json and logs/mirrored-JOBID.out.
-# Two minutes before the time is over it saves and is queued again, and goes on where it was; so too after a
-# node has failed.
+# Writes results/mirrored-JOBID/run.json and logs/mirrored-JOBID.out.
+# Two minutes before the time limit the job saves its state and is requeued, and then it resumes; likewise after
+# a node has failed.
 #SBATCH --job-name=mirrored
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -13,4 +13,4 @@
 #SBATCH --requeue
 source slurm/env.sh || { echo "error: $PWD is no clone. Fix: cd CLONE, sbatch again" >&2; exit 4; }
 
-run python jobs/mirrored.py --out "results/mirrored-$SLURM_JOB_ID" "$@"
+process mirrored "$@"

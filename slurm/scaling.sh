@@ -1,10 +1,11 @@
 #!/bin/bash
-# Measures how MPI training scales: plain fit on one node, MPI on 1, 2, 4 and 8, a job each, then one report of
-# all. Runs on the login node; it submits the jobs and says their numbers. Flags go to the training jobs.
+# Measures how MPI training scales: plain fit on one node, and MPI on 1, 2, 4 and 8 nodes, each as a job of its
+# own, then one report. Runs on the login node, submits the jobs and prints their numbers. Flags go to the
+# training jobs.
 #   bash slurm/scaling.sh --epochs 3
 #   NODES='1 2 4' OUT=results/scaling bash slurm/scaling.sh --model mlp
-# The global batch is the same at all sizes (strong scaling). Leaves OUT/report.md, when all have come to an end.
-# Flags of sbatch, such as the time, come from its variables: SBATCH_TIMELIMIT=00:30:00.
+# The global batch is the same at all sizes (strong scaling). Writes OUT/report.md when all jobs have ended.
+# Options of sbatch, such as the time limit, come from its variables: SBATCH_TIMELIMIT=00:30:00.
 set -euo pipefail
 [ -f slurm/mpi_4nodes.sh ] || { echo "error: $PWD is no clone. Fix: cd CLONE" >&2; exit 4; }
 command -v sbatch >/dev/null || {
@@ -15,14 +16,21 @@ command -v sbatch >/dev/null || {
 read -ra sizes <<<"${NODES:-1 2 4 8}"
 out=${OUT:-results/scaling-$(date +%Y%m%d-%H%M%S)}
 
-submitted=$(sbatch --parsable slurm/baseline.sh --out "$out/baseline" "$@")
+# submit WORD...: submits a job and prints its number, without the cluster that sbatch may add (NUMBER;CLUSTER).
+submit() {
+    local id
+    id=$(sbatch --parsable "$@") || return
+    echo "${id%%;*}"
+}
+
+submitted=$(submit slurm/baseline.sh --out "$out/baseline" "$@")
 echo "baseline on 1 node: job $submitted"
 for nodes in "${sizes[@]}"; do
-    id=$(sbatch --parsable --nodes="$nodes" --cpus-per-task="${CPUS_PER_TASK:-4}" --job-name="mpi-$nodes" \
+    id=$(submit --nodes="$nodes" --cpus-per-task="${CPUS_PER_TASK:-4}" --job-name="mpi-$nodes" \
         slurm/mpi_4nodes.sh --out "$out/mpi-$nodes" "$@")
     echo "mpi on $nodes nodes: job $id"
     submitted+=:$id
 done
-# A job that fails takes the report with it, instead of leaving it in the queue for ever.
-id=$(sbatch --parsable --dependency="afterok:$submitted" --kill-on-invalid-dep=yes slurm/report.sh "$out")
+# The report covers the jobs that succeeded.
+id=$(submit --dependency="afterany:$submitted" slurm/report.sh "$out")
 echo "report: job $id, $out/report.md"

@@ -1,4 +1,4 @@
-"""Slurm's queue, through its own commands: submit a script, follow a job, say how it ended."""
+"""Slurm's queue through its own commands: submit a script, follow a job, report how it ended."""
 
 from __future__ import annotations
 
@@ -6,113 +6,83 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mpi_train.cluster.script import shown
 from mpi_train.runtime.errors import JobError, PlatformError
 
 POLL_S = 2.0
-"""Seconds between two looks at a job: a controller has others to answer."""
-_ENDED = frozenset(
-    {
-        "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL",
-        "PREEMPTED", "REVOKED",
-    }
-)  # fmt: skip
+"""Seconds between two queries for a job, so that the controller is not overloaded."""
+_ENDED = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"),
+    *("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED"),
+)
 
 
-class JobFailedError(JobError):
-    """A job came to its end, but not well; ``exit_code`` is its own."""
+def submit(script: str, asked: Mapping[str, str]) -> int:
+    """Submit the text of a job script and return the number of the job.
 
-    def __init__(self, message: str, *, remedy: str, exit_code: int) -> None:
-        super().__init__(message, remedy=remedy)
-        self.exit_code = exit_code
-
-
-def submit(script: str, asked: dict[str, str]) -> int:
-    """Hands ``script`` to sbatch and returns the number of the job.
-
-    Args:
-        script: Its text.
-        asked: What the user asked for, by sbatch's flags. It is in the script too, but there the variables
-            of a login shell (SBATCH_PARTITION) would count for more.
-
-    Raises:
-        PlatformError: there is no sbatch, or it refuses; with its own words.
+    The options ``asked`` of sbatch are in the script too, but there the variables of a login shell
+    (SBATCH_PARTITION) take precedence.
     """
-    if shutil.which("sbatch") is None:
-        raise PlatformError(
-            "expected sbatch. Got: none on this machine",
-            remedy="a login node of the cluster; --print shows the script without one",
-        )
-    done = subprocess.run(
-        ["sbatch", "--parsable", *(f"--{name}={value}" for name, value in asked.items())],
-        input=script,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        said = " ".join(done.stderr.replace("sbatch: error:", "").split())
-        raise PlatformError(
-            f"sbatch refused the job: {said}", remedy="sinfo shows the partitions, --print the script"
-        )
-    return int(done.stdout.split(";")[0])
+    output = _slurm("sbatch", "--parsable", *(f"--{k}={v}" for k, v in asked.items()), script=script)
+    return int(output.split(";")[0])  # "NUMBER;CLUSTER" on a site with several clusters
 
 
 def follow(job_id: int, say: Callable[[str], None], *, poll_s: float = POLL_S) -> None:
-    """Shows a job's states and what it prints, until its end.
-
-    Args:
-        job_id: Its number.
-        say: Takes each line.
-        poll_s: Seconds between two looks.
+    """Pass the states of a job and its output to ``say``, line by line, until the job ends.
 
     Raises:
-        JobFailedError: it did not end well.
-        PlatformError: Slurm does not know it.
+        JobError: the job failed; with its exit code.
     """
     state, length = "", 0
     while True:
-        fields = job_fields(job_id)
-        log = log_of(job_id, fields.get("JobName", ""))
-        text = log.read_text(encoding="utf-8", errors="replace") if log is not None else ""
+        output = _slurm("scontrol", "--oneliner", "show", "job", str(job_id))
+        fields = dict(re.findall(r"(\w+)=(\S*)", output))
+        # slurm/env.sh moves the output of a job to logs/.
+        logs = (Path(f"logs/{fields.get('JobName')}-{job_id}.out"), Path(f"slurm-{job_id}.out"))
+        log = next((path for path in logs if path.is_file()), None)
+        text = log.read_text(encoding="utf-8", errors="replace") if log else ""
         whole = text.rfind("\n") + 1
         for line in text[length:whole].splitlines():
             say(f"  | {line}")
-        # A job that is queued again begins a new log with the old one.
-        length = whole if whole >= length else length
+        length = max(length, whole)  # a requeued job begins a new log with the previous one
         if shown(fields) != state:
             state = shown(fields)
             say(f"job {job_id}: {state}")
-        ended = fields.get("JobState") in _ENDED
-        if ended:
+        if fields.get("JobState") in _ENDED:
             break
         time.sleep(poll_s)
     if fields["JobState"] != "COMPLETED":
-        code = int(fields.get("ExitCode", "1:0").split(":")[0])
-        raise JobFailedError(
-            f"job {job_id} ended as {fields['JobState']}, exit code {code}",
-            remedy=f"its log: {log}" if log is not None else f"scontrol show job {job_id}",
-            exit_code=code or 1,
-        )
+        code = int(fields.get("ExitCode", "1:0").split(":")[0]) or 1
+        message = f"job {job_id} ended as {fields['JobState']}, exit code {code}"
+        failed = JobError(message, remedy=f"its log: {log or f'scontrol show job {job_id}'}")
+        failed.exit_code = code
+        raise failed
 
 
-def job_fields(job_id: int) -> dict[str, str]:
-    """What ``scontrol show job`` says, by name. Raises ``PlatformError``."""
-    done = subprocess.run(
-        ["scontrol", "--oneliner", "show", "job", str(job_id)], capture_output=True, text=True
-    )
-    if done.returncode:
+def shown(fields: Mapping[str, str]) -> str:
+    """Return the state of a job in one line, from the fields of ``scontrol show job``."""
+    parts = [fields.get("JobState", "UNKNOWN")]
+    if parts == ["PENDING"] and fields.get("Reason", "None") != "None":
+        parts.append(f"({fields['Reason']})")
+    if fields.get("NodeList", "(null)") not in ("(null)", ""):
+        parts.append(f"on {fields['NodeList']}")
+    if fields.get("Restarts", "0") != "0":
+        parts.append(f"restarts {fields['Restarts']}")
+    return " ".join(parts)
+
+
+def _slurm(*words: str, script: str | None = None) -> str:
+    """Run one of Slurm's commands and return its output; its error becomes a ``PlatformError``."""
+    command = words[0]
+    if shutil.which(command) is None:
         raise PlatformError(
-            f"Slurm does not know job {job_id}: {' '.join(done.stderr.split())}", remedy=f"sacct -j {job_id}"
+            f"expected {command}. Got: none on this machine",
+            remedy="a login node of the cluster; --print shows the script without one",
         )
-    return dict(re.findall(r"(\w+)=(\S*)", done.stdout))
-
-
-def log_of(job_id: int, name: str) -> Path | None:
-    """The file that a job writes to, where ``slurm/env.sh`` has put it; None before there is one."""
-    for path in (Path(f"logs/{name}-{job_id}.out"), Path(f"slurm-{job_id}.out")):
-        if path.is_file():
-            return path
-    return None
+    done = subprocess.run(words, input=script, capture_output=True, text=True)
+    if done.returncode:
+        reason = " ".join(done.stderr.replace(f"{command}: error:", "").split())
+        raise PlatformError(f"{command} refused the job: {reason}", remedy="sinfo shows the partitions")
+    return done.stdout

@@ -1,131 +1,77 @@
-"""A job script: a template with other numbers in its ``#SBATCH`` lines, and its flags written out."""
+"""Job scripts: templates of slurm/ with other values in their ``#SBATCH`` lines and flags written out."""
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import at_least, flag_of, option
 
-TEMPLATES = {
-    "baseline": "baseline.sh",
-    "mpi": "mpi_4nodes.sh",
-    "mirrored": "mirrored.sh",
-    "custom": "custom.sh",
-    "multiworker": "multiworker_4nodes.sh",
-    "pipeline": "pipeline_2nodes.sh",
-    "federated": "federated.sh",
-    "bench": "bench.sh",
-    "prepare_data": "prepare_data.sh",
-    "report": "report.sh",
-}
-"""What can be submitted, and its file in ``slurm/``."""
-
-ONE_PROCESS = frozenset(TEMPLATES) - {"mpi", "multiworker", "pipeline", "federated"}
-
-_LINE = re.compile(r"#SBATCH --(?P<name>[a-z-]+)(?:=(?P<value>\S+))?")
+_LINE = re.compile(r"#SBATCH --(?P<name>[a-z-]+)(?:=\S+)?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks Slurm for; None leaves what the template says.
+    """Resources that a job asks Slurm for; None keeps the value of the template."""
 
-    Attributes:
-        nodes, ntasks_per_node, cpus_per_task, gpus_per_node: Counts.
-        time: As sbatch takes it: ``01:30:00``, ``2-00``.
-        partition, account, qos: Names that the site gave.
-    """
-
-    nodes: int | None = None
-    ntasks_per_node: int | None = None
-    cpus_per_task: int | None = None
-    gpus_per_node: int | None = None
-    time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    nodes: int | None = option(None, "number of nodes (default of all resources: the template's)", "N")
+    ntasks_per_node: int | None = option(None, "ranks per node", "N")
+    cpus_per_task: int | None = option(None, "cores per rank", "N")
+    gpus_per_node: int | None = option(None, "GPUs per node; each rank takes one", "N")
+    time: str | None = option(None, "time limit, such as 00:30:00", "TIME")
+    partition: str | None = option(None, "partition to queue in", "NAME")
+    account: str | None = option(None, "account to charge", "NAME")
+    qos: str | None = option(None, "quality of service", "NAME")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            flag = "--" + name.replace("_", "-")
-            if isinstance(value, int) and value < 1:
-                raise UsageError(f"{flag}: expected at least 1. Got: {value}")
-            if isinstance(value, str) and not re.fullmatch(r"[\w.:,+-]+", value):
-                raise UsageError(f"{flag}: expected a word that sbatch takes. Got: {value!r}")
+            if isinstance(value, int):
+                at_least(flag_of(name), value, 1)
+            elif value is not None and not re.fullmatch(r"[\w.:,+-]+", value):
+                raise UsageError(f"{flag_of(name)}: expected a word that sbatch accepts. Got: {value!r}")
 
-    def lines(self) -> dict[str, str]:
-        """What is asked for, by the names of sbatch's flags."""
-        return {name.replace("_", "-"): str(value) for name, value in vars(self).items() if value is not None}
-
-
-def template(strategy: str, folder: Path) -> str:
-    """The text of the template of ``strategy``, from ``folder``.
-
-    Raises:
-        UsageError: there is no such strategy, or not the file.
-    """
-    if strategy not in TEMPLATES:
-        near = difflib.get_close_matches(strategy, TEMPLATES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"expected one of {', '.join(TEMPLATES)}. Got: {strategy}.{hint}")
-    path = folder / TEMPLATES[strategy]
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"expected a template in {path}. Got: {error.strerror}", remedy="cd to the clone"
-        ) from error
+    def asked(self) -> dict[str, str]:
+        """Return the values that are not None, by the names of sbatch's options."""
+        return {flag_of(k).lstrip("-"): str(v) for k, v in vars(self).items() if v is not None}
 
 
-def compose(strategy: str, text: str, resources: Resources, flags: Sequence[str]) -> str:
-    """The script that runs ``strategy`` with these ``resources`` and ``flags``.
+def compose(
+    job: str, resources: Resources, flags: Sequence[str], *, ranks: bool, folder: Path = Path("slurm")
+) -> str:
+    """Return the script that runs a command.
 
     Args:
-        strategy: One of ``TEMPLATES``.
-        text: Its template.
-        resources: What takes the place of the template's own lines, or is added to them.
-        flags: Of the job; they are written where the template passes on its own.
+        job: Name of the command.
+        resources: Values that replace those of the template, or are added to them.
+        flags: Flags of the command, written out where the template passes on its own.
+        ranks: True if the command runs as MPI ranks, False if it is one process.
+        folder: Folder of the templates.
 
     Raises:
-        UsageError: several nodes or tasks for what is one process.
+        UsageError: several nodes or tasks for one process, or no template in ``folder``.
     """
-    asked = resources.lines()
-    if strategy in ONE_PROCESS:
-        for name in ("nodes", "ntasks-per-node"):
-            if asked.get(name, "1") != "1":
-                raise UsageError(
-                    f"--{name}: {strategy} is one process. Got: {asked[name]}",
-                    remedy="mpi, multiworker, pipeline and federated take several",
-                )
+    asked, words = resources.asked(), list(flags)
+    for name in () if ranks else ("nodes", "ntasks-per-node"):
+        if asked.get(name, "1") != "1":
+            raise UsageError(f"--{name}: {job} is one process. Got: {asked[name]}")
+    general = folder / ("ranks.sh" if ranks else "process.sh")
+    for path in (folder / f"{job}.sh", *folder.glob(f"{job}_*nodes.sh"), general):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if "\n#SBATCH" in text:  # otherwise the script only names its successor
+            break
+    else:
+        raise UsageError(f"expected a template in {general}. Got: none", remedy="cd to the clone")
+    if path == general:
+        asked["job-name"], words = job, [job, *flags]
     out: list[str] = []
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
-        if match is None:
-            if asked and out and out[-1].startswith("#SBATCH"):
-                out += [f"#SBATCH --{name}={value}" for name, value in asked.items()]
-                asked = {}
-            out.append(line)
-        else:
-            name = match["name"]
-            out.append(f"#SBATCH --{name}={asked.pop(name)}" if name in asked else line)
-    return "\n".join(out).replace(' "$@"', _words(flags)) + "\n"
-
-
-def _words(flags: Sequence[str]) -> str:
-    return f" {shlex.join(flags)}" if flags else ""
-
-
-def shown(fields: Mapping[str, str]) -> str:
-    """A job's state in one line, from the fields that ``scontrol show job`` prints."""
-    parts = [fields.get("JobState", "UNKNOWN")]
-    if parts == ["PENDING"] and fields.get("Reason", "None") != "None":
-        parts.append(f"({fields['Reason']})")
-    if fields.get("NodeList", "(null)") not in ("(null)", ""):
-        parts.append(f"on {fields['NodeList']}")
-    if fields.get("Restarts", "0") != "0":
-        parts.append(f"restarts {fields['Restarts']}")
-    return " ".join(parts)
+        if match is None and out and out[-1].startswith("#SBATCH"):
+            out += [f"#SBATCH --{name}={value}" for name, value in asked.items()]
+        name = match["name"] if match else ""
+        out.append(f"#SBATCH --{name}={asked.pop(name)}" if name in asked else line)
+    return "\n".join(out).replace(' "$@"', f" {shlex.join(words)}" if words else "") + "\n"

@@ -1,4 +1,4 @@
-"""The scripts that are made to measure, exactly; and jobs that are followed to their end."""
+"""Exact job scripts, and jobs that are followed to their end."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpi_train.cluster.script import TEMPLATES, Resources, compose, shown, template
+from mpi_train.cluster import submit
+from mpi_train.cluster.queue import shown
+from mpi_train.cluster.script import Resources, compose
 from mpi_train.runtime.errors import UsageError
+from mpi_train.strategies.registry import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
     from tests.slurm.conftest import Clone
 
 ROOT = Path(__file__).parents[2]
 SLURM = ROOT / "slurm"
-SOURCE = next(line for line in (SLURM / "custom.sh").read_text().splitlines() if line.startswith("source"))
+SOURCE = next(
+    line for line in (SLURM / "mpi_4nodes.sh").read_text().splitlines() if line.startswith("source")
+)
 
-# What is asked for, and the script's #SBATCH lines and last line.
+# Command and template, resources, flags; #SBATCH lines and last line of the script.
 GOLDEN = [
     (
         "mpi",
+        "mpi_4nodes",
         Resources(nodes=8, time="00:30:00", partition="long", account="ab-12"),
         ["--epochs", "10", "--model", "my.module:net work"],
         """\
@@ -39,10 +45,11 @@ GOLDEN = [
 #SBATCH --account=ab-12
 @SOURCE@
 
-launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID" --epochs 10 --model 'my.module:net work'\n""",
+ranks mpi --epochs 10 --model 'my.module:net work'\n""",
     ),
     (
         "mpi",
+        "mpi_4nodes",
         Resources(nodes=2, ntasks_per_node=4, cpus_per_task=1, gpus_per_node=4, qos="high"),
         [],
         """\
@@ -57,9 +64,10 @@ launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID" --epochs 10 --model '
 #SBATCH --qos=high
 @SOURCE@
 
-launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID"\n""",
+ranks mpi\n""",
     ),
     (
+        "bench",
         "bench",
         Resources(time="2-00"),
         ["--repeats", "5"],
@@ -71,31 +79,103 @@ launch_ranks jobs/mpi.py --out "results/mpi-$SLURM_JOB_ID"\n""",
 #SBATCH --time=2-00
 @SOURCE@
 
-python jobs/bench.py --out "results/bench-$SLURM_JOB_ID" --repeats 5\n""",
+process bench --repeats 5\n""",
+    ),
+    (
+        "pipeline",
+        "ranks",
+        Resources(nodes=4),
+        ["--stages", "2"],
+        """\
+#SBATCH --job-name=pipeline
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
+@SOURCE@
+
+ranks pipeline --stages 2\n""",
+    ),
+    (
+        "custom",
+        "process",
+        Resources(gpus_per_node=2),
+        [],
+        """\
+#SBATCH --job-name=custom
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
+#SBATCH --gpus-per-node=2
+@SOURCE@
+
+process custom\n""",
     ),
 ]
+RANKS = {"plan", *(strategy.job for strategy in STRATEGIES.values() if strategy.unit == "rank")}
 
 
-@pytest.mark.parametrize(("strategy", "resources", "flags", "expected"), GOLDEN)
-def test_the_script_is_exactly(strategy: str, resources: Resources, flags: list[str], expected: str) -> None:
-    text = template(strategy, SLURM)
-    script = compose(strategy, text, resources, flags)
+@pytest.mark.parametrize(("job", "template", "resources", "flags", "expected"), GOLDEN)
+def test_the_script_is_exactly(
+    job: str, template: str, resources: Resources, flags: list[str], expected: str
+) -> None:
+    text = (SLURM / f"{template}.sh").read_text()
+    script = compose(job, resources, flags, ranks=job in RANKS, folder=SLURM)
     head = text[: text.index("#SBATCH")]
     assert script == head + expected.replace("@SOURCE@", SOURCE)
 
 
-@pytest.mark.parametrize("strategy", TEMPLATES)
-def test_nothing_asked_for_is_the_template_itself(strategy: str) -> None:
-    text = template(strategy, SLURM)
-    assert compose(strategy, text, Resources(), []) == text.replace(' "$@"', "")
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+@pytest.mark.parametrize(
+    ("job", "template"), [("baseline", "baseline"), ("mpi", "mpi_4nodes"), ("bench", "bench")]
+)
+def test_nothing_asked_for_is_the_template_itself(job: str, template: str) -> None:
+    text = (SLURM / f"{template}.sh").read_text()
+    assert compose(job, Resources(), [], ranks=job in RANKS, folder=SLURM) == text.replace(' "$@"', "")
+
+
+@pytest.mark.mpi_skip
+@pytest.mark.parametrize("name", [*STRATEGIES, *submit.OTHERS])
+def test_everything_can_be_submitted(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    submit.main([name, "--print"])
+    script = capsys.readouterr().out
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    last = (
+        "process baseline --tuned" if name == "tuned" else f"{'ranks' if name in RANKS else 'process'} {name}"
+    )
+    assert script.splitlines()[-1] == last
+
+
+@pytest.mark.mpi_skip
+def test_a_strategy_is_submitted_as_soon_as_it_is_registered(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(
+        STRATEGIES,
+        "mine",
+        Strategy(name="mine", text="a test", config=STRATEGIES["mpi"].config, train="a.b:c", unit="rank"),
+    )
+    submit.main(["mine", "--nodes", "3", "--epochs", "7", "--print"])
+    script = capsys.readouterr().out
+    assert "#SBATCH --job-name=mine\n#SBATCH --nodes=3\n" in script
+    assert script.endswith("\nranks mine --epochs 7\n")
+    with pytest.raises(UsageError, match=r"--epochs: expected at least 1"):
+        submit.main(["mine", "--epochs", "0", "--print"])
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match=r"Did you mean mirrored\?"):
-        template("miror", SLURM)
+        submit.main(["miror"])
     with pytest.raises(UsageError, match=r"custom is one process\. Got: 2"):
-        compose("custom", template("custom", SLURM), Resources(nodes=2), [])
+        compose("custom", Resources(nodes=2), [], ranks=False, folder=SLURM)
     with pytest.raises(UsageError, match="--nodes: expected at least 1"):
         Resources(nodes=0)
     with pytest.raises(UsageError, match="--partition: expected a word"):
@@ -110,7 +190,7 @@ def test_a_state_in_one_line() -> None:
     )
 
 
-def submit(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "jobs/submit.py"), *words],
         cwd=folder,
@@ -121,19 +201,20 @@ def submit(folder: Path, *words: str, **environ: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.mpi_skip
 def test_prints_without_a_cluster_and_says_what_is_missing(tmp_path: Path) -> None:
-    printed = submit(ROOT, "mpi", "--nodes", "2", "--epochs", "3", "--print", PATH="/nowhere")
+    printed = start(ROOT, "mpi", "--nodes", "2", "--epochs", "3", "--print", PATH="/nowhere")
     assert (printed.returncode, printed.stderr) == (0, "")
     assert "#SBATCH --nodes=2\n" in printed.stdout
-    assert printed.stdout.endswith(' --out "results/mpi-$SLURM_JOB_ID" --epochs 3\n')
+    assert printed.stdout.endswith("\nranks mpi --epochs 3\n")
     for words, folder, code, text in (
         (["mpi"], ROOT, 4, "expected sbatch. Got: none on this machine"),
-        (["mpi", "--print"], tmp_path, 2, "expected a template in slurm/mpi_4nodes.sh"),
+        (["mpi", "--print"], tmp_path, 2, "expected a template in slurm/ranks.sh"),
         (["mpi", "--node", "2", "--print"], ROOT, 2, "Did you mean --nodes"),
         (["mpi", "--epochs", "0", "--print"], ROOT, 2, "--epochs: expected at least 1"),
         (["--print"], ROOT, 2, "required: strategy"),
     ):
-        done = submit(folder, *words, PATH="/nowhere")
+        done = start(folder, *words, PATH="/nowhere")
         assert done.returncode == code, done.stderr
         assert text in done.stderr
         assert done.stderr.count("error: ") == 1
@@ -143,7 +224,7 @@ def test_prints_without_a_cluster_and_says_what_is_missing(tmp_path: Path) -> No
 @pytest.mark.timeout(600)
 def test_submits_and_follows_a_job_to_its_end(cluster_clone: Clone) -> None:
     small = ["--dataset", "synthetic", "--model", "mlp", "--batch-size", "512", "--epochs", "1"]
-    done = submit(cluster_clone.root, "mpi", "--nodes", "2", "--wait", *small)
+    done = start(cluster_clone.root, "mpi", "--nodes", "2", "--wait", *small)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     job_id = re.search(r"job (\d+): mpi", done.stdout)
     assert job_id is not None
@@ -155,7 +236,7 @@ def test_submits_and_follows_a_job_to_its_end(cluster_clone: Clone) -> None:
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
 def test_a_job_that_fails_gives_its_code_and_its_log(cluster_clone: Clone) -> None:
-    done = submit(cluster_clone.root, "custom", "--wait", "--dataset", "fashion_mnist", "--data", "nowhere")
+    done = start(cluster_clone.root, "custom", "--wait", "--dataset", "fashion_mnist", "--data", "nowhere")
     assert done.returncode == 3, done.stdout
     assert "  | error: " in done.stdout
     assert re.search(r"error: job \d+ ended as FAILED, exit code 3\n  Fix: its log: logs/", done.stderr)
@@ -163,7 +244,7 @@ def test_a_job_that_fails_gives_its_code_and_its_log(cluster_clone: Clone) -> No
 
 @pytest.mark.slurm
 def test_what_slurm_refuses_is_said_in_its_words(cluster_clone: Clone) -> None:
-    done = submit(cluster_clone.root, "mpi", "--partition", "nowhere")
+    done = start(cluster_clone.root, "mpi", "--partition", "nowhere")
     assert done.returncode == 4
     assert "sbatch refused the job: " in done.stderr
     assert "invalid partition" in done.stderr

@@ -85,16 +85,17 @@ def test_takes_nodes_and_tasks_from_sbatch(cluster_clone: Clone) -> None:
     assert sorted(hosts.count(host) for host in set(hosts)) == [2, 2]
 
 
-@pytest.mark.parametrize("strategy", ["baseline", "mirrored", "custom"])
-def test_trains_on_one_node(strategy: str, cluster_clone: Clone) -> None:
-    job = cluster_clone.run(f"slurm/{strategy}.sh", *SMALL)
+@pytest.mark.parametrize("words", [["baseline.sh"], ["mirrored.sh"], ["process.sh", "custom"]])
+def test_trains_on_one_node(words: list[str], cluster_clone: Clone) -> None:
+    strategy = words[-1].removesuffix(".sh")
+    job = cluster_clone.run(f"slurm/{words[0]}", *words[1:], *SMALL)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
     record = run_record(cluster_clone, f"{strategy}-{job.job_id}")
     assert (record["strategy"], record["world_size"]) == (strategy, 1)
 
 
 def test_tensorflows_cluster_is_made_of_the_nodes(cluster_clone: Clone) -> None:
-    job = cluster_clone.run("slurm/multiworker_4nodes.sh", *SMALL)
+    job = cluster_clone.run("--nodes=4", "slurm/ranks.sh", "multiworker", *SMALL)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
     record = run_record(cluster_clone, f"multiworker-{job.job_id}")
     assert (record["strategy"], record["world_size"]) == ("multiworker", 4)
@@ -103,24 +104,24 @@ def test_tensorflows_cluster_is_made_of_the_nodes(cluster_clone: Clone) -> None:
 
 # Two rounds of the one, or many of the other: enough for what Slurm and MPI say beside it to be little.
 @pytest.mark.parametrize(
-    ("template", "flags"),
+    ("strategy", "flags"),
     [
-        ("mpi_4nodes", ()),
-        ("mpi_4nodes", ("--collective", "bfloat16")),
-        ("pipeline_2nodes", ()),
+        ("mpi", ()),
+        ("mpi", ("--collective", "bfloat16")),
+        ("pipeline", ()),
         ("federated", ("--epochs", "8")),
     ],
 )
 def test_a_node_sends_the_bytes_that_the_record_counts(
-    template: str, flags: tuple[str, ...], cluster_clone: Clone
+    strategy: str, flags: tuple[str, ...], cluster_clone: Clone
 ) -> None:
     # What comes in at the switch's end of the second node's cable.
     counter = Path("/sys/class/net/slurmv2/statistics/rx_bytes")
     before = int(counter.read_text())
-    job = cluster_clone.run("--nodes=2", "--nodelist=n1,n2", f"slurm/{template}.sh", *SMALL, *flags)
+    job = cluster_clone.run("--nodelist=n1,n2", "slurm/ranks.sh", strategy, *SMALL, *flags)
     sent = int(counter.read_text()) - before
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
-    record = run_record(cluster_clone, f"{template.split('_')[0]}-{job.job_id}")
+    record = run_record(cluster_clone, f"{strategy}-{job.job_id}")
     assert record["environment"]["hosts"] == ["n1", "n2"]
     counted = sum(epoch["by_rank"][1]["sent_bytes"] for epoch in record["epochs"])
     assert sent == pytest.approx(counted, rel=0.05)
@@ -249,7 +250,7 @@ def test_collectives_are_compared_on_slow_links(
 
 
 def test_federated_clients_are_the_shards(cluster_clone: Clone) -> None:
-    job = cluster_clone.run("slurm/federated.sh", *SMALL)
+    job = cluster_clone.run("--nodes=4", "slurm/ranks.sh", "federated", *SMALL)
     assert (job.state, job.exit_code) == ("COMPLETED", 0), job.log
     record = run_record(cluster_clone, f"federated-{job.job_id}")
     assert (record["sync"]["clients"], record["world_size"]) == (4, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,76 +18,51 @@ if TYPE_CHECKING:
 
 SLURM = Path(__file__).parents[2] / "slurm"
 LONG = ("--time=01:00:00", "--signal=B:USR2@120", "--requeue")
-# Of each template, what it asks Slurm for.
+ONE = ("--nodes=1", "--ntasks=1")
+EACH = ("--ntasks-per-node=1", "--cpus-per-task=2")
+# Requests of each template to Slurm.
 REQUESTS = {
-    "baseline": ["--job-name=baseline", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", *LONG],
-    "bench": ["--job-name=bench", "--nodes=1", "--ntasks=1", "--exclusive", "--time=02:00:00"],
-    "custom": ["--job-name=custom", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", *LONG],
-    "mirrored": ["--job-name=mirrored", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", *LONG],
-    "mpi_4nodes": [
-        "--job-name=mpi",
-        "--nodes=4",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=2",
-        *LONG,
-    ],
-    "federated": [
-        "--job-name=federated",
-        "--nodes=4",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=2",
-        *LONG,
-    ],
-    "pipeline_2nodes": [
-        "--job-name=pipeline",
-        "--nodes=2",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=2",
-        *LONG,
-    ],
-    "plan_2nodes": [
-        "--job-name=plan",
-        "--nodes=2",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=2",
-        "--exclusive",
-        "--time=00:15:00",
-    ],
-    "multiworker_4nodes": [
-        "--job-name=multiworker",
-        "--nodes=4",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=2",
-        *LONG,
-    ],
-    "report": ["--job-name=report", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--time=00:10:00"],
-    "prepare_data": [
-        "--job-name=prepare_data",
-        "--nodes=1",
-        "--ntasks=1",
-        "--cpus-per-task=1",
-        "--time=00:15:00",
-    ],
+    "baseline": ["--job-name=baseline", *ONE, "--cpus-per-task=4", *LONG],
+    "bench": ["--job-name=bench", *ONE, "--exclusive", "--time=02:00:00"],
+    "mirrored": ["--job-name=mirrored", *ONE, "--cpus-per-task=4", *LONG],
+    "mpi_4nodes": ["--job-name=mpi", "--nodes=4", *EACH, *LONG],
+    "prepare_data": ["--job-name=prepare_data", *ONE, "--cpus-per-task=1", "--time=00:15:00"],
+    "process": ["--job-name=process", *ONE, "--cpus-per-task=4", *LONG],
+    "ranks": ["--job-name=ranks", "--nodes=2", *EACH, *LONG],
+    "report": ["--job-name=report", *ONE, "--cpus-per-task=1", "--time=00:10:00"],
 }
-# ... and what it runs as job 7, when it is given --seed 3.
 SRUN = "srun --kill-on-bad-exit=0 --wait=5 --export=ALL"
+# Command of each template and words as job 7.
 COMMANDS = {
-    "baseline": "python jobs/baseline.py --out results/baseline-7 --seed 3",
-    "bench": "python jobs/bench.py --out results/bench-7 --seed 3",
-    "custom": "python jobs/custom.py --out results/custom-7 --seed 3",
-    "mirrored": "python jobs/mirrored.py --out results/mirrored-7 --seed 3",
-    "mpi_4nodes": f"{SRUN} python jobs/mpi.py --out results/mpi-7 --seed 3",
-    "federated": f"{SRUN} python jobs/federated.py --out results/federated-7 --seed 3",
-    "multiworker_4nodes": f"{SRUN} python jobs/multiworker.py --out results/multiworker-7 --seed 3",
-    "pipeline_2nodes": f"{SRUN} python jobs/pipeline.py --out results/pipeline-7 --seed 3",
-    "plan_2nodes": f"{SRUN} python jobs/plan.py --out results/plan-7 --seed 3",
-    "prepare_data": "python jobs/prepare_data.py --seed 3",
-    "report": "python jobs/report.py --seed 3",
+    ("baseline", ""): "python jobs/baseline.py --out results/baseline-7 --seed 3",
+    ("bench", ""): "python jobs/bench.py --out results/bench-7 --seed 3",
+    ("mirrored", ""): "python jobs/mirrored.py --out results/mirrored-7 --seed 3",
+    ("mpi_4nodes", ""): f"{SRUN} python jobs/mpi.py --out results/mpi-7 --seed 3",
+    ("prepare_data", ""): "python jobs/prepare_data.py --seed 3",
+    ("process", "custom"): "python jobs/custom.py --out results/custom-7 --seed 3",
+    ("process", "custom_dataset"): "python jobs/custom_dataset.py --out results/custom_dataset-7 --seed 3",
+    ("process", "tpu"): "python jobs/tpu.py --out results/tpu-7 --seed 3",
+    ("ranks", "bench_step"): f"{SRUN} python jobs/bench_step.py --out results/bench_step-7 --seed 3",
+    ("ranks", "ddp"): f"{SRUN} python jobs/ddp.py --out results/ddp-7 --seed 3",
+    ("ranks", "federated"): f"{SRUN} python jobs/federated.py --out results/federated-7 --seed 3",
+    ("ranks", "multiworker"): f"{SRUN} python jobs/multiworker.py --out results/multiworker-7 --seed 3",
+    ("ranks", "pipeline"): f"{SRUN} python jobs/pipeline.py --out results/pipeline-7 --seed 3",
+    ("ranks", "plan"): f"{SRUN} python jobs/plan.py --out results/plan-7 --seed 3",
+    ("ranks", "scaling"): f"{SRUN} python jobs/scaling.py --out results/scaling-7 --seed 3",
+    ("report", ""): "python jobs/report.py --seed 3",
 }
-# Stands for python and for srun: says how it was called, and ends with the code that the test wants. The
-# interpreter is also called with -c, to see that it works.
+REPLACED = {
+    "custom": "sbatch slurm/process.sh custom --devices 2",
+    "federated": "sbatch --nodes=4 slurm/ranks.sh federated --devices 2",
+    "multiworker_4nodes": "sbatch --nodes=4 slurm/ranks.sh multiworker --devices 2",
+    "pipeline_2nodes": "sbatch slurm/ranks.sh pipeline --devices 2",
+    "plan_2nodes": "sbatch --exclusive --time=00:15:00 slurm/ranks.sh plan --devices 2",
+}
+# Stand-in for python and srun: prints how it was called, and ends with the code that the test wants. The
+# interpreter is also called with -c, to see that it works, and with -m about a command without a script.
 STAND_IN = """#!/bin/bash
 [ "$1" = -c ] && exit
+[ "$1" = -m ] && exec "$PYTHON" "$@"
 echo "${0##*/} $*"
 echo "locking=$HDF5_USE_FILE_LOCKING cpus=$SRUN_CPUS_PER_TASK"
 exit "$JOB_ENDS_WITH"
@@ -124,8 +100,8 @@ def start(
 
 
 def test_every_template_is_tested() -> None:
-    scripts = {path.stem for path in SLURM.glob("*.sh")} - {"env", "local_cluster", "scaling"}
-    assert scripts == set(REQUESTS) == set(COMMANDS)
+    scripts = {path.stem for path in SLURM.glob("*.sh")} - {"env", "local_cluster", "scaling"} - set(REPLACED)
+    assert scripts == set(REQUESTS) == {template for template, _ in COMMANDS}
 
 
 @pytest.mark.parametrize("template", REQUESTS)
@@ -145,20 +121,52 @@ def test_is_valid_bash_and_names_no_mpi_type(script: Path) -> None:
     assert not [line for line in code if "--mpi" in line]
 
 
-@pytest.mark.parametrize("template", COMMANDS)
-def test_runs(template: str, make_clone: Callable[[], Clone]) -> None:
+@pytest.mark.parametrize(("template", "name"), COMMANDS)
+def test_runs(template: str, name: str, make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
-    assert start(clone, template, "--seed", "3").returncode == 0
+    assert start(clone, template, *name.split(), "--seed", "3", ends_with=5).returncode == 5
     ran, environment = clone.log(7).splitlines()
-    assert ran == COMMANDS[template]
+    assert ran == COMMANDS[template, name]
     assert environment == "locking=FALSE cpus=2"
     script = next(word for word in shlex.split(ran) if word.startswith("jobs/"))
     assert (clone.root / script).is_file()
 
 
-@pytest.mark.parametrize("template", COMMANDS)
-def test_ends_with_the_code_of_its_job(template: str, make_clone: Callable[[], Clone]) -> None:
-    assert start(make_clone(), template, ends_with=5).returncode == 5
+def test_a_general_template_is_named_after_its_command(make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    start(clone, "ranks", "pipeline", SLURM_JOB_NAME="ranks")
+    assert [path.name for path in clone.root.glob("logs/*")] == ["pipeline-7.out"]
+    start(clone, "ranks", "pipeline", SLURM_JOB_NAME="mine")
+    assert sorted(path.name for path in clone.root.glob("logs/*")) == ["mine-7.out", "pipeline-7.out"]
+
+
+@pytest.mark.parametrize("words", [["pipelin", "--seed", "3"], []])
+def test_an_unknown_command_is_one_message(words: list[str], make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    done = start(clone, "ranks", *words, PYTHON=sys.executable, PYTHONPATH=str(SLURM.parent))
+    assert done.returncode == 2
+    lines = clone.log(7).splitlines()
+    assert [line for line in lines if not line.startswith("  Fix: ")] == [
+        f"error: expected a command. Got: {words[0]}. Did you mean pipeline?"
+        if words
+        else "error: expected a command. Got: ."
+    ]
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_an_old_name_says_the_new_line(name: str) -> None:
+    done = subprocess.run(["bash", SLURM / f"{name}.sh", "--devices", "2"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    general = REPLACED[name].split("slurm/")[1].split()[0]
+    assert done.stderr == f"error: slurm/{name}.sh is now slurm/{general}\n  Fix: {REPLACED[name]}\n"
+
+
+@pytest.mark.parametrize(("template", "name"), [("ranks", "plan"), ("bench", "")])
+def test_a_measurement_is_not_requeued(template: str, name: str, make_clone: Callable[[], Clone]) -> None:
+    clone = make_clone()
+    assert start(clone, template, *name.split(), ends_with=6, SLURM_RESTART_COUNT="1").returncode == 6
+    assert "queued again" not in clone.log(7)
+    assert "--resume" not in clone.log(7)
 
 
 def test_a_rank_killed_by_a_signal_is_a_lost_rank(make_clone: Callable[[], Clone]) -> None:
@@ -167,10 +175,14 @@ def test_a_rank_killed_by_a_signal_is_a_lost_rank(make_clone: Callable[[], Clone
     assert "error: a rank was lost" in clone.log(7)
 
 
-@pytest.mark.parametrize("template", ["baseline", "custom", "mirrored", "mpi_4nodes"])
-def test_queued_again_it_goes_on_whatever_it_was_told(template: str, make_clone: Callable[[], Clone]) -> None:
+@pytest.mark.parametrize(
+    "words", [["baseline"], ["process", "custom"], ["mirrored"], ["mpi_4nodes"], ["ranks", "federated"]]
+)
+def test_queued_again_it_goes_on_whatever_it_was_told(
+    words: list[str], make_clone: Callable[[], Clone]
+) -> None:
     clone = make_clone()
-    start(clone, template, "--resume", "never", SLURM_RESTART_COUNT="1")
+    start(clone, *words, "--resume", "never", SLURM_RESTART_COUNT="1")
     ran = clone.log(7).splitlines()[0]
     assert ran.endswith("--resume never --resume auto")
 
@@ -230,10 +242,10 @@ def test_without_shards_the_job_itself_says_so(make_clone: Callable[[], Clone], 
     ("code", "environ", "expected"),
     [
         (75, {}, "scontrol requeue 7"),
-        (75, {"SLURM_RESTART_COUNT": "100"}, "not queued again: that was done 100 times"),
+        (75, {"SLURM_RESTART_COUNT": "100"}, "not queued again: requeued 100 times already"),
         (75, {"JOB_STATE": "COMPLETING"}, "not queued again: the job is COMPLETING"),
         (6, {"SLURM_RESTART_COUNT": "50"}, "scontrol requeue 7"),  # no loss among them
-        (6, {"RESTARTS_AFTER_LOSS": "0"}, "not queued again: that was done 0 times"),
+        (6, {"RESTARTS_AFTER_LOSS": "0"}, "not queued again: requeued 0 times already"),
         (15, {}, "scontrol requeue 7"),  # the MPI library's own, when it cannot start
     ],
 )
@@ -265,26 +277,40 @@ def test_outside_of_slurm_it_says_sbatch(make_clone: Callable[[], Clone]) -> Non
     assert "Fix: sbatch slurm/mpi_4nodes.sh" in done.stderr
 
 
+@pytest.mark.parametrize("cluster", ["", ";alpha"])
 def test_scaling_submits_a_job_for_each_size_and_then_the_report(
-    make_clone: Callable[[], Clone], tmp_path: Path
+    cluster: str, make_clone: Callable[[], Clone], tmp_path: Path
 ) -> None:
+    """On a site with several clusters, sbatch adds the name of the cluster to the number."""
     clone = make_clone()
-    (tmp_path / "bin").mkdir()
-    sbatch = tmp_path / "bin/sbatch"
-    sbatch.write_text('#!/bin/bash\necho "$*" >>submitted\nwc -l <submitted\n')
-    sbatch.chmod(0o755)
-    environ = {**os.environ, "PATH": f"{sbatch.parent}:{os.environ['PATH']}", "NODES": "1 8", "OUT": "r/s"}
-    words = ["bash", "slurm/scaling.sh", "--seed", "3"]
-    done = subprocess.run(words, cwd=clone.root, env=environ, capture_output=True, text=True)
+    done = scale(clone, tmp_path, f'echo "$*" >>submitted\necho "$(wc -l <submitted){cluster}"\n')
     assert (done.returncode, done.stderr) == (0, "")
     mpi = "--cpus-per-task=4 --job-name=mpi-{0} slurm/mpi_4nodes.sh --out r/s/mpi-{0} --seed 3"
     assert (clone.root / "submitted").read_text().splitlines() == [
         "--parsable slurm/baseline.sh --out r/s/baseline --seed 3",
         "--parsable --nodes=1 " + mpi.format(1),
         "--parsable --nodes=8 " + mpi.format(8),
-        "--parsable --dependency=afterok:1:2:3 --kill-on-invalid-dep=yes slurm/report.sh r/s",
+        "--parsable --dependency=afterany:1:2:3 slurm/report.sh r/s",
     ]
     assert done.stdout.splitlines()[-1] == "report: job 4, r/s/report.md"
+
+
+def test_scaling_ends_when_sbatch_refuses(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
+    clone = make_clone()
+    done = scale(clone, tmp_path, "echo tried >>submitted\necho no >&2\nexit 1\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "no\n")
+    assert (clone.root / "submitted").read_text() == "tried\n"
+
+
+def scale(clone: Clone, tmp_path: Path, sbatch: str) -> subprocess.CompletedProcess[str]:
+    """Run slurm/scaling.sh with a stand-in for sbatch."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/bash\n{sbatch}")
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": path, "NODES": "1 8", "OUT": "r/s"}
+    words = ["bash", "slurm/scaling.sh", "--seed", "3"]
+    return subprocess.run(words, cwd=clone.root, env=environ, capture_output=True, text=True)
 
 
 def local_cluster(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
