@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpi_train.cluster import submit
-from mpi_train.cluster.queue import shown
+from mpi_train.cluster import queue, submit
 from mpi_train.cluster.script import Resources, compose
 from mpi_train.runtime.errors import UsageError
 from mpi_train.strategies.registry import STRATEGIES, Strategy
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SLURM = ROOT / "slurm"
-SOURCE = next(
-    line for line in (SLURM / "mpi_4nodes.sh").read_text().splitlines() if line.startswith("source")
-)
+SOURCE = re.findall("^source.*", (SLURM / "mpi_4nodes.sh").read_text(), re.MULTILINE)[0]
 
 # Command and template, resources, flags; #SBATCH lines and last line of the script.
 GOLDEN = [
@@ -139,7 +136,7 @@ def test_nothing_asked_for_is_the_template_itself(job: str, template: str) -> No
 
 
 @pytest.mark.mpi_skip
-@pytest.mark.parametrize("name", [*STRATEGIES, *submit.OTHERS])
+@pytest.mark.parametrize("name", [*STRATEGIES, *submit.OTHERS], ids=lambda name: f"{name}.sh")
 def test_everything_can_be_submitted(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,10 +144,9 @@ def test_everything_can_be_submitted(
     submit.main([name, "--print"])
     script = capsys.readouterr().out
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    last = (
-        "process baseline --tuned" if name == "tuned" else f"{'ranks' if name in RANKS else 'process'} {name}"
-    )
-    assert script.splitlines()[-1] == last
+    unit = "ranks" if name in RANKS else "process"
+    expected = "process baseline --tuned" if name == "tuned" else f"{unit} {name}"
+    assert script.splitlines()[-1] == expected
 
 
 @pytest.mark.mpi_skip
@@ -182,10 +178,23 @@ def test_what_cannot_be_is_refused() -> None:
         Resources(partition="a\n#SBATCH --uid=0")
 
 
+@pytest.mark.mpi_skip
+def test_the_number_of_a_job_on_a_site_with_several_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text('#!/bin/sh\necho "41;alpha"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert queue.submit("#!/bin/sh", {"nodes": "2"}) == 41
+
+
 def test_a_state_in_one_line() -> None:
-    assert shown({"JobState": "PENDING", "Reason": "Priority", "NodeList": "(null)"}) == "PENDING (Priority)"
     assert (
-        shown({"JobState": "RUNNING", "NodeList": "n[1-4]", "Restarts": "2"})
+        queue.shown({"JobState": "PENDING", "Reason": "Priority", "NodeList": "(null)"})
+        == "PENDING (Priority)"
+    )
+    assert (
+        queue.shown({"JobState": "RUNNING", "NodeList": "n[1-4]", "Restarts": "2"})
         == "RUNNING on n[1-4] restarts 2"
     )
 
@@ -202,22 +211,28 @@ def start(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.mpi_skip
-def test_prints_without_a_cluster_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_prints_without_a_cluster_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     printed = start(ROOT, "mpi", "--nodes", "2", "--epochs", "3", "--print", PATH="/nowhere")
     assert (printed.returncode, printed.stderr) == (0, "")
     assert "#SBATCH --nodes=2\n" in printed.stdout
     assert printed.stdout.endswith("\nranks mpi --epochs 3\n")
-    for words, folder, code, text in (
-        (["mpi"], ROOT, 4, "expected sbatch. Got: none on this machine"),
-        (["mpi", "--print"], tmp_path, 2, "expected a template in slurm/ranks.sh"),
-        (["mpi", "--node", "2", "--print"], ROOT, 2, "Did you mean --nodes"),
-        (["mpi", "--epochs", "0", "--print"], ROOT, 2, "--epochs: expected at least 1"),
-        (["--print"], ROOT, 2, "required: strategy"),
+    missing = start(ROOT, "mpi", PATH="/nowhere")
+    assert (missing.returncode, missing.stdout) == (4, "")
+    assert missing.stderr.count("error: ") == 1
+    assert "expected sbatch. Got: none on this machine" in missing.stderr
+    monkeypatch.chdir(ROOT)
+    for words, text in (
+        (["mpi", "--node", "2", "--print"], "Did you mean --nodes"),
+        (["mpi", "--epochs", "0", "--print"], "--epochs: expected at least 1"),
+        (["--print"], "required: strategy"),
     ):
-        done = start(folder, *words, PATH="/nowhere")
-        assert done.returncode == code, done.stderr
-        assert text in done.stderr
-        assert done.stderr.count("error: ") == 1
+        with pytest.raises(UsageError, match=text):
+            submit.main(words)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"expected a template in slurm/ranks\.sh"):
+        submit.main(["mpi", "--print"])
 
 
 @pytest.mark.slurm
