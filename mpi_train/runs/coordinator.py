@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpi_train.monitor.pace import ByRank
 from mpi_train.runtime.world import World
-from mpi_train.training.loop import Chunk
+
+if TYPE_CHECKING:
+    from mpi_train.training.loop import Chunk
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """Signals that ask a run to save and stop. USR2, because some libraries use USR1."""
