@@ -140,6 +140,7 @@ def test_a_general_template_is_named_after_its_command(make_clone: Callable[[], 
     assert sorted(path.name for path in clone.root.glob("logs/*")) == ["mine-7.out", "pipeline-7.out"]
 
 
+@pytest.mark.mpi_skip
 def test_an_unknown_command_is_one_message(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     environ = {"PYTHON": sys.executable, "PYTHONPATH": str(SLURM.parent)}
