@@ -1,280 +1,273 @@
-"""The charts of a comparison, drawn by matplotlib: the same ones for pictures beside ``report.md`` and
-for the page, which only look different."""
+"""Charts of a comparison, drawn by matplotlib: as wide as a phone, so that two stand abreast on a wide page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import colorsys
+import itertools
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpi_train.report import tables, wording
-from mpi_train.report.drawing import (
-    colour_of,
-    draw_range,
-    figure_of,
-    first_of,
-    label_of,
-    legend,
-    number_of,
-    plain,
-    tip,
-    widened,
-    words_of,
-)
-from mpi_train.report.look import PARTS, Look
-from mpi_train.report.summary import Summary, elapsed_s, workers_with_efficiency
-from mpi_train.runs.record import EpochRecord
+import numpy as np
+
+from mpi_train.report import tables
+from mpi_train.report.summary import Row, Spread, Summary, elapsed_s, scaling
+from mpi_train.strategies import registry
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Chart:
-    """What is drawn.
-
-    Attributes:
-        name: For files and ids.
-        caption: What it shows.
-        figure: The drawing.
-        tips: By the gid of an artist, what to say of it, or of each of its points in turn.
-        series: Rows in it that a legend outside of it must name, as (number, name).
-        toggles: Whether each of them is lines of its own, which can be hidden.
-        parts: Whether it needs the legend of ``PARTS``.
-    """
-
-    name: str
-    caption: str
-    figure: Figure
-    tips: dict[str, list[str]]
-    series: list[tuple[int, str]] = field(default_factory=list)
-    toggles: bool = False
-    parts: bool = False
-
-
-def charts(summary: Summary, look: Look) -> list[Chart]:
-    """All charts that have something to show."""
-    kinds = (_training_time, _learning_curves, _scaling, _time_split, _memory)
-    return [chart for kind in kinds if (chart := kind(summary, look)) is not None]
-
-
-def _training_time(summary: Summary, look: Look) -> Chart:
-    """Bars of the median training time and, beside them, dots of the accuracy; ranges over the repeats."""
-    rows = [row for row in summary.rows if row.runs]
-    shape = (2, 1) if look.is_narrow else (1, 2)
-    names = [look.wrapped(row.name, row.size) for row in rows]
-    height_in = look.bars_in(names) + 0.9
-    figure = figure_of(summary, look, "Training time", height_in * (2 if look.is_narrow else 1))
-    ratios: dict[str, Any] = {} if look.is_narrow else {"width_ratios": (3, 2)}
-    time, score = figure.subplots(*shape, sharey=True, **ratios)
-    places = range(len(rows))
-    tips: dict[str, list[str]] = {}
-    for place, row in zip(places, rows, strict=True):
-        colour = colour_of(summary, row, look)
-        assert row.train_s is not None
-        assert row.test_accuracy is not None
-        cells = wording.cells(row)
-        (bar,) = time.barh(place, row.train_s.median, height=0.55, color=colour)
-        tip(tips, bar, f"time-{place}", [f"{label_of(row)}: {words_of(cells[2])}"])
-        draw_range(time, row.train_s, place, look)
-        speedup = "" if row.speedup is None or row.is_baseline else f"  ({wording.times(row.speedup.median)})"
-        time.annotate(
-            f"{cells[2][0]}{speedup}",
-            (row.train_s.high, place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=look.ink,
-        )
-        draw_range(score, row.test_accuracy, place, look)
-        (dot,) = score.plot(row.test_accuracy.median, place, "o", markersize=8, color=colour)
-        tip(tips, dot, f"score-{place}", [f"{label_of(row)}: test accuracy {words_of(cells[6])}"])
-        score.annotate(
-            wording.accuracy(row.test_accuracy.median),
-            (row.test_accuracy.median, place),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            color=look.ink,
-        )
-    time.set_yticks(places, names)
-    score.tick_params(labelleft=look.is_narrow)
-    # Downwards, with room for what stands above the uppermost dot.
-    time.set_ylim(len(rows) - 0.4, -0.8)
-    # Room for the words behind the longest bar.
-    room = 2 if look.is_narrow else 1.42
-    time.set_xlim(0, room * max(row.train_s.high for row in rows if row.train_s is not None))
-    beside = (
-        "" if summary.baseline is None else ", and speed-up" + ("" if look.is_narrow else " over plain Keras")
-    )
-    time.set_xlabel(f"training time [s]{beside}")
-    score.set_xlabel("test accuracy")
-    score.margins(x=0.2)
-    score.set_xlim(widened(*score.get_xlim()))
-    score.locator_params(axis="x", nbins=4)
-    for axes in (time, score):
-        plain(axes, look, grid="x")
-    return Chart("training_time", "Training time and test accuracy", figure, tips)
-
-
-def _learning_curves(summary: Summary, look: Look) -> Chart:
-    """Test accuracy and training loss at the end of each epoch, over epochs and over time; a line a run."""
-    rows = [row for row in summary.rows if row.runs]
-    figure = figure_of(summary, look, "Learning curves", 11.5 if look.is_narrow else 7.2)
-    grid = figure.subplots(4, 1) if look.is_narrow else figure.subplots(2, 2, sharex="col", sharey="row").T
-    over_epochs, over_time = (grid[:2], grid[2:]) if look.is_narrow else grid
-    tips: dict[str, list[str]] = {}
-    for row in rows:
-        for number, run in enumerate(row.runs):
-            epochs = run.record.epochs
-            times_s = elapsed_s(run.record)
-            said = [
-                f"{label_of(row)}, seed {run.record.seed}, epoch {epoch.epoch}: test accuracy "
-                f"{wording.accuracy(epoch.test_accuracy)}, training loss {epoch.train_loss:.4f}, after "
-                f"{wording.seconds(after_s)} s"
-                for epoch, after_s in zip(epochs, times_s, strict=True)
-            ]
-            numbers = [float(epoch.epoch) for epoch in epochs]
-            for column, xs in ((over_epochs, numbers), (over_time, times_s)):
-                for axes, value in zip(column, _CURVES.values(), strict=True):
-                    (line,) = axes.plot(
-                        xs,
-                        [value(epoch) for epoch in epochs],
-                        "o-",
-                        color=colour_of(summary, row, look),
-                        markersize=4,
-                        linewidth=1.5,
-                        label=label_of(row) if number == 0 else None,
-                    )
-                    tip(tips, line, f"series-{number_of(summary, row)}-{len(tips)}", said)
-    for column, name in ((over_epochs, "epoch"), (over_time, "training time [s]")):
-        for axes, words in zip(column, _CURVES, strict=True):
-            plain(axes, look, grid="y")
-            axes.set_xlim(left=0)
-            axes.set_ylabel(words)
-            axes.set_xlabel(name)
-        column[0].set_ylim(widened(*column[0].get_ylim()))
-        if not look.is_narrow:
-            column[0].set_xlabel("")
-    for axes in over_epochs:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    if not look.is_narrow:
-        for axes in over_time:
-            axes.set_ylabel("")
-    series = [(number_of(summary, row), label_of(row)) for row in rows]
-    legend(figure, over_epochs[0], look)
-    return Chart(
-        "learning_curves", "Accuracy and loss, over epochs and over time", figure, tips, series, toggles=True
-    )
-
-
-_CURVES: dict[str, Callable[[EpochRecord], float]] = {
-    "test accuracy": lambda epoch: epoch.test_accuracy,
-    "training loss": lambda epoch: epoch.train_loss,
+INK = "#222222"
+"""Colour of text and lines. On a page the text colour of the page replaces it."""
+STYLE = {
+    # Text stays text: it can be searched, read aloud, and set in the font of the page.
+    "svg.fonttype": "none",
+    # The same chart has the same ids every time.
+    "svg.hashsalt": "mpi_train",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
+"""Settings of matplotlib, for drawing and for saving."""
+_PARTS = {"compute": 1, "moving bytes": 5, "waiting": 2, "host": 0}
+_MARKERS = "osD^vPX<>*"
+_Numbers = Mapping[Row, int]
 
 
-def _scaling(summary: Summary, look: Look) -> Chart | None:
-    """Speed-up over the suite's own loop on one rank, and efficiency, against the number of workers."""
-    lines = workers_with_efficiency(summary)
+def charts(summary: Summary) -> dict[str, Figure]:
+    """Draw all charts that have data, by name; within a matplotlib context of ``STYLE``."""
+    rows = [row for row in summary.rows if row.runs]
+    numbers = numbers_of(summary.measured)
+    over = "" if summary.baseline is None else ", and speed-up over plain Keras"
+    drawn: dict[str, Figure | None] = {
+        "training_time": _bars(
+            f"Training time{over}", "training time [s]", {row: row.train_s for row in rows}, _time, numbers
+        ),
+        "test_accuracy": _bars(
+            "Test accuracy", "test accuracy after the last epoch",
+            {row: row.test_accuracy for row in rows}, lambda _, spread: tables.accuracy(spread.median),
+            numbers, dots=True,
+        ),
+        "learning_curves": _curves(rows, numbers, "epoch"),
+        "learning_curves_time": _curves(rows, numbers, "training time [s]"),
+        "speedup_over_one": _scaling(summary, numbers, "Speed-up over one rank"),
+        "efficiency": _scaling(summary, numbers, "Efficiency"),
+        "time_split": _time_split(summary),
+        "memory": _bars(
+            "Peak memory of the rank with the most", "memory [MiB]",
+            {row: row.peak_rss_mib for row in summary.measured},
+            lambda _, spread: tables.mebibytes(spread.median), numbers,
+        ),
+    }  # fmt: skip
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def numbers_of(rows: Sequence[Row]) -> dict[Row, int]:
+    """Return a number for the colour and the marker of each row.
+
+    The first row of a strategy has the number of the strategy in the registry, which is the same in all
+    reports.
+    """
+    own = {name: number for number, name in enumerate(registry.STRATEGIES)}
+    others = itertools.count(len(own))
+    return {row: own.pop(row.strategy) if row.strategy in own else next(others) for row in rows}
+
+
+def colour(number: int) -> str:
+    """Return the colour of a ``number``, which no other number has. It is legible on white and on black.
+
+    Hues lie a golden angle apart. Relative luminance is 0.13, 0.21 or 0.32, which gives a contrast of about 3
+    or more to a white page and to a dark one.
+    """
+    if number == 0:
+        return "#777777"
+    hue = (0.56 + 0.381966 * (number - 1)) % 1
+    light = np.square(colorsys.hsv_to_rgb(hue, 1, 1))  # linear, with a gamma of 2
+    luminance, wanted = light @ (0.2126, 0.7152, 0.0722), (0.13, 0.21, 0.32)[number % 3]
+    if luminance > wanted:
+        light *= wanted / luminance
+    else:
+        light += (1 - light) * (wanted - luminance) / (1 - luminance)
+    return "#" + "".join(f"{round(255 * value):02x}" for value in np.sqrt(light))
+
+
+def new_figure(title: str, height_in: float, width_in: float = 4.9) -> Figure:
+    """Return an empty figure with a title. Without pyplot it needs no display and does not stay open."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, weight="bold")
+    return figure
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Name the lines or bars of ``axes`` below the figure."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left")
+
+
+def _legend_in(num_labels: int) -> float:
+    """Return the height in inches of a legend."""
+    return 0.15 + 0.19 * num_labels
+
+
+def _label(row: Row) -> str:
+    return f"{textwrap.shorten(row.name, 44, placeholder=' …')}, {row.size}"
+
+
+def _line(number: int) -> dict[str, Any]:
+    marker = _MARKERS[number % len(_MARKERS)]
+    return {"color": colour(number), "marker": marker, "markersize": 4.5, "linewidth": 1.5}
+
+
+def _note(axes: Axes, x: float, place: float, text: str) -> None:
+    axes.annotate(text, (x, place), xytext=(6, 0), textcoords="offset points", va="center")
+
+
+def _ends(spreads: Sequence[Spread]) -> list[list[float]]:
+    """Return the lengths of error bars below and above the medians."""
+    return [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+
+
+def _places(title: str, xlabel: str, labels: Sequence[str], extra_in: float = 0.0) -> tuple[Figure, Axes]:
+    """Return a figure with a place for each bar, from 0 downwards. Each label stands above its bar."""
+    figure = new_figure(title, 1.0 + extra_in + 0.46 * len(labels))
+    axes = figure.subplots()
+    for place, label in enumerate(labels):
+        axes.annotate(label, (0, place - 0.28), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set_ylim(len(labels) - 0.5, -0.9)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(xlabel)
+    return figure, axes
+
+
+def _bars(
+    title: str,
+    xlabel: str,
+    spreads: Mapping[Row, Spread | None],
+    note: Callable[[Row, Spread], str],
+    numbers: _Numbers,
+    *,
+    dots: bool = False,
+) -> Figure:
+    """Draw medians as bars from 0, or as dots, with their ranges and a note each."""
+    known = {row: spread for row, spread in spreads.items() if spread is not None}
+    figure, axes = _places(title, xlabel, [_label(row) for row in known])
+    for place, (row, spread) in enumerate(known.items()):
+        if dots:
+            axes.plot(spread.median, place, "o", markersize=8, color=colour(numbers[row]))
+        else:
+            axes.barh(place, spread.median, height=0.42, color=colour(numbers[row]))
+        if spread.num_repeats > 1:
+            axes.errorbar(spread.median, place, xerr=_ends([spread]), color=INK, capsize=3, linewidth=1.2)
+        _note(axes, spread.high, place, note(row, spread))
+    low, high = min(spread.low for spread in known.values()), max(spread.high for spread in known.values())
+    low, high = _widened(low, high) if dots else (0, high)
+    axes.set_xlim(low, high + 0.45 * (high - low))
+    axes.locator_params(axis="x", nbins=5)
+    return figure
+
+
+def _time(row: Row, spread: Spread) -> str:
+    speedup = "" if row.speedup is None or row.is_baseline else f" ({tables.times(row.speedup.median)})"
+    return f"{tables.seconds(spread.median)} s{speedup}"
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """Return limits for accuracies at least 2 points apart, so that noise does not look like a difference."""
+    half = max(0.01, 0.55 * (high - low))
+    return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def _curves(rows: Sequence[Row], numbers: _Numbers, xlabel: str) -> Figure:
+    """Draw test accuracy and training loss at the end of each epoch: one line for each run."""
+    over = "epochs" if xlabel == "epoch" else "training time"
+    figure = new_figure(f"Test accuracy and training loss over {over}", 4.4 + _legend_in(len(rows)))
+    above, below = figure.subplots(2, 1, sharex=True)
+    for row in rows:
+        for run in row.runs:
+            epochs = run.record.epochs
+            xs = [epoch.epoch for epoch in epochs] if xlabel == "epoch" else elapsed_s(run.record)
+            label = _label(row) if run is row.runs[0] else None
+            above.plot(xs, [epoch.test_accuracy for epoch in epochs], label=label, **_line(numbers[row]))
+            below.plot(xs, [epoch.train_loss for epoch in epochs], **_line(numbers[row]))
+    above.set_ylim(_widened(*above.get_ylim()))
+    above.set_ylabel("test accuracy")
+    below.set_ylabel("training loss")
+    below.set_xlabel(xlabel)
+    below.set_xlim(left=0)
+    below.xaxis.get_major_locator().set_params(integer=True)
+    legend(figure, above)
+    return figure
+
+
+def _scaling(summary: Summary, numbers: _Numbers, title: str) -> Figure | None:
+    """Draw speed-up over the suite's own loop on one rank, or efficiency, over the number of workers."""
+    lines = scaling(summary)
     if not lines:
         return None
-    figure = figure_of(summary, look, "Speed-up and efficiency", 6.4 if look.is_narrow else 3.6)
-    speedup, efficiency = figure.subplots(*((2, 1) if look.is_narrow else (1, 2)))
-    tips: dict[str, list[str]] = {}
-    largest = max(row.workers for line in lines for row in line)
-    ideal = (1, max(2, largest))
-    speedup.plot(ideal, ideal, "--", color=look.ink, linewidth=1)
-    efficiency.plot(ideal, (1, 1), "--", color=look.ink, linewidth=1)
-    speedup.annotate("ideal", (ideal[1], ideal[1]), xytext=(-6, 2), textcoords="offset points", ha="right",
-                     color=look.ink)  # fmt: skip
-    for number, line in enumerate(lines):
-        own = first_of(summary, line)
-        colour = colour_of(summary, own, look)
-        xs = [row.workers for row in line]
-        speedups = [row.speedup_over_one for row in line if row.speedup_over_one is not None]
-        shares = [row.efficiency for row in line if row.efficiency is not None]
-        said = [
-            f"{label_of(row)}: speed-up {wording.times(times.median)} over one rank, "
-            f"efficiency {wording.percent(share.median)}"
-            for row, times, share in zip(line, speedups, shares, strict=True)
-        ]
-        for axes, spreads in ((speedup, speedups), (efficiency, shares)):
-            ranges = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-            values = [spread.median for spread in spreads]
-            axes.errorbar(xs, values, yerr=ranges, fmt="none", ecolor=colour, capsize=3, linewidth=1)
-            (drawn,) = axes.plot(xs, values, "o-", color=colour, markersize=6, label=own.name)
-            tip(tips, drawn, f"scale-{number}-{axes is speedup:d}", said)
+    is_speedup = title != "Efficiency"
     sizes = sorted({1, *(row.workers for line in lines for row in line)})
+    largest = max(2, *sizes)
+    figure = new_figure(title, 2.9 + _legend_in(1 + len(lines)))
+    axes = figure.subplots()
+    axes.plot((1, largest), (1, largest if is_speedup else 1), "--", color=INK, linewidth=1, label="ideal")
+    for line in lines:
+        # A line has the colour of the reference only if it has no other row.
+        own = max(line, key=lambda row: row is not summary.reference)
+        spreads = [s for row in line if (s := row.speedup_over_one if is_speedup else row.efficiency)]
+        label = textwrap.shorten(own.name, 56, placeholder=" …")
+        axes.errorbar(
+            [row.workers for row in line], [spread.median for spread in spreads], yerr=_ends(spreads),
+            label=label, capsize=3, **_line(numbers[own]),
+        )  # fmt: skip
     if largest > 8:
-        speedup.set_yscale("log", base=2)
-        speedup.set_yticks(sizes, [str(size) for size in sizes])
+        axes.set_xscale("log", base=2)
+    if largest > 8 and is_speedup:
+        axes.set_yscale("log", base=2)
+        axes.set_yticks(sizes, map(str, sizes))
     else:
-        speedup.set_ylim(bottom=0)
-    efficiency.set_ylim(bottom=0)
-    for axes, words in ((speedup, "speed-up over one rank"), (efficiency, "efficiency")):
-        plain(axes, look, grid="y")
-        axes.set_xlabel("ranks or devices")
-        axes.set_ylabel(words)
-        axes.set_xlim(0.9, 1.1 * ideal[1])
-        if largest > 8:
-            axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
-    series = [(number_of(summary, own), own.name) for own in (first_of(summary, line) for line in lines)]
-    legend(figure, speedup, look)
-    return Chart("scaling", "Speed-up and efficiency against ranks or devices", figure, tips, series)
+        axes.set_ylim(bottom=0)
+    axes.set_xlim(0.9, 1.1 * largest)
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.minorticks_off()
+    axes.set_xlabel("ranks or devices")
+    legend(figure, axes)
+    return figure
 
 
-def _time_split(summary: Summary, look: Look) -> Chart | None:
-    """Where each rank's training time went, in shares, as stacked bars."""
-    shown = [(row, who, times) for row in summary.measured for who, times in tables.shown_ranks(row)]
+def _time_split(summary: Summary) -> Figure | None:
+    """Draw the fractions of each rank's training time as stacked bars."""
+    shown = [(row, rank, spent) for row in summary.measured for rank, spent in tables.shown_ranks(row)]
     if not shown:
         return None
-    names = [look.wrapped(f"{label_of(row)}: rank {who}") for row, who, _ in shown]
-    figure = figure_of(summary, look, "Where the training time went", 0.9 + look.bars_in(names))
-    axes = figure.subplots()
-    tips: dict[str, list[str]] = {}
-    for place, (row, who, times) in enumerate(shown):
-        left = 0.0
-        whole_s = sum(times.parts_s)
-        for number, (name, part_s) in enumerate(zip(PARTS, times.parts_s, strict=True)):
-            share = 100 * part_s / whole_s
-            (bar,) = axes.barh(
-                place, share, left=left, height=0.7, color=look.part(number),
-                label=name if place == 0 else None,
-            )  # fmt: skip
-            said = f"{label_of(row)}: rank {who}, {name} {wording.seconds(part_s)} s of {whole_s:,.2f} s"
-            tip(tips, bar, f"part-{place}-{number}", [said])
-            left += share
-        axes.annotate(f"{wording.seconds(whole_s)} s", (100, place), xytext=(6, 0),
-                      textcoords="offset points", va="center", color=look.ink)  # fmt: skip
-    axes.set_yticks(range(len(shown)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 135 if look.is_narrow else 112)
+    figure, axes = _places(
+        "Where the training time went, by rank",
+        "% of the training time, first repeat",
+        [f"{_label(row)}: rank {rank}" for row, rank, _ in shown],
+        extra_in=_legend_in(len(_PARTS)),
+    )
+    parts_s = np.array([spent.parts_s for _, _, spent in shown])
+    whole_s = parts_s.sum(axis=1)
+    shares = 100 * parts_s / whole_s[:, None]
+    for part, (name, number) in enumerate(_PARTS.items()):
+        left = shares[:, :part].sum(axis=1)
+        axes.barh(
+            range(len(shown)), shares[:, part], left=left, height=0.42, color=colour(number), label=name
+        )
+    for place, together_s in enumerate(whole_s):
+        _note(axes, 100, place, f"{tables.seconds(together_s)} s")
+    axes.set_xlim(0, 130)
     axes.set_xticks(range(0, 101, 25))
-    axes.set_xlabel("% of the first repeat")
-    plain(axes, look, grid="x")
-    legend(figure, axes, look)
-    return Chart("time_split", "Where the training time went, by rank", figure, tips, parts=True)
-
-
-def _memory(summary: Summary, look: Look) -> Chart:
-    """Peak memory of the rank with the most, the median over the repeats."""
-    rows = summary.measured
-    names = [look.wrapped(label_of(row)) for row in rows]
-    figure = figure_of(summary, look, "Memory", 0.8 + look.bars_in(names))
-    axes = figure.subplots()
-    tips: dict[str, list[str]] = {}
-    spreads = [row.costs.peak_rss_mib for row in rows if row.costs is not None]
-    for place, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
-        (bar,) = axes.barh(place, spread.median, height=0.55, color=colour_of(summary, row, look))
-        tip(tips, bar, f"memory-{place}", [f"{label_of(row)}: {wording.mebibytes(spread.median)}"])
-        axes.annotate(f"{spread.median:,.0f}", (spread.median, place), xytext=(6, 0),
-                      textcoords="offset points", va="center", color=look.ink)  # fmt: skip
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(spread.median for spread in spreads))
-    axes.set_xlabel("peak memory [MiB]")
-    plain(axes, look, grid="x")
-    return Chart("memory", "Memory", figure, tips)
+    legend(figure, axes)
+    return figure

@@ -1,8 +1,8 @@
-"""The statistics of a comparison: runs in, one row a strategy out. All figures of a report are made here.
+"""Statistics of a comparison: one row for each strategy, computed from its runs.
 
-Runs that do not do the same work are grouped apart. Within a group, runs of the same seed are one repeat
-and are compared with each other only, so that a machine which drifts from one repeat to the next moves
-both sides of a ratio.
+Runs that do different work are compared in separate groups. Within a group, runs of the same seed form one
+repeat. Ratios are taken within a repeat, so that a machine that slows down from one repeat to the next
+changes both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mpi_train.report.collect import Attempt, Collection, Run
 from mpi_train.runs.record import RunRecord
+from mpi_train.strategies import registry
 from mpi_train.training.totals import RankTimes, sum_of
 
-_T = TypeVar("_T")
 SAME_WORK = (
     "model", "dataset", "dataset_sha256", "global_batch_size", "optimizer", "learning_rate", "dtype",
 )  # fmt: skip
 TARGETS = (0.85, 0.88, 0.90)
-"""Test accuracies that a row is timed to."""
+"""Test accuracies to which the training time is reported."""
+
+# Repeat: seed, and number among the runs of that seed.
+_Repeats = Mapping[tuple[int, int], RunRecord]
+# Row: strategy, number of workers, unit, all other settings as JSON text.
+_Key = tuple[str, int, str, str]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the repeats."""
+    """Median and range of a figure over the repeats."""
 
     median: float
     low: float
@@ -38,126 +43,142 @@ class Spread:
     num_repeats: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Spread | None:
-        """The spread of ``values``; None when there are none."""
-        known = list(values)
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Return the spread of the ``values`` that are known; None if there are none."""
+        known = [value for value in values if value is not None]
         if not known:
             return None
         return cls(statistics.median(known), min(known), max(known), len(known))
 
-    def scaled(self, factor: float) -> Spread:
-        """Of every value ``factor`` times."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.num_repeats)
 
-
-@dataclass(frozen=True)
-class Reached:
-    """When the runs of a row reached an accuracy.
-
-    Attributes:
-        train_s: Training time at the end of the first epoch that had it, over the runs that did.
-        num_runs: How many did.
-    """
-
-    train_s: Spread | None
-    num_runs: int
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the runs of a row took beside training, as their records have it.
-
-    Attributes:
-        startup_s, eval_s, checkpoint_s: Seconds; evaluation of all epochs together.
-        bytes_per_step: None where no run counts them.
-        peak_rss_mib: Memory.
-    """
-
-    startup_s: Spread
-    eval_s: Spread
-    checkpoint_s: Spread
-    bytes_per_step: Spread | None
-    peak_rss_mib: Spread
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """One way of training, over its repeats.
+    """All repeats of one strategy with the same workers and settings. Figures are None if unknown.
 
     Attributes:
-        strategy: Its name.
-        variant: What tells it from other rows of the same strategy and size; empty when nothing need.
+        strategy: Name of the strategy.
+        variant: Settings that differ from other rows of the same strategy and size; empty if none do.
         workers: Number of ranks or devices, 1 for one process.
         unit: ``rank``, ``device`` or ``process``.
-        runs: Its runs, one a repeat.
-        unfinished: Its attempts that failed, or did not come to their turn.
-        train_s: Training time in seconds, without start-up, tracing and evaluation.
-        images_per_s: Training examples a second, all workers together.
-        test_accuracy: After the last epoch, from 0 to 1.
-        speedup: Training time of the baseline divided by this one's, in the same repeat, over the epochs
-            that stalled in neither; None without a baseline.
-        accuracy_gain: ``test_accuracy`` less the baseline's of the same repeat.
-        efficiency: Images/s divided by workers times those of the reference in the same repeat; None
-            for one process, and without a reference.
-        num_stalled: Epochs, over all runs, in which the data pipeline stalled.
-        reached: By each of ``TARGETS``.
-        costs: None of a row without runs.
-        missing_seeds: Those that other rows have.
+        runs: Finished runs, one for each repeat.
+        unfinished: Attempts that failed or were not started.
+        baseline: Runs of plain Keras, by repeat.
+        reference: Runs of the suite's own loop on one rank, by repeat.
+        missing_seeds: Seeds that other rows have.
     """
 
     strategy: str
-    variant: str = ""
+    variant: str
     workers: int
     unit: str
-    runs: list[Run]
-    unfinished: list[Attempt]
-    train_s: Spread | None
-    images_per_s: Spread | None
-    test_accuracy: Spread | None
-    speedup: Spread | None
-    accuracy_gain: Spread | None
-    efficiency: Spread | None
-    num_stalled: int
-    reached: dict[float, Reached]
-    costs: Costs | None
-    missing_seeds: list[int]
+    runs: Sequence[Run]
+    unfinished: Sequence[Attempt]
+    baseline: _Repeats
+    reference: _Repeats
+    missing_seeds: Sequence[int]
 
     @property
     def size(self) -> str:
-        """Such as ``2 ranks``."""
+        """Number of workers and unit, such as ``2 ranks``."""
         return sized(self.workers, self.unit)
 
     @property
     def name(self) -> str:
-        """Such as ``mpi`` or, beside another ``mpi`` of the same size, ``mpi (average=gradients)``."""
+        """Strategy and variant, such as ``mpi (average=gradients)``."""
         return f"{self.strategy} ({self.variant})" if self.variant else self.strategy
 
     @property
     def is_baseline(self) -> bool:
+        """True for plain Keras on one process."""
         return self.strategy == "baseline"
 
     @property
-    def speedup_over_one(self) -> Spread | None:
-        """Images/s divided by those of the reference; None where there is no efficiency."""
-        return None if self.efficiency is None else self.efficiency.scaled(self.workers)
+    def record(self) -> RunRecord:
+        """Record of the first run."""
+        return self.runs[0].record
+
+    def spread(self, figure: Callable[[RunRecord], float | None]) -> Spread | None:
+        """Return the spread of a ``figure`` of the records."""
+        return Spread.of(figure(run.record) for run in self.runs)
+
+    def _against(
+        self, others: _Repeats, figure: Callable[[RunRecord, RunRecord], float | None]
+    ) -> Spread | None:
+        """Return the spread of a ``figure`` of an own record and the other one of the same repeat."""
+        own = _by_repeat(self.runs)
+        return Spread.of(figure(own[repeat], others[repeat]) for repeat in own if repeat in others)
+
+    @cached_property
+    def train_s(self) -> Spread | None:
+        """Training time in seconds, without start-up, tracing and evaluation."""
+        return self.spread(lambda run: run.train_s)
+
+    @cached_property
+    def images_per_s(self) -> Spread | None:
+        """Training examples of all workers per second."""
+        return self.spread(lambda run: run.images_per_s)
+
+    @cached_property
+    def test_accuracy(self) -> Spread | None:
+        """Test accuracy after the last epoch, from 0 to 1."""
+        return self.spread(lambda run: run.test_accuracy)
+
+    @cached_property
+    def peak_rss_mib(self) -> Spread | None:
+        """Peak memory of the rank with the most, in MiB."""
+        return self.spread(lambda run: run.peak_rss_mib)
+
+    @cached_property
+    def speedup(self) -> Spread | None:
+        """Training time of the baseline divided by the own one, over the epochs that stalled in neither."""
+        return self._against(self.baseline, _speedup)
+
+    @cached_property
+    def accuracy_gain(self) -> Spread | None:
+        """Test accuracy minus the test accuracy of the baseline."""
+        return self._against(self.baseline, lambda own, other: own.test_accuracy - other.test_accuracy)
+
+    @cached_property
+    def efficiency(self) -> Spread | None:
+        """Images/s divided by workers times images/s of the reference; None for one process."""
+        if self.unit == "process":
+            return None
+        return self._against(
+            self.reference, lambda own, other: own.images_per_s / (self.workers * other.images_per_s)
+        )
 
     @property
+    def speedup_over_one(self) -> Spread | None:
+        """Images/s divided by images/s of the reference."""
+        return self._against(self.reference, lambda own, other: own.images_per_s / other.images_per_s)
+
+    @property
+    def num_stalled(self) -> int:
+        """Number of epochs, over all runs, in which the data pipeline stalled."""
+        return sum(epoch.stalled for run in self.runs for epoch in run.record.epochs)
+
+    @cached_property
+    def reached(self) -> dict[float, Spread | None]:
+        """Training time in seconds to each of ``TARGETS``, over the runs that reached it."""
+        return {target: self.spread(lambda run: time_to(run, target)) for target in TARGETS}  # noqa: B023
+
+    @cached_property
     def rank_times(self) -> list[RankTimes]:
-        """Where the training time of its first run went, by rank; empty where that cannot be told."""
-        return sum_of(epoch.by_rank for epoch in self.runs[0].record.epochs) if self.runs else []
+        """Times of each rank in the first run, all epochs together; empty if unknown."""
+        return sum_of(epoch.by_rank for epoch in self.record.epochs) if self.runs else []
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A comparison.
+    """Comparison of runs that do the same work.
 
     Attributes:
-        work: What all runs have in common: the fields of ``SAME_WORK``, and ``num_epochs``.
-        rows: The strategies, the baseline first.
-        reference: The suite's own loop on one rank, which parallel efficiency is counted against; a row
-            without runs when it failed, None when nobody asked for it.
+        work: Common settings of all runs: the fields of ``SAME_WORK``, and ``num_epochs``.
+        rows: One row for each strategy, the baseline first.
+        reference: The suite's own loop on one rank, to which parallel efficiency is relative. Has no runs if
+            it failed; None if it was not requested.
         records: All records, in the order of the runs.
-        dates: Of the first and of the last run, as ``YYYY-MM-DD``, UTC.
+        dates: Dates of the first and of the last run, as ``YYYY-MM-DD``, UTC.
     """
 
     work: dict[str, Any]
@@ -168,33 +189,29 @@ class Summary:
 
     @property
     def baseline(self) -> Row | None:
+        """The baseline, if it has runs."""
         return next((row for row in self.rows if row.is_baseline and row.runs), None)
 
     @cached_property
     def everyone(self) -> list[Row]:
-        """All rows, the reference last where it is none of them."""
-        aside = [self.reference] if self.reference is not None else []
-        return [*self.rows, *(one for one in aside if not any(row is one for row in self.rows))]
+        """All rows, and the reference last unless it is one of the rows."""
+        listed = self.reference is None or any(row is self.reference for row in self.rows)
+        return self.rows if listed or self.reference is None else [*self.rows, self.reference]
 
     @cached_property
     def measured(self) -> list[Row]:
-        """Those of them that have runs."""
+        """All rows that have runs, and the reference."""
         return [row for row in self.everyone if row.runs]
 
 
-# What makes two runs repeats of the same row: strategy, workers, unit, everything else as JSON text.
-_Key = tuple[str, int, str, str]
-
-
 def groups(collection: Collection) -> list[Collection]:
-    """The runs, apart by the work they do, in the order in which each work first comes.
+    """Return the runs in groups that do the same work, in the order in which each work first occurs.
 
-    Attempts that left no run are with the runs of the same bench.
+    Attempts that left no run join the runs of the same bench.
     """
     by_work: dict[str, Collection] = {}
     for run in collection.runs:
-        group = by_work.setdefault(json.dumps(_work(run.record)), Collection([], []))
-        group.runs.append(run)
+        by_work.setdefault(json.dumps(_work(run.record)), Collection([], [])).runs.append(run)
     found = list(by_work.values())
     for attempt in collection.unfinished:
         parents = Path(attempt.folder).parents
@@ -204,7 +221,7 @@ def groups(collection: Collection) -> list[Collection]:
 
 
 def differences(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """For each of them the fields of its work in which it differs from another."""
+    """Return, for each comparison, the fields of its work in which it differs from another one."""
     return [
         {
             name: value
@@ -216,9 +233,8 @@ def differences(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 
 
 def summarise(collection: Collection) -> Summary:
-    """Compares runs that do the same work, such as one of the ``groups``."""
+    """Compare runs that do the same work, such as one of the ``groups``."""
     runs = collection.runs
-    work = _work(runs[0].record)
     by_key: dict[_Key, list[Run]] = {}
     for run in runs:
         by_key.setdefault(_key(run.record), []).append(run)
@@ -228,57 +244,71 @@ def summarise(collection: Collection) -> Summary:
         key = next((key for key in by_key if key[:3] == own), (*own, "{}"))
         lost.setdefault(key, []).append(attempt)
         by_key.setdefault(key, [])
-    # The baseline, then strategies in the order in which they come, each from few workers to many.
+    # The baseline, then strategies in the order in which they occur, each from few workers to many.
     order = ["baseline", *(key[0] for key in by_key)]
     keys = sorted(by_key, key=lambda key: (order.index(key[0]), key[1]))
+    baseline = next((key for key in keys if key[0] == "baseline"), None)
+    reference = next((key for key in keys if key[:2] == ("mpi", 1)), None)
     seeds = {run.record.seed for run in runs}
-
-    baseline_key = next((key for key in keys if key[0] == "baseline"), None)
-    reference_key = _reference(keys)
-    baseline = _by_repeat(by_key[baseline_key]) if baseline_key else {}
-    reference = _by_repeat(by_key[reference_key]) if reference_key else {}
     rows = {
-        key: _row(key, _variant(key, keys), by_key[key], lost.get(key, []), baseline, reference, seeds)
+        key: Row(
+            strategy=key[0],
+            variant=_variant(key, keys),
+            workers=key[1],
+            unit=key[2],
+            runs=by_key[key],
+            unfinished=lost.get(key, []),
+            baseline=_by_repeat(by_key[baseline]) if baseline else {},
+            reference=_by_repeat(by_key[reference]) if reference else {},
+            missing_seeds=sorted(
+                seeds
+                - {run.record.seed for run in by_key[key]}
+                - {attempt.seed for attempt in lost.get(key, [])}
+            ),
+        )
         for key in keys
     }
-    # Alone, one rank is a strategy like any other; beside more workers it is what they are measured by.
-    aside = reference_key if any(key[1] > 1 for key in keys) else None
+    # One rank is the reference of more workers; without any it is a strategy like the others.
+    aside = reference if any(key[1] > 1 for key in keys) else None
     return Summary(
-        work=work,
+        work=_work(runs[0].record),
         rows=[row for key, row in rows.items() if key != aside],
-        reference=rows[reference_key] if reference_key else None,
+        reference=rows[reference] if reference else None,
         records=[run.record for run in runs],
         dates=(min(run.date for run in runs), max(run.date for run in runs)),
     )
 
 
 def _key(record: RunRecord) -> _Key:
-    workers, unit = workers_of(record)
     rest = {name: value for name, value in record.sync.items() if name != "devices"}
     rest["threads"] = record.threads_per_rank
-    return record.strategy, workers, unit, json.dumps(rest, sort_keys=True)
+    return record.strategy, *workers_of(record), json.dumps(rest, sort_keys=True)
 
 
 def workers_of(record: RunRecord) -> tuple[int, str]:
-    """How many parts the global batch was split into, and what each of them is."""
-    if record.strategy in ("baseline", "tuned") or record.sync.get("device") == "CPU":
-        return 1, "process"
-    if "devices" in record.sync:
-        return record.world_size * int(record.sync["devices"]), "device"
-    return record.world_size, "rank"
+    """Return the number of parts into which the global batch was split, and the unit that trains one.
+
+    The registry knows the unit. The record decides for a strategy that takes the best device there is, and
+    for one that is not registered.
+    """
+    strategy = registry.STRATEGIES.get(record.strategy)
+    if "device" in record.sync:
+        unit: str = "process" if record.sync["device"] == "CPU" else "device"
+    elif strategy is not None:
+        unit = strategy.unit
+    else:
+        unit = "device" if "devices" in record.sync else "rank"
+    ranks, devices = record.world_size, int(record.sync.get("devices", 1))
+    return {"process": 1, "device": ranks * devices}.get(unit, ranks), unit
 
 
 def sized(workers: int, unit: str) -> str:
-    """Such as ``2 ranks``."""
-    return f"{workers} {unit}{'' if workers == 1 else 's'}"
-
-
-def _reference(keys: Sequence[_Key]) -> _Key | None:
-    return next((key for key in keys if key[0] == "mpi" and key[1] == 1), None)
+    """Return a number of workers in words, such as ``2 ranks``."""
+    return f"{workers} {unit if workers == 1 else 'processes' if unit == 'process' else unit + 's'}"
 
 
 def _variant(key: _Key, keys: Sequence[_Key]) -> str:
-    """The settings in which ``key`` differs from others of its strategy and size."""
+    """Return the settings in which ``key`` differs from others of its strategy and size."""
     mine: dict[str, Any] = json.loads(key[3])
     others = [json.loads(other[3]) for other in keys if other[:3] == key[:3]]
     differing = [name for name in mine if any(other.get(name) != mine[name] for other in others)]
@@ -289,8 +319,7 @@ def _work(record: RunRecord) -> dict[str, Any]:
     return {**{name: getattr(record, name) for name in SAME_WORK}, "num_epochs": len(record.epochs)}
 
 
-def _by_repeat(runs: Sequence[Run]) -> dict[tuple[int, int], RunRecord]:
-    """Runs by seed, and by their number among those of the same seed."""
+def _by_repeat(runs: Sequence[Run]) -> _Repeats:
     repeats: dict[tuple[int, int], RunRecord] = {}
     for run in runs:
         number = sum(seed == run.record.seed for seed, _ in repeats)
@@ -298,79 +327,19 @@ def _by_repeat(runs: Sequence[Run]) -> dict[tuple[int, int], RunRecord]:
     return repeats
 
 
-def _row(
-    key: _Key,
-    variant: str,
-    runs: list[Run],
-    unfinished: list[Attempt],
-    baseline: dict[tuple[int, int], RunRecord],
-    reference: dict[tuple[int, int], RunRecord],
-    seeds: set[int],
-) -> Row:
-    strategy, workers, unit, _ = key
-    records = [run.record for run in runs]
-    own = _by_repeat(runs)
-    against_baseline = [(own[repeat], baseline[repeat]) for repeat in own if repeat in baseline]
-    against_reference = [(own[repeat], reference[repeat]) for repeat in own if repeat in reference]
-    ratios = [_speedup(record, other) for record, other in against_baseline]
-    efficiencies = (
-        record.images_per_s / (workers * other.images_per_s) for record, other in against_reference
-    )
-    return Row(
-        strategy=strategy,
-        variant=variant,
-        workers=workers,
-        unit=unit,
-        runs=runs,
-        unfinished=unfinished,
-        train_s=Spread.of(record.train_s for record in records),
-        images_per_s=Spread.of(record.images_per_s for record in records),
-        test_accuracy=Spread.of(record.test_accuracy for record in records),
-        speedup=Spread.of(ratio for ratio in ratios if ratio is not None),
-        accuracy_gain=Spread.of(
-            record.test_accuracy - other.test_accuracy for record, other in against_baseline
-        ),
-        efficiency=None if unit == "process" else Spread.of(efficiencies),
-        num_stalled=sum(epoch.stalled for record in records for epoch in record.epochs),
-        reached={target: _reached(records, target) for target in TARGETS},
-        costs=_costs(records) if records else None,
-        missing_seeds=sorted(seeds - {r.seed for r in records} - {lost.seed for lost in unfinished}),
-    )
-
-
-def _costs(records: Sequence[RunRecord]) -> Costs:
-    def spread(figure: Callable[[RunRecord], float]) -> Spread:
-        found = Spread.of(map(figure, records))
-        assert found is not None
-        return found
-
-    return Costs(
-        startup_s=spread(lambda run: run.startup_s),
-        eval_s=spread(lambda run: sum(epoch.eval_s for epoch in run.epochs)),
-        checkpoint_s=spread(lambda run: run.checkpoint_s),
-        bytes_per_step=Spread.of(run.bytes_per_step for run in records if run.bytes_per_step is not None),
-        peak_rss_mib=spread(lambda run: run.peak_rss_mib),
-    )
-
-
-def _reached(records: Sequence[RunRecord], target: float) -> Reached:
-    times_s = [time_s for record in records if (time_s := time_to(record, target)) is not None]
-    return Reached(Spread.of(times_s), len(times_s))
-
-
 def elapsed_s(record: RunRecord) -> list[float]:
-    """Training time in seconds up to the end of each epoch."""
+    """Return the training time in seconds up to the end of each epoch."""
     return list(itertools.accumulate(epoch.train_s for epoch in record.epochs))
 
 
 def time_to(record: RunRecord, target: float) -> float | None:
-    """Training time in seconds at the end of the first epoch with this test accuracy; None without one."""
+    """Return the training time in seconds to the end of the first epoch with this test accuracy."""
     pairs = zip(record.epochs, elapsed_s(record), strict=True)
     return next((time_s for epoch, time_s in pairs if epoch.test_accuracy >= target), None)
 
 
 def _speedup(record: RunRecord, baseline: RunRecord) -> float | None:
-    """Ratio of the training times, over the epochs that stalled in neither; None when none did not."""
+    """Return the ratio of the training times over the epochs that stalled in neither; None without any."""
     pairs = [
         (mine.train_s, other.train_s)
         for mine, other in zip(record.epochs, baseline.epochs, strict=True)
@@ -380,24 +349,15 @@ def _speedup(record: RunRecord, baseline: RunRecord) -> float | None:
     return sum(other for _, other in pairs) / own_s if own_s > 0 else None
 
 
-def workers_with_efficiency(summary: Summary) -> list[list[Row]]:
-    """The rows whose efficiency is known, a list for each way of training, from few workers to many."""
+def scaling(summary: Summary) -> list[list[Row]]:
+    """Return the rows whose efficiency is known: a list for each configuration, from few workers to many."""
     lines: dict[str, list[Row]] = {}
     for row in summary.measured:
         if row.efficiency is not None:
-            settings = {k: v for k, v in row.runs[0].record.sync.items() if k not in ("devices", "stages")}
+            settings = {k: v for k, v in row.record.sync.items() if k not in ("devices", "stages")}
             key = json.dumps([row.strategy, settings], sort_keys=True)
-            # Rows of one size, as with other numbers of threads, would be one above the other.
+            # Rows of one size, such as those with other numbers of threads, need lines of their own.
             while any(other.workers == row.workers for other in lines.get(key, [])):
                 key += "'"
             lines.setdefault(key, []).append(row)
     return [sorted(line, key=lambda row: row.workers) for line in lines.values()]
-
-
-def unique(values: Iterable[_T]) -> list[_T]:
-    """The different ``values``, in the order in which they first came."""
-    different: list[_T] = []
-    for value in values:
-        if value not in different:
-            different.append(value)
-    return different

@@ -1,142 +1,275 @@
-"""The tables of a report, as cells of text: the comparison, and what lies behind it."""
+"""Tables of a report as text cells, and the formats of the figures in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mpi_train.report import wording
-from mpi_train.report.summary import TARGETS, Reached, Row, Spread, Summary
+from mpi_train.report.collect import Attempt
+from mpi_train.report.summary import TARGETS, Row, Spread, Summary, elapsed_s
 from mpi_train.training.totals import RankTimes
 
-MAX_RANKS = 8
-"""Ranks of a row that are shown: of more, those that computed least and most."""
+if TYPE_CHECKING:
+    from rich.table import Table as TerminalTable
 
-Cell = tuple[str, str]
-"""A figure and its range over the repeats, which is empty for one repeat."""
+ABSENT = "-"
+STALLED = "†"
+MAX_RANKS = 8
+"""Number of ranks of a row that are shown: of more ranks, those that computed least and most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What is shown of it.
+    """Table of text cells. A line break in a cell separates a figure from its range over the repeats.
 
     Attributes:
-        title: Above it; empty for the first of a report.
-        columns: Their names.
-        num_names: Columns, from the left, that hold names; the others hold figures.
-        rows: A cell for each column.
-        note: Below it.
+        columns: Names of the columns.
+        rows: Rows of cells, one cell for each column.
+        title: Heading above the table; empty for none.
+        note: Paragraph below the table; empty for none.
+        num_names: Number of columns, from the left, that hold names. The others hold figures.
     """
 
-    title: str
-    columns: tuple[str, ...]
-    num_names: int
-    rows: list[list[Cell]]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
     note: str = ""
+    num_names: int = 1
+
+    def markdown(self) -> str:
+        """Return heading, table and note in Markdown."""
+        ruler = [":---" if number < self.num_names else "---:" for number in range(len(self.columns))]
+        rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in (self.columns, ruler, *rows))
+        return "\n\n".join(filter(None, (f"## {self.title}" if self.title else "", table, self.note)))
+
+    def terminal(self) -> TerminalTable:
+        """Return a table for rich, narrow: ranges stand under figures, further names under the first name."""
+        from rich.table import Table as TerminalTable
+        from rich.text import Text
+
+        def stacked(first: str, below: Sequence[str]) -> Text:
+            return Text.assemble(first, *((f"\n{line}", "dim") for line in below if line))
+
+        shown = TerminalTable(
+            title=Text(self.title) if self.title else None, title_justify="left", box=None, pad_edge=False
+        )
+        shown.add_column(self.columns[0])
+        for column in self.columns[self.num_names :]:
+            shown.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        for row in self.rows:
+            name, *remark = row[0].split("\n")
+            names = stacked(name, [", ".join(filter(None, (*row[1 : self.num_names], *remark)))])
+            figures = (cell.replace(" to ", "-").split("\n") for cell in row[self.num_names :])
+            shown.add_row(names, *(stacked(figure, span) for figure, *span in figures))
+        return shown
 
 
-def comparison(summary: Summary) -> Table:
-    """A line a strategy: time, speed-up, efficiency, accuracy."""
-    rows = [wording.cells(row) for row in summary.rows]
-    return Table(title="", columns=wording.COLUMNS, num_names=2, rows=rows)
+def one_line(cell: str) -> str:
+    """Return the text of a cell in one line, with the range of its figure in brackets."""
+    figure, _, span = cell.partition("\n")
+    return f"{figure} ({span})" if span else figure
 
 
-def details(summary: Summary) -> list[Table]:
-    """All other tables that have anything to say."""
-    tables = (_time_to_accuracy(summary), _where_the_time_went(summary), _what_else(summary))
-    return [table for table in tables if table.rows]
+def seconds(value: float) -> str:
+    return f"{value:,.2f}"
 
 
-def _time_to_accuracy(summary: Summary) -> Table:
+def times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def accuracy(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def mebibytes(value: float) -> str:
+    return f"{value:,.0f} MiB"
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes in powers of 1000, such as ``407 kB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 999.5 or unit == "GB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.0f} {unit}" if num_bytes >= 100 else f"{num_bytes:.3g} {unit}"
+
+
+def cell(spread: Spread | None, shown: Callable[[float], str], unit: str = "") -> str:
+    """Return a figure and its range, such as ``9.52 s\\n9.13 to 9.75``; no range for a single repeat."""
+    if spread is None:
+        return ABSENT
+    span = f"\n{shown(spread.low)} to {shown(spread.high)}" if spread.num_repeats > 1 else ""
+    return shown(spread.median) + unit + span
+
+
+def _brief(spread: Spread | None, shown: Callable[[float], str]) -> str:
+    """Return a ``cell`` without a range whose two ends read the same as the figure."""
+    figure, _, span = (text := cell(spread, shown)).partition("\n")
+    return figure if span == f"{figure} to {figure}" else text
+
+
+def _time(value: float) -> str:
+    return f"{seconds(value)} s"
+
+
+def outcome(unfinished: Sequence[Attempt]) -> str:
+    """Return the outcome of attempts that left no run; empty if there are none."""
+    failed = [attempt for attempt in unfinished if attempt.failed]
+    if failed:
+        codes = " and ".join(sorted({str(attempt.exit_code) for attempt in failed}))
+        return f"failed ({f'{len(failed)} times, ' if len(failed) > 1 else ''}exit code {codes})"
+    return "was not finished" if unfinished else ""
+
+
+def comparison(summary: Summary, title: str = "") -> Table:
+    """Return the main table: time, speed-up, efficiency and accuracy of each strategy."""
     return Table(
-        title="Training time to a test accuracy",
-        columns=("Strategy", "On", *(f"{target:.2f}" for target in TARGETS)),
+        title=title,
+        columns=("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/s", "Test accuracy"),
         num_names=2,
-        rows=[
-            [(row.name, ""), (row.size, ""), *(_reached(row, row.reached[target]) for target in TARGETS)]
-            for row in summary.measured
-        ],
-        note="By the clock of the training steps, at the end of the first epoch that had it.",
+        rows=[_compared(row) for row in summary.rows],
     )
 
 
-def _reached(row: Row, reached: Reached) -> Cell:
-    median, span = wording.cell(reached.train_s, wording.seconds, unit=" s")
-    if 0 < reached.num_runs < len(row.runs):
-        median += f", {reached.num_runs} of {len(row.runs)} runs"
-    return median, span
+def _compared(row: Row) -> list[str]:
+    if not row.runs:
+        return [row.name, row.size, outcome(row.unfinished), *[ABSENT] * 4]
+    return [
+        "\n".join(filter(None, (row.name, outcome(row.unfinished)))),
+        row.size,
+        cell(row.train_s, seconds, unit=f" s {STALLED}" if row.num_stalled else " s"),
+        times(1) if row.is_baseline else cell(row.speedup, times),
+        cell(row.efficiency, percent),
+        cell(row.images_per_s, rate),
+        cell(row.test_accuracy, accuracy),
+    ]
+
+
+def details(summary: Summary) -> list[Table]:
+    """Return all further tables that have rows."""
+    tables = (_time_to_accuracy, _scaling, _where_the_time_went, _other_costs)
+    return [table for make in tables if (table := make(summary)).rows]
+
+
+def _by_row(rows: Sequence[Row], figures: Mapping[str, Callable[[Row], str]], title: str, note: str) -> Table:
+    return Table(
+        title=title,
+        columns=("Strategy", "On", *figures),
+        num_names=2,
+        rows=[[row.name, row.size, *(figure(row) for figure in figures.values())] for row in rows],
+        note=note,
+    )
+
+
+def _time_to_accuracy(summary: Summary) -> Table:
+    def reached(target: float) -> Callable[[Row], str]:
+        def figure(row: Row) -> str:
+            spread = row.reached[target]
+            part = spread is not None and spread.num_repeats < len(row.runs)
+            runs = f", {spread.num_repeats} of {len(row.runs)} runs" if spread is not None and part else ""
+            return cell(spread, seconds, unit=" s" + runs)
+
+        return figure
+
+    return _by_row(
+        summary.measured,
+        {f"{target:.2f}": reached(target) for target in TARGETS},
+        "Training time to a test accuracy",
+        "Training time at the end of the first epoch that reached the accuracy.",
+    )
+
+
+def _scaling(summary: Summary) -> Table:
+    return _by_row(
+        [row for row in summary.measured if row.efficiency is not None],
+        {
+            "Speed-up over one rank": lambda row: _brief(row.speedup_over_one, times),
+            "Efficiency": lambda row: _brief(row.efficiency, percent),
+        },
+        "Scaling",
+        "Speed-up over one rank is images/s divided by the images/s of the suite's own loop on one rank.",
+    )
 
 
 def _where_the_time_went(summary: Summary) -> Table:
-    hides = any(times.hidden_s for row in summary.measured for times in row.rank_times)
+    hides = any(spent.hidden_s for row in summary.measured for spent in row.rank_times)
     return Table(
         title="Where the training time went",
         columns=(
-            *("Strategy", "Rank", "Compute", "Moving bytes", "Waiting", "Host", "Sent"),
+            *("Strategy", "Rank", "Compute", "Moving bytes", "Waiting", "Host", "Together", "Sent"),
             *(("Hidden",) if hides else ()),
         ),
         num_names=2,
         rows=[
-            [(f"{row.name}, {row.size}", ""), (who, ""), *_parts(times, hides=hides)]
+            [
+                f"{row.name}, {row.size}",
+                rank,
+                *(_time(part_s) for part_s in (*spent.parts_s, sum(spent.parts_s))),
+                size(spent.sent_bytes),
+                *([_time(spent.hidden_s)] if hides else []),
+            ]
             for row in summary.measured
-            for who, times in shown_ranks(row)
+            for rank, spent in shown_ranks(row)
         ],
-        note="Of the first repeat, all epochs together. Waiting is for other ranks that were not there yet; "
-        "host is what lies between two compiled chunks of steps. "
-        + (
-            "Hidden is for how long bytes moved while the rank computed, which took no time. "
-            if hides
-            else ""
-        )
-        + "Strategies that are not listed exchange inside TensorFlow or PyTorch, where it cannot be told.",
+        note="First repeat, all epochs together. Waiting: time until other ranks joined an exchange. Host: "
+        "time between two compiled chunks of steps. "
+        + ("Hidden: time in which bytes moved while the rank computed. " if hides else "")
+        + "Strategies that are not listed exchange inside TensorFlow or PyTorch, which do not report it.",
     )
-
-
-def _parts(times: RankTimes, *, hides: bool) -> list[Cell]:
-    hidden = [(_seconds(times.hidden_s), "")] if hides else []
-    parts = [(_seconds(part_s), "") for part_s in times.parts_s]
-    return [*parts, (wording.size(times.sent_bytes), ""), *hidden]
 
 
 def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:
-    """Ranks whose times are shown, by name: all of a few, else those that computed least and most."""
+    """Return name and times of the ranks to show: of many ranks, those that computed least and most."""
     everyone = row.rank_times
-    names = [f"{rank}" for rank in range(len(everyone))]
+    ranks: Sequence[int] = range(len(everyone))
     if len(everyone) <= MAX_RANKS:
-        return list(zip(names, everyone, strict=True))
-    by_work = sorted(range(len(everyone)), key=lambda rank: everyone[rank].compute_s)
+        return [(str(rank), everyone[rank]) for rank in ranks]
+    by_work = sorted(ranks, key=lambda rank: everyone[rank].compute_s)
     chosen = sorted([*by_work[: MAX_RANKS // 2], *by_work[-MAX_RANKS // 2 :]])
-    return [(f"{names[rank]} of {len(everyone)}", everyone[rank]) for rank in chosen]
+    return [(f"{rank} of {len(everyone)}", everyone[rank]) for rank in chosen]
 
 
-def _what_else(summary: Summary) -> Table:
-    return Table(
-        title="What else it took",
-        columns=("Strategy", "On", "Start-up", "Evaluation", "Checkpoints", "Sent a batch", "Memory"),
-        num_names=2,
-        rows=[
-            [
-                (row.name, ""),
-                (row.size, ""),
-                _cell(row.costs.startup_s, _seconds),
-                _cell(row.costs.eval_s, _seconds),
-                _cell(row.costs.checkpoint_s, _seconds),
-                _cell(row.costs.bytes_per_step, wording.size),
-                _cell(row.costs.peak_rss_mib, wording.mebibytes),
-            ]
-            for row in summary.measured
-            if row.costs is not None
-        ],
-        note="Start-up is from the start of the process until the first step can be made. Memory is the peak "
-        "of the rank with the most; sent, of the rank that sent most.",
+def _other_costs(summary: Summary) -> Table:
+    return _by_row(
+        summary.measured,
+        {
+            "Start-up": lambda row: _brief(row.spread(lambda run: run.startup_s), _time),
+            "Evaluation": lambda row: _brief(
+                row.spread(lambda run: sum(epoch.eval_s for epoch in run.epochs)), _time
+            ),
+            "Checkpoints": lambda row: _brief(row.spread(lambda run: run.checkpoint_s), _time),
+            "Sent a batch": lambda row: _brief(row.spread(lambda run: run.bytes_per_step), size),
+            "Memory": lambda row: _brief(row.peak_rss_mib, mebibytes),
+        },
+        "Other costs",
+        "Start-up: time from the start of the process until it is ready for the first step. Sent a batch: "
+        "bytes of the rank that sent most. Memory: peak of the rank with the most.",
     )
 
 
-def _cell(spread: Spread | None, shown: Callable[[float], str]) -> Cell:
-    """As ``wording.cell``, with a range only where it shows."""
-    median, span = wording.cell(spread, shown)
-    return median, "" if span == f"{median} to {median}" else span
-
-
-def _seconds(value: float) -> str:
-    return f"{wording.seconds(value)} s"
+def epochs(summary: Summary) -> Table:
+    """Return the figures at the end of each epoch of each run."""
+    return Table(
+        title="All epochs",
+        columns=("Strategy", "On", "Seed", "Epoch", "Training time", "Training loss", "Test accuracy"),
+        num_names=2,
+        rows=[
+            [row.name, row.size, str(run.record.seed), str(epoch.epoch), _time(after_s),
+             f"{epoch.train_loss:.4f}", accuracy(epoch.test_accuracy)]
+            for row in summary.measured
+            for run in row.runs
+            for epoch, after_s in zip(run.record.epochs, elapsed_s(run.record), strict=True)
+        ],
+        note="Training time up to the end of the epoch.",
+    )  # fmt: skip

@@ -27,10 +27,9 @@ if TYPE_CHECKING:
 
 ARCHIVE = "earlier"
 RECORD, EVENTS, EPOCHS, TRACE = "run.json", "events.jsonl", "epochs.csv", "trace.json"
-MISTAKES = "mistakes.json"
 FILES = (
     *(RECORD, EVENTS, EPOCHS, TRACE, "rounds.jsonl", "clients.json", "clients.png"),
-    *(MISTAKES, "reinforcement.json", "reward.png"),
+    *("mistakes.json", "reinforcement.json", "reward.png"),
 )
 """Files that belong to one run; some only older versions wrote. ``--out`` may hold other files too."""
 

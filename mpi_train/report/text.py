@@ -1,0 +1,310 @@
+"""Sentences of a report: title, readings, notes on how the figures were taken, machine and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mpi_train.collectives.registry import WAYS
+from mpi_train.report import tables
+from mpi_train.report.summary import Row, Spread, Summary, differences
+from mpi_train.report.tables import accuracy, percent, seconds, times
+from mpi_train.runs.record import RunRecord
+
+_DATASETS = {
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "synthetic": "synthetic data",
+    "synthetic_mnist": "synthetic digits",
+    "synthetic_cifar10": "synthetic colour images",
+}
+_FIELDS = {
+    "dataset_sha256": "data with SHA-256 ",
+    "global_batch_size": "global batch ",
+    "learning_rate": "learning rate ",
+    "num_epochs": "epochs ",
+}
+MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "PyTorch", "Commit")
+"""Facts that should be the same for all compared runs."""
+
+
+def contents(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Return the texts and tables of each group of runs, for the templates."""
+    return [
+        {
+            "title": title(summary),
+            "difference": _difference(fields),
+            "caution": caution(summary),
+            "header": header(summary),
+            "comparison": tables.comparison(summary),
+            "details": tables.details(summary),
+            "epochs": tables.epochs(summary),
+            "readings": [reading(row, summary) for row in summary.rows],
+            "notes": notes(summary),
+            "commands": [
+                (f"{row.name} on {row.size}", [each.command for each in (*row.runs, *row.unfinished)])
+                for row in summary.everyone
+            ],
+            "measured": summary.measured,
+            "charts": [],
+        }
+        for summary, fields in zip(summaries, differences(summaries), strict=True)
+    ]
+
+
+def data_name(summary: Summary) -> str:
+    """Return the name of the data set in titles. Drawn stand-ins are called synthetic."""
+    dataset = str(summary.work["dataset"])
+    return _DATASETS.get(dataset, dataset)
+
+
+def title(summary: Summary) -> str:
+    """Return the title of a comparison."""
+    strategies = "one strategy" if len(summary.rows) == 1 else f"{len(summary.rows)} strategies"
+    return f"Training on {data_name(summary)}: {summary.work['model']} under {strategies}"
+
+
+def caution(summary: Summary) -> str:
+    """Return a warning that belongs above all figures; empty for real data."""
+    if not str(summary.work["dataset"]).startswith("synthetic"):
+        return ""
+    return (
+        "The data are synthetic images, drawn because no real data were given. Times are real, but accuracies "
+        "cannot be compared with accuracies on the real data set."
+    )
+
+
+def _difference(fields: dict[str, Any]) -> str:
+    """Return the difference from other groups, such as ``global batch 128, bfloat16``."""
+    return ", ".join(
+        f"{_FIELDS.get(name, '')}{value}"
+        for name, value in fields.items()
+        if not (name == "dataset_sha256" and "dataset" in fields)
+    )
+
+
+def reading(row: Row, summary: Summary) -> str:
+    """Return one sentence that states the meaning of a row's figures."""
+    subject = f"{row.name} on {row.size}"
+    if row.train_s is None or row.test_accuracy is None:
+        return f"{subject} {tables.outcome(row.unfinished)}, so it has no figures."
+    trained = (
+        f"trained in {seconds(row.train_s.median)} s to a test accuracy of "
+        f"{accuracy(row.test_accuracy.median)}"
+    )
+    if row.is_baseline:
+        return f"{row.name}, which is plain Keras on all cores, {trained}."
+    if row.speedup is None or row.accuracy_gain is None:
+        return f"{subject} {trained}; without a valid baseline run it has no speed-up."
+    sent = row.record.bytes_per_step
+    return (
+        f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}"
+        + (f"; each rank sent at most {tables.size(sent)} a batch" if sent else "")
+        + "."
+    )
+
+
+def _speed(speedup: Spread) -> str:
+    span = f" ({times(speedup.low)} to {times(speedup.high)})" if speedup.num_repeats > 1 else ""
+    if span and speedup.low <= 1 <= speedup.high:
+        return f"was neither faster nor slower than plain Keras beyond the spread of its repeats{span}"
+    if speedup.median >= 1:
+        return f"trained {times(speedup.median)} as fast as plain Keras{span}"
+    return f"trained more slowly than plain Keras, at {times(speedup.median)} its speed{span}"
+
+
+def _gain(gain: Spread, baseline: Row | None) -> str:
+    points = 100 * abs(gain.median)
+    if points < 0.05:
+        return "at the same accuracy"
+    text = f"at {points:.1f} points {'more' if gain.median > 0 else 'less'} accuracy"
+    own = baseline.test_accuracy if baseline is not None else None
+    if own is not None and own.num_repeats > 1 and abs(gain.median) <= own.high - own.low:
+        text += f", which is within the {100 * (own.high - own.low):.1f} points between the baseline's seeds"
+    return text
+
+
+def notes(summary: Summary) -> list[str]:
+    """Return notes on how the figures were taken, and warnings."""
+    lines = [
+        "Training time is wall-clock time of the training steps, without start-up, tracing and evaluation.",
+        "Images/s is the median over the epochs after the first.",
+        _repeats_note(max(len(row.runs) for row in summary.rows)),
+        "Speed-up: training time of the baseline (plain Keras fit, all cores) divided by the row's own."
+        if summary.baseline is not None
+        else "Speed-up is not given: there is no finished run of the baseline.",
+        *_efficiency_note(summary),
+    ]
+    for row in summary.measured:
+        lines += [*_stalls(row), *_method(row), *_history(row), *_limits(row)]
+    missing = sum(not attempt.failed for row in summary.everyone for attempt in row.unfinished)
+    if missing:
+        lines.append(f"The bench was interrupted: {missing} of its runs are missing.")
+    return [*lines, *unequal_conditions(summary)]
+
+
+def _repeats_note(num_repeats: int) -> str:
+    if num_repeats == 1:
+        return "One repeat: the spread is unknown, so small differences mean nothing."
+    return (
+        f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with its own seed; "
+        f"ratios are taken within a repeat."
+    )
+
+
+def _efficiency_note(summary: Summary) -> list[str]:
+    reference = summary.reference
+    if reference is not None and reference.runs:
+        threads = reference.record.threads_per_rank
+        return [
+            f"Efficiency: images/s divided by workers x the images/s of the suite's own loop on one rank "
+            f"(mpi x1, {threads} {'thread' if threads == 1 else 'threads'}), which is "
+            f"{tables.one_line(tables.cell(reference.images_per_s, tables.rate))}."
+        ]
+    if all(row.unit == "process" for row in summary.rows):
+        return []
+    why = "was not run" if reference is None else tables.outcome(reference.unfinished)
+    return [f"Efficiency is not given: its reference, mpi on one rank, {why}."]
+
+
+def _stalls(row: Row) -> list[str]:
+    if not row.num_stalled:
+        return []
+    total = sum(len(run.record.epochs) for run in row.runs)
+    return [
+        f"{tables.STALLED} {row.name} on {row.size}: {row.num_stalled} of {total} epochs stalled: one step "
+        f"took over a second and 20 times the usual. Stalled epochs count in the training time, but neither "
+        f"in the speed-up nor in images/s."
+    ]
+
+
+def _method(row: Row) -> list[str]:
+    """Return notes on updates that differ from those of one process, and on idle pipeline stages."""
+    record, sync, lines = row.record, row.record.sync, []
+    average, every = sync.get("average"), int(sync.get("every", 1))
+    collective = WAYS.get(sync.get("collective", "auto"))
+    if record.environment.get("pytorch"):
+        lines.append(
+            f"{row.name} is PyTorch, for comparison; its efficiency too is relative to the suite's own loop."
+        )
+    if average == "clients":
+        lines.append(
+            f"{row.name} averages the models of {sync['clients']} clients once a round: another optimization, "
+            f"with rounds for epochs, and the batch of one client's step."
+        )
+    if "bubble" in (details := record.details):
+        lines.append(
+            f"{row.name} on {row.size}: ranks waited {percent(details['bubble'])} of the time; stages of equal "
+            f"speed would wait {percent(details['bubble_in_theory'])}. The model was cut after "
+            f"{', '.join(details['cut']) or 'nothing'}."
+        )
+    if row.workers == 1:
+        return lines
+    if average in ("weights", "weights+slots") and record.optimizer != "sgd":
+        state = (
+            f"weights after the update, and each rank keeps its own state of {record.optimizer}"
+            if average == "weights"
+            else f"weights and the state of {record.optimizer}"
+        )
+        lines.append(
+            f"{row.name} averages {state}: that is not the update of one process (README, How the averaging "
+            f"works)."
+        )
+    if collective is not None and collective.changes_result:
+        lines.append(
+            f"{row.name} exchanges with --collective {sync['collective']} ({collective.text}), which saves or "
+            f"hides bytes, and changes the result."
+        )
+    elif every > 1:
+        lines.append(f"{row.name} averages after every {every} updates only (local SGD).")
+    return lines
+
+
+def _history(row: Row) -> list[str]:
+    lines = []
+    for record in (run.record for run in row.runs):
+        for event in record.history:
+            if event["kind"] == "rolled back":
+                since = f"after NaN; its learning rate has been {event['learning_rate']:g} since."
+            else:
+                since = f"on {event['world_size']} {'rank' if event['world_size'] == 1 else 'ranks'}."
+            lines.append(
+                f"{row.name} (seed {record.seed}) was {event['kind']} in epoch {event['epoch']}, after "
+                f"{event['step']} of its steps, {since}"
+            )
+    return lines
+
+
+def _limits(row: Row) -> list[str]:
+    """Return warnings about shared cores and missing seeds."""
+    lines = []
+    machine = row.record.environment
+    cores = int(machine.get("cores") or 0)
+    on_cpu = row.unit != "process" and not machine.get("gpus")
+    if on_cpu and 0 < cores * len(set(machine.get("hosts", ()))) < row.workers:
+        lines.append(
+            f"{row.name} on {row.size} had more workers than cores ({cores} a host): its efficiency shows the "
+            f"sharing of cores, not the cost of parallel training."
+        )
+    if row.missing_seeds:
+        lines.append(
+            f"Beware: {row.name} on {row.size} has no run of seed {', '.join(map(str, row.missing_seeds))}, "
+            f"which other rows have. Ratios use the seeds that both sides have, medians all seeds of a row."
+        )
+    return lines
+
+
+def environment_facts(record: RunRecord) -> dict[str, str]:
+    """Return machine and software of a run, by name in the header. Unknown facts are left out."""
+    where = record.environment
+    mpi = where.get("mpi") or {}
+    facts = {
+        "CPU": where.get("cpu"),
+        "Cores": where.get("cores"),
+        "GPUs": ", ".join(where.get("gpus") or []),
+        "MPI": " ".join(str(mpi[name]) for name in ("vendor", "version") if name in mpi),
+        "Python": where.get("python"),
+        "TensorFlow": where.get("tensorflow"),
+        "Keras": where.get("keras"),
+        "PyTorch": where.get("pytorch"),
+        "Commit": where.get("git_commit"),
+        "Slurm job": where.get("slurm_job_id"),
+    }
+    return {name: str(value) for name, value in facts.items() if value}
+
+
+def unequal_conditions(summary: Summary) -> list[str]:
+    """Return a warning for each fact about the machine in which runs differ."""
+    return [
+        f"Beware: the runs were not made under equal conditions. {name}: {found}."
+        for name in MACHINE
+        if " / " in (found := _fact(summary, name))
+    ]
+
+
+def _fact(summary: Summary, name: str) -> str:
+    facts = (environment_facts(record) for record in summary.records)
+    return _distinct((fact[name] for fact in facts if name in fact), " / ")
+
+
+def _distinct(values: Iterable[Any], separator: str = ", ") -> str:
+    return separator.join(dict.fromkeys(map(str, values)))
+
+
+def header(summary: Summary) -> list[tuple[str, str]]:
+    """Return the training task, the machine and the software, as (name, value)."""
+    work, records = summary.work, summary.records
+    pairs = [
+        ("Data set", f"{work['dataset']} (SHA-256 {str(work['dataset_sha256'])[:12]})"),
+        ("Model", str(work["model"])),
+        ("Global batch", str(work["global_batch_size"])),
+        ("Epochs", str(work["num_epochs"])),
+        ("Optimizer", f"{work['optimizer']}, learning rate {work['learning_rate']:g}"),
+        ("Precision", str(work["dtype"])),
+        ("Seeds", _distinct(sorted(record.seed for record in records))),
+        ("Hosts", _distinct(host for record in records for host in record.environment.get("hosts", ()))),
+        *((name, _fact(summary, name)) for name in (*MACHINE, "Slurm job")),
+        ("Date", _distinct(summary.dates, " to ")),
+    ]
+    return [(name, value) for name, value in pairs if value]
