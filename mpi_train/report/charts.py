@@ -1,4 +1,4 @@
-"""Charts of a comparison, drawn by matplotlib: as wide as a phone, so that two stand abreast on a wide page."""
+"""Charts of a comparison, drawn by matplotlib, and narrow: a wide page shows two side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK = "#222222"
 """Colour of text and lines. On a page the text colour of the page replaces it."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     # Text stays text: it can be searched, read aloud, and set in the font of the page.
     "svg.fonttype": "none",
     # The same chart has the same ids every time.

@@ -31,7 +31,7 @@ def find(where: Path) -> tuple[str, RunRecord]:
     path = where / "run.json" if where.is_dir() else where
     if path.is_file():
         return str(where), read_run(path)
-    for other in files_below(Path("results"), "run.json", put_aside=True):
+    for other in files_below(Path("results"), "run.json", archived=True):
         with suppress(DataError):
             if (record := read_run(other)).run_id == str(where):
                 return record.run_id, record
@@ -43,13 +43,12 @@ def find(where: Path) -> tuple[str, RunRecord]:
 
 def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:
     """Return the settings that differ, and all figures with the ratio of the second run to the first."""
-    names, records = zip(first, second, strict=True)
     shown = Table(box=None, pad_edge=False)
     shown.add_column("")
-    for name in names:
+    for name, _ in (first, second):
         shown.add_column(Text(name), justify="right", overflow="fold")
     shown.add_column("ratio", justify="right")
-    one, other = map(_settings, records)
+    one, other = _settings(first[1]), _settings(second[1])
     differing = [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
     for key in differing:
         pair = (Text(facts.get(key, tables.ABSENT), style="bold") for facts in (one, other))
@@ -57,9 +56,9 @@ def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:
     if not differing:
         shown.add_row("settings, machine", "the same", "the same")
     shown.add_section()
-    one_figures, other_figures = map(_figures, records)
-    for key, (text, value) in one_figures.items():
-        other_text, other_value = other_figures[key]
+    others = _figures(second[1])
+    for key, (text, value) in _figures(first[1]).items():
+        other_text, other_value = others[key]
         ratio = f"{other_value / value:.3f}" if value and other_value is not None else ""
         shown.add_row(Text(key), text, other_text, ratio)
     return shown

@@ -11,7 +11,7 @@ from mpi_train.report import tables
 from mpi_train.report.collect import files_below
 from mpi_train.report.pages import fill
 from mpi_train.report.summary import sized, workers_of
-from mpi_train.runs import folder as run_folder
+from mpi_train.runs.folder import ARCHIVE
 from mpi_train.runs.record import read_run
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import DataError, UsageError
@@ -32,7 +32,7 @@ def write(folder: Path) -> Path:
     """
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    for path in files_below(folder, "run.json", put_aside=True):
+    for path in files_below(folder, "run.json", archived=True):
         try:
             entries.append(_entry(path, folder))
         except DataError as error:
@@ -86,11 +86,11 @@ def _entry(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _report(path: Path, folder: Path) -> str:
-    """Return the link to the report in the nearest folder above a record, up to ``folder``; empty for none."""
+    """Return the link to the report in the nearest folder above a record; empty for none."""
     for place in path.parents:
         if (place / _REPORT).is_file():
             return quote(str((place / _REPORT).relative_to(folder)))
         # The report above a folder of previous runs leaves those out.
-        if place == folder or place.name == run_folder.ARCHIVE:
+        if place == folder or place.name == ARCHIVE:
             break
     return ""

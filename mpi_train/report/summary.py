@@ -46,9 +46,7 @@ class Spread:
     def of(cls, values: Iterable[float | None]) -> Spread | None:
         """Return the spread of the ``values`` that are known; None if there are none."""
         known = [value for value in values if value is not None]
-        if not known:
-            return None
-        return cls(statistics.median(known), min(known), max(known), len(known))
+        return cls(statistics.median(known), min(known), max(known), len(known)) if known else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,17 +77,14 @@ class Row:
 
     @property
     def size(self) -> str:
-        """Number of workers and unit, such as ``2 ranks``."""
         return sized(self.workers, self.unit)
 
     @property
     def name(self) -> str:
-        """Strategy and variant, such as ``mpi (average=gradients)``."""
         return f"{self.strategy} ({self.variant})" if self.variant else self.strategy
 
     @property
     def is_baseline(self) -> bool:
-        """True for plain Keras on one process."""
         return self.strategy == "baseline"
 
     @property
@@ -101,10 +96,10 @@ class Row:
         """Return the spread of a ``figure`` of the records."""
         return Spread.of(figure(run.record) for run in self.runs)
 
-    def _against(
+    def _ratio(
         self, others: _Repeats, figure: Callable[[RunRecord, RunRecord], float | None]
     ) -> Spread | None:
-        """Return the spread of a ``figure`` of an own record and the other one of the same repeat."""
+        """Return the spread of a ``figure`` of an own record and the other record of the same repeat."""
         own = _by_repeat(self.runs)
         return Spread.of(figure(own[repeat], others[repeat]) for repeat in own if repeat in others)
 
@@ -125,42 +120,37 @@ class Row:
 
     @cached_property
     def peak_rss_mib(self) -> Spread | None:
-        """Peak memory of the rank with the most, in MiB."""
         return self.spread(lambda run: run.peak_rss_mib)
 
     @cached_property
     def speedup(self) -> Spread | None:
         """Training time of the baseline divided by the own one, over the epochs that stalled in neither."""
-        return self._against(self.baseline, _speedup)
+        return self._ratio(self.baseline, _speedup)
 
     @cached_property
     def accuracy_gain(self) -> Spread | None:
-        """Test accuracy minus the test accuracy of the baseline."""
-        return self._against(self.baseline, lambda own, other: own.test_accuracy - other.test_accuracy)
+        return self._ratio(self.baseline, lambda own, other: own.test_accuracy - other.test_accuracy)
+
+    @cached_property
+    def speedup_over_one(self) -> Spread | None:
+        """Images/s divided by images/s of the reference; None for one process."""
+        others = {} if self.unit == "process" else self.reference
+        return self._ratio(others, lambda own, other: own.images_per_s / other.images_per_s)
 
     @cached_property
     def efficiency(self) -> Spread | None:
-        """Images/s divided by workers times images/s of the reference; None for one process."""
-        if self.unit == "process":
-            return None
-        return self._against(
-            self.reference, lambda own, other: own.images_per_s / (self.workers * other.images_per_s)
-        )
-
-    @property
-    def speedup_over_one(self) -> Spread | None:
-        """Images/s divided by images/s of the reference."""
-        return self._against(self.reference, lambda own, other: own.images_per_s / other.images_per_s)
+        """Speed-up over one rank divided by the number of workers."""
+        over, each = self.speedup_over_one, self.workers
+        return over and Spread(over.median / each, over.low / each, over.high / each, over.num_repeats)
 
     @property
     def num_stalled(self) -> int:
         """Number of epochs, over all runs, in which the data pipeline stalled."""
         return sum(epoch.stalled for run in self.runs for epoch in run.record.epochs)
 
-    @cached_property
-    def reached(self) -> dict[float, Spread | None]:
-        """Training time in seconds to each of ``TARGETS``, over the runs that reached it."""
-        return {target: self.spread(lambda run: time_to(run, target)) for target in TARGETS}  # noqa: B023
+    def reached_s(self, target: float) -> Spread | None:
+        """Return the training time in seconds to a test accuracy, over the runs that reached it."""
+        return self.spread(lambda run: time_to(run, target))
 
     @cached_property
     def rank_times(self) -> list[RankTimes]:
@@ -189,16 +179,15 @@ class Summary:
 
     @property
     def baseline(self) -> Row | None:
-        """The baseline, if it has runs."""
         return next((row for row in self.rows if row.is_baseline and row.runs), None)
 
-    @cached_property
+    @property
     def everyone(self) -> list[Row]:
         """All rows, and the reference last unless it is one of the rows."""
-        listed = self.reference is None or any(row is self.reference for row in self.rows)
-        return self.rows if listed or self.reference is None else [*self.rows, self.reference]
+        aside = [self.reference] if self.reference is not None and self.reference not in self.rows else []
+        return [*self.rows, *aside]
 
-    @cached_property
+    @property
     def measured(self) -> list[Row]:
         """All rows that have runs, and the reference."""
         return [row for row in self.everyone if row.runs]
@@ -222,14 +211,8 @@ def groups(collection: Collection) -> list[Collection]:
 
 def differences(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """Return, for each comparison, the fields of its work in which it differs from another one."""
-    return [
-        {
-            name: value
-            for name, value in own.work.items()
-            if any(other.work[name] != value for other in summaries)
-        }
-        for own in summaries
-    ]
+    names = [name for name in summaries[0].work if len({str(each.work[name]) for each in summaries}) > 1]
+    return [{name: each.work[name] for name in names} for each in summaries]
 
 
 def summarise(collection: Collection) -> Summary:
@@ -257,13 +240,11 @@ def summarise(collection: Collection) -> Summary:
             workers=key[1],
             unit=key[2],
             runs=by_key[key],
-            unfinished=lost.get(key, []),
+            unfinished=(unfinished := lost.get(key, [])),
             baseline=_by_repeat(by_key[baseline]) if baseline else {},
             reference=_by_repeat(by_key[reference]) if reference else {},
             missing_seeds=sorted(
-                seeds
-                - {run.record.seed for run in by_key[key]}
-                - {attempt.seed for attempt in lost.get(key, [])}
+                seeds - {run.record.seed for run in by_key[key]} - {each.seed for each in unfinished}
             ),
         )
         for key in keys
@@ -304,7 +285,7 @@ def workers_of(record: RunRecord) -> tuple[int, str]:
 
 def sized(workers: int, unit: str) -> str:
     """Return a number of workers in words, such as ``2 ranks``."""
-    return f"{workers} {unit if workers == 1 else 'processes' if unit == 'process' else unit + 's'}"
+    return f"{workers} {unit}{'' if workers == 1 else 's'}"
 
 
 def _variant(key: _Key, keys: Sequence[_Key]) -> str:
@@ -338,15 +319,12 @@ def time_to(record: RunRecord, target: float) -> float | None:
     return next((time_s for epoch, time_s in pairs if epoch.test_accuracy >= target), None)
 
 
-def _speedup(record: RunRecord, baseline: RunRecord) -> float | None:
+def _speedup(own: RunRecord, baseline: RunRecord) -> float | None:
     """Return the ratio of the training times over the epochs that stalled in neither; None without any."""
-    pairs = [
-        (mine.train_s, other.train_s)
-        for mine, other in zip(record.epochs, baseline.epochs, strict=True)
-        if not (mine.stalled or other.stalled)
-    ]
-    own_s = sum(mine for mine, _ in pairs)
-    return sum(other for _, other in pairs) / own_s if own_s > 0 else None
+    pairs = zip(own.epochs, baseline.epochs, strict=True)
+    sound = [(mine, other) for mine, other in pairs if not (mine.stalled or other.stalled)]
+    own_s = sum(mine.train_s for mine, _ in sound)
+    return sum(other.train_s for _, other in sound) / own_s if own_s > 0 else None
 
 
 def scaling(summary: Summary) -> list[list[Row]]:

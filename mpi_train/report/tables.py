@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mpi_train.report.collect import Attempt
 from mpi_train.report.summary import TARGETS, Row, Spread, Summary, elapsed_s
+from mpi_train.runs.record import RunRecord
 from mpi_train.training.totals import RankTimes
 
 if TYPE_CHECKING:
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 
 ABSENT = "-"
 STALLED = "†"
+seconds = "{:,.2f}".format
+rate = "{:,.0f}".format
+accuracy = "{:.4f}".format
+times = "{:.2f}x".format
+percent = "{:.0%}".format
+mebibytes = "{:,.0f} MiB".format
+_time = "{:,.2f} s".format
 MAX_RANKS = 8
 """Number of ranks of a row that are shown: of more ranks, those that computed least and most."""
 
@@ -45,24 +54,25 @@ class Table:
         return "\n\n".join(filter(None, (f"## {self.title}" if self.title else "", table, self.note)))
 
     def terminal(self) -> TerminalTable:
-        """Return a table for rich, narrow: ranges stand under figures, further names under the first name."""
+        """Return a narrow table for rich: ranges stand under figures, further names under the first name."""
         from rich.table import Table as TerminalTable
         from rich.text import Text
 
-        def stacked(first: str, below: Sequence[str]) -> Text:
-            return Text.assemble(first, *((f"\n{line}", "dim") for line in below if line))
-
-        shown = TerminalTable(
-            title=Text(self.title) if self.title else None, title_justify="left", box=None, pad_edge=False
-        )
-        shown.add_column(self.columns[0])
+        rows = [[cell.replace(" to ", "-").split("\n") for cell in row] for row in self.rows]
+        title = Text(self.title) if self.title else None
+        shown = TerminalTable(title=title, title_justify="left", box=None, pad_edge=False)
+        shown.add_column(self.columns[0], overflow="fold")
         for column in self.columns[self.num_names :]:
-            shown.add_column(column, justify="right", min_width=max(map(len, column.split())))
-        for row in self.rows:
-            name, *remark = row[0].split("\n")
-            names = stacked(name, [", ".join(filter(None, (*row[1 : self.num_names], *remark)))])
-            figures = (cell.replace(" to ", "-").split("\n") for cell in row[self.num_names :])
-            shown.add_row(names, *(stacked(figure, span) for figure, *span in figures))
+            shown.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+        for (name, *remark), *others in rows:
+            below = ", ".join(filter(None, (*(cell[0] for cell in others[: self.num_names - 1]), *remark)))
+            cells = ([name, *([below] if below else [])], *others[self.num_names - 1 :])
+            shown.add_row(
+                *(
+                    Text("\n").join((Text(cell[0]), *(Text(line, "dim") for line in cell[1:])))
+                    for cell in cells
+                )
+            )
         return shown
 
 
@@ -70,30 +80,6 @@ def one_line(cell: str) -> str:
     """Return the text of a cell in one line, with the range of its figure in brackets."""
     figure, _, span = cell.partition("\n")
     return f"{figure} ({span})" if span else figure
-
-
-def seconds(value: float) -> str:
-    return f"{value:,.2f}"
-
-
-def times(value: float) -> str:
-    return f"{value:.2f}x"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.0f}%"
-
-
-def rate(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def accuracy(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def mebibytes(value: float) -> str:
-    return f"{value:,.0f} MiB"
 
 
 def size(num_bytes: float) -> str:
@@ -117,10 +103,6 @@ def _brief(spread: Spread | None, shown: Callable[[float], str]) -> str:
     """Return a ``cell`` without a range whose two ends read the same as the figure."""
     figure, _, span = (text := cell(spread, shown)).partition("\n")
     return figure if span == f"{figure} to {figure}" else text
-
-
-def _time(value: float) -> str:
-    return f"{seconds(value)} s"
 
 
 def outcome(unfinished: Sequence[Attempt]) -> str:
@@ -158,11 +140,41 @@ def _compared(row: Row) -> list[str]:
 
 def details(summary: Summary) -> list[Table]:
     """Return all further tables that have rows."""
-    tables = (_time_to_accuracy, _scaling, _where_the_time_went, _other_costs)
-    return [table for make in tables if (table := make(summary)).rows]
+    tables = (
+        _by_row(
+            "Training time to a test accuracy",
+            summary.measured,
+            {f"{target:.2f}": partial(_reached, target=target) for target in TARGETS},
+            "Training time at the end of the first epoch that reached the accuracy.",
+        ),
+        _by_row(
+            "Scaling",
+            [row for row in summary.measured if row.efficiency is not None],
+            {
+                "Speed-up over one rank": lambda row: _brief(row.speedup_over_one, times),
+                "Efficiency": lambda row: _brief(row.efficiency, percent),
+            },
+            "Speed-up over one rank: images/s divided by the images/s of the suite's own loop on one rank.",
+        ),
+        _where_the_time_went(summary),
+        _by_row(
+            "Other costs",
+            summary.measured,
+            {
+                "Start-up": lambda row: _brief(row.spread(lambda run: run.startup_s), _time),
+                "Evaluation": lambda row: _brief(row.spread(_eval_s), _time),
+                "Checkpoints": lambda row: _brief(row.spread(lambda run: run.checkpoint_s), _time),
+                "Sent a batch": lambda row: _brief(row.spread(lambda run: run.bytes_per_step), size),
+                "Memory": lambda row: _brief(row.peak_rss_mib, mebibytes),
+            },
+            "Start-up: time from the start of the process until it is ready for the first step. Sent a batch: "
+            "bytes of the rank that sent most. Memory: peak of the rank with the most.",
+        ),
+    )
+    return [table for table in tables if table.rows]
 
 
-def _by_row(rows: Sequence[Row], figures: Mapping[str, Callable[[Row], str]], title: str, note: str) -> Table:
+def _by_row(title: str, rows: Sequence[Row], figures: Mapping[str, Callable[[Row], str]], note: str) -> Table:
     return Table(
         title=title,
         columns=("Strategy", "On", *figures),
@@ -172,34 +184,18 @@ def _by_row(rows: Sequence[Row], figures: Mapping[str, Callable[[Row], str]], ti
     )
 
 
-def _time_to_accuracy(summary: Summary) -> Table:
-    def reached(target: float) -> Callable[[Row], str]:
-        def figure(row: Row) -> str:
-            spread = row.reached[target]
-            part = spread is not None and spread.num_repeats < len(row.runs)
-            runs = f", {spread.num_repeats} of {len(row.runs)} runs" if spread is not None and part else ""
-            return cell(spread, seconds, unit=" s" + runs)
-
-        return figure
-
-    return _by_row(
-        summary.measured,
-        {f"{target:.2f}": reached(target) for target in TARGETS},
-        "Training time to a test accuracy",
-        "Training time at the end of the first epoch that reached the accuracy.",
+def _reached(row: Row, target: float) -> str:
+    spread, num_runs = row.reached_s(target), len(row.runs)
+    part = (
+        ""
+        if spread is None or spread.num_repeats == num_runs
+        else f", {spread.num_repeats} of {num_runs} runs"
     )
+    return cell(spread, seconds, unit=f" s{part}")
 
 
-def _scaling(summary: Summary) -> Table:
-    return _by_row(
-        [row for row in summary.measured if row.efficiency is not None],
-        {
-            "Speed-up over one rank": lambda row: _brief(row.speedup_over_one, times),
-            "Efficiency": lambda row: _brief(row.efficiency, percent),
-        },
-        "Scaling",
-        "Speed-up over one rank is images/s divided by the images/s of the suite's own loop on one rank.",
-    )
+def _eval_s(record: RunRecord) -> float:
+    return sum(epoch.eval_s for epoch in record.epochs)
 
 
 def _where_the_time_went(summary: Summary) -> Table:
@@ -238,24 +234,6 @@ def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:
     by_work = sorted(ranks, key=lambda rank: everyone[rank].compute_s)
     chosen = sorted([*by_work[: MAX_RANKS // 2], *by_work[-MAX_RANKS // 2 :]])
     return [(f"{rank} of {len(everyone)}", everyone[rank]) for rank in chosen]
-
-
-def _other_costs(summary: Summary) -> Table:
-    return _by_row(
-        summary.measured,
-        {
-            "Start-up": lambda row: _brief(row.spread(lambda run: run.startup_s), _time),
-            "Evaluation": lambda row: _brief(
-                row.spread(lambda run: sum(epoch.eval_s for epoch in run.epochs)), _time
-            ),
-            "Checkpoints": lambda row: _brief(row.spread(lambda run: run.checkpoint_s), _time),
-            "Sent a batch": lambda row: _brief(row.spread(lambda run: run.bytes_per_step), size),
-            "Memory": lambda row: _brief(row.peak_rss_mib, mebibytes),
-        },
-        "Other costs",
-        "Start-up: time from the start of the process until it is ready for the first step. Sent a batch: "
-        "bytes of the rank that sent most. Memory: peak of the rank with the most.",
-    )
 
 
 def epochs(summary: Summary) -> Table:

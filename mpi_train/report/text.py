@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mpi_train.collectives.registry import WAYS
 from mpi_train.report import tables
-from mpi_train.report.summary import Row, Spread, Summary, differences
+from mpi_train.report.summary import Row, Spread, Summary, differences, sized
 from mpi_train.report.tables import accuracy, percent, seconds, times
 from mpi_train.runs.record import RunRecord
 
@@ -43,7 +43,10 @@ def contents(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
             "readings": [reading(row, summary) for row in summary.rows],
             "notes": notes(summary),
             "commands": [
-                (f"{row.name} on {row.size}", [each.command for each in (*row.runs, *row.unfinished)])
+                (
+                    f"{row.name} on {row.size}",
+                    [run.command for run in row.runs] + [attempt.command for attempt in row.unfinished],
+                )
                 for row in summary.everyone
             ],
             "measured": summary.measured,
@@ -70,8 +73,8 @@ def caution(summary: Summary) -> str:
     if not str(summary.work["dataset"]).startswith("synthetic"):
         return ""
     return (
-        "The data are synthetic images, drawn because no real data were given. Times are real, but accuracies "
-        "cannot be compared with accuracies on the real data set."
+        "The data are synthetic images, drawn because no real data were given. Times are real, but "
+        "accuracies cannot be compared with those on the real data set."
     )
 
 
@@ -127,132 +130,114 @@ def _gain(gain: Spread, baseline: Row | None) -> str:
 
 def notes(summary: Summary) -> list[str]:
     """Return notes on how the figures were taken, and warnings."""
-    lines = [
+    num_repeats = max(len(row.runs) for row in summary.rows)
+    missing = sum(not attempt.failed for row in summary.everyone for attempt in row.unfinished)
+    return [
         "Training time is wall-clock time of the training steps, without start-up, tracing and evaluation.",
         "Images/s is the median over the epochs after the first.",
-        _repeats_note(max(len(row.runs) for row in summary.rows)),
-        "Speed-up: training time of the baseline (plain Keras fit, all cores) divided by the row's own."
-        if summary.baseline is not None
-        else "Speed-up is not given: there is no finished run of the baseline.",
-        *_efficiency_note(summary),
+        (
+            "One repeat: the spread is unknown, so small differences mean nothing."
+            if num_repeats == 1
+            else f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with another "
+            f"seed. Ratios are taken within a repeat."
+        ),
+        (
+            "Speed-up is not given: there is no finished run of the baseline."
+            if summary.baseline is None
+            else "Speed-up: training time of the baseline (Keras fit, all cores) divided by the row's own."
+        ),
+        *_efficiency(summary),
+        *(line for row in summary.measured for line in (*_method(row), *_history(row), *_limits(row))),
+        *([f"The bench was interrupted: {missing} of its runs are missing."] if missing else []),
+        *unequal_conditions(summary),
     ]
-    for row in summary.measured:
-        lines += [*_stalls(row), *_method(row), *_history(row), *_limits(row)]
-    missing = sum(not attempt.failed for row in summary.everyone for attempt in row.unfinished)
-    if missing:
-        lines.append(f"The bench was interrupted: {missing} of its runs are missing.")
-    return [*lines, *unequal_conditions(summary)]
 
 
-def _repeats_note(num_repeats: int) -> str:
-    if num_repeats == 1:
-        return "One repeat: the spread is unknown, so small differences mean nothing."
-    return (
-        f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with its own seed; "
-        f"ratios are taken within a repeat."
-    )
-
-
-def _efficiency_note(summary: Summary) -> list[str]:
+def _efficiency(summary: Summary) -> Iterator[str]:
     reference = summary.reference
     if reference is not None and reference.runs:
         threads = reference.record.threads_per_rank
-        return [
+        yield (
             f"Efficiency: images/s divided by workers x the images/s of the suite's own loop on one rank "
             f"(mpi x1, {threads} {'thread' if threads == 1 else 'threads'}), which is "
             f"{tables.one_line(tables.cell(reference.images_per_s, tables.rate))}."
-        ]
-    if all(row.unit == "process" for row in summary.rows):
-        return []
-    why = "was not run" if reference is None else tables.outcome(reference.unfinished)
-    return [f"Efficiency is not given: its reference, mpi on one rank, {why}."]
+        )
+    elif any(row.unit != "process" for row in summary.rows):
+        why = "was not run" if reference is None else tables.outcome(reference.unfinished)
+        yield f"Efficiency is not given: its reference, mpi on one rank, {why}."
 
 
-def _stalls(row: Row) -> list[str]:
-    if not row.num_stalled:
-        return []
-    total = sum(len(run.record.epochs) for run in row.runs)
-    return [
-        f"{tables.STALLED} {row.name} on {row.size}: {row.num_stalled} of {total} epochs stalled: one step "
-        f"took over a second and 20 times the usual. Stalled epochs count in the training time, but neither "
-        f"in the speed-up nor in images/s."
-    ]
-
-
-def _method(row: Row) -> list[str]:
-    """Return notes on updates that differ from those of one process, and on idle pipeline stages."""
-    record, sync, lines = row.record, row.record.sync, []
-    average, every = sync.get("average"), int(sync.get("every", 1))
-    collective = WAYS.get(sync.get("collective", "auto"))
+def _method(row: Row) -> Iterator[str]:
+    """Yield notes on updates that differ from those of one process, and on idle pipeline stages."""
+    record, sync, details = row.record, row.record.sync, row.record.details
     if record.environment.get("pytorch"):
-        lines.append(
-            f"{row.name} is PyTorch, for comparison; its efficiency too is relative to the suite's own loop."
-        )
-    if average == "clients":
-        lines.append(
-            f"{row.name} averages the models of {sync['clients']} clients once a round: another optimization, "
-            f"with rounds for epochs, and the batch of one client's step."
-        )
-    if "bubble" in (details := record.details):
-        lines.append(
-            f"{row.name} on {row.size}: ranks waited {percent(details['bubble'])} of the time; stages of equal "
-            f"speed would wait {percent(details['bubble_in_theory'])}. The model was cut after "
+        yield f"{row.name} is PyTorch, for comparison. Its efficiency, too, refers to the suite's own loop."
+    if "bubble" in details:
+        yield (
+            f"{row.name} on {row.size}: ranks waited {percent(details['bubble'])} of the time; stages of "
+            f"equal speed would wait {percent(details['bubble_in_theory'])}. The model was cut after "
             f"{', '.join(details['cut']) or 'nothing'}."
         )
+    if sync.get("average") == "clients":
+        yield (
+            f"{row.name} averages the models of {sync['clients']} clients once a round. That is another "
+            f"optimization: an epoch is a round, and the batch is that of one client's step."
+        )
     if row.workers == 1:
-        return lines
-    if average in ("weights", "weights+slots") and record.optimizer != "sgd":
-        state = (
-            f"weights after the update, and each rank keeps its own state of {record.optimizer}"
-            if average == "weights"
-            else f"weights and the state of {record.optimizer}"
+        return
+    states = {
+        "weights": f"weights after the update, and each rank keeps its own state of {record.optimizer}",
+        "weights+slots": f"weights and the state of {record.optimizer}",
+    }
+    if record.optimizer != "sgd" and (averaged := states.get(sync.get("average", ""))):
+        yield (
+            f"{row.name} averages {averaged}. That is not the update of one process (README, How the "
+            f"averaging works)."
         )
-        lines.append(
-            f"{row.name} averages {state}: that is not the update of one process (README, How the averaging "
-            f"works)."
-        )
+    collective = WAYS.get(sync.get("collective", "auto"))
     if collective is not None and collective.changes_result:
-        lines.append(
-            f"{row.name} exchanges with --collective {sync['collective']} ({collective.text}), which saves or "
-            f"hides bytes, and changes the result."
+        yield (
+            f"{row.name} exchanges with --collective {sync['collective']} ({collective.text}), which saves "
+            f"or hides bytes, and changes the result."
         )
-    elif every > 1:
-        lines.append(f"{row.name} averages after every {every} updates only (local SGD).")
-    return lines
+    elif int(sync.get("every", 1)) > 1:
+        yield f"{row.name} averages after every {sync['every']} updates only (local SGD)."
 
 
-def _history(row: Row) -> list[str]:
-    lines = []
-    for record in (run.record for run in row.runs):
-        for event in record.history:
-            if event["kind"] == "rolled back":
-                since = f"after NaN; its learning rate has been {event['learning_rate']:g} since."
-            else:
-                since = f"on {event['world_size']} {'rank' if event['world_size'] == 1 else 'ranks'}."
-            lines.append(
-                f"{row.name} (seed {record.seed}) was {event['kind']} in epoch {event['epoch']}, after "
-                f"{event['step']} of its steps, {since}"
-            )
-    return lines
+def _history(row: Row) -> Iterator[str]:
+    for record, event in ((run.record, event) for run in row.runs for event in run.record.history):
+        if event["kind"] == "rolled back":
+            since = f"after NaN; its learning rate has been {event['learning_rate']:g} since."
+        else:
+            since = f"on {sized(event['world_size'], 'rank')}."
+        yield (
+            f"{row.name} (seed {record.seed}) was {event['kind']} in epoch {event['epoch']}, after "
+            f"{event['step']} of its steps, {since}"
+        )
 
 
-def _limits(row: Row) -> list[str]:
-    """Return warnings about shared cores and missing seeds."""
-    lines = []
-    machine = row.record.environment
+def _limits(row: Row) -> Iterator[str]:
+    """Yield warnings about stalled epochs, shared cores and missing seeds."""
+    subject, machine = f"{row.name} on {row.size}", row.record.environment
+    if row.num_stalled:
+        total = sum(len(run.record.epochs) for run in row.runs)
+        yield (
+            f"{tables.STALLED} {subject}: {row.num_stalled} of {total} epochs stalled: one step took over a "
+            f"second and 20 times the usual. Stalled epochs count in the training time, but neither in the "
+            f"speed-up nor in images/s."
+        )
     cores = int(machine.get("cores") or 0)
     on_cpu = row.unit != "process" and not machine.get("gpus")
     if on_cpu and 0 < cores * len(set(machine.get("hosts", ()))) < row.workers:
-        lines.append(
-            f"{row.name} on {row.size} had more workers than cores ({cores} a host): its efficiency shows the "
-            f"sharing of cores, not the cost of parallel training."
+        yield (
+            f"{subject} had more workers than cores ({cores} a host): its efficiency shows the sharing of "
+            f"cores, not the cost of parallel training."
         )
     if row.missing_seeds:
-        lines.append(
-            f"Beware: {row.name} on {row.size} has no run of seed {', '.join(map(str, row.missing_seeds))}, "
-            f"which other rows have. Ratios use the seeds that both sides have, medians all seeds of a row."
+        yield (
+            f"Beware: {subject} has no run of seed {_distinct(row.missing_seeds)}, which other rows have. "
+            f"Ratios use the seeds that both sides have, medians all seeds of a row."
         )
-    return lines
 
 
 def environment_facts(record: RunRecord) -> dict[str, str]:
