@@ -19,7 +19,7 @@ from rich.table import Column
 from mpi_train.benchmarks.process import run_logged, tail
 from mpi_train.benchmarks.strategies.bench import Job
 from mpi_train.monitor.status import FILE as STATUS_FILE
-from mpi_train.report import wording
+from mpi_train.report import tables
 from mpi_train.report.collect import Attempt, write_attempts
 from mpi_train.runs.folder import FILES
 from mpi_train.runs.record import RunRecord, read_run
@@ -172,9 +172,9 @@ def _line(job: Job, record: RunRecord | None, code: int) -> str:
     if record is None:
         return f"{job.label}  FAILED with exit code {code}"
     stalled = sum(epoch.stalled for epoch in record.epochs)
-    rate = f"{wording.rate(record.images_per_s):>8} images/s"
+    rate = f"{tables.rate(record.images_per_s):>8} images/s"
     return (
-        f"{job.label}  {wording.seconds(record.train_s):>9} s  {rate}  "
-        f"test accuracy {wording.accuracy(record.test_accuracy)}"
-        + (f"  {wording.STALLED} {stalled} epochs stalled" if stalled else "")
+        f"{job.label}  {tables.seconds(record.train_s):>9} s  {rate}  "
+        f"test accuracy {tables.accuracy(record.test_accuracy)}"
+        + (f"  {tables.STALLED} {stalled} epochs stalled" if stalled else "")
     )

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpi_train.collectives.registry import WAYS
-from mpi_train.report import drawing, templates, wording
+from mpi_train.report import tables, text
+from mpi_train.report.charts import STYLE, legend, new_figure
 from mpi_train.report.collect import Attempt, Collection, collect
-from mpi_train.report.look import PICTURE
+from mpi_train.report.pages import fill, save_png
 from mpi_train.report.summary import Summary, summarise, time_to
-from mpi_train.report.tables import Cell, Table
+from mpi_train.report.tables import Table
 from mpi_train.runs.record import RunRecord
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import unwritable
@@ -137,7 +138,7 @@ def _hidden(record: RunRecord) -> float | None:
     return hidden_s / (hidden_s + seen_s) if hidden_s + seen_s else None
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def tables_of(comparison: Comparison) -> list[Table]:
     """One for each rate."""
     return [
         Table(
@@ -160,47 +161,30 @@ def tables(comparison: Comparison) -> list[Table]:
     ]
 
 
-def _cells(row: Row) -> list[Cell]:
+def _cells(row: Row) -> list[str]:
     record = row.record
     if record is None:
-        absent = [wording.ABSENT] * 6
-        return [(cell, "") for cell in (row.name, wording.outcome([row.attempt]), "", *absent)]
+        absent = [tables.ABSENT] * 6
+        return [row.name, tables.outcome([row.attempt]), "", *absent]
     every = record.sync["every"]
-    cells = [
+    return [
         row.name,
         record.sync["average"] + (f", every {every}" if every > 1 else ""),
         "changed" if row.changes_result else "exact",
-        wording.rate(record.images_per_s),
-        wording.ABSENT if record.bytes_per_step is None else wording.size(record.bytes_per_step),
-        wording.ABSENT if row.hidden is None else wording.percent(row.hidden),
+        tables.rate(record.images_per_s),
+        tables.ABSENT if record.bytes_per_step is None else tables.size(record.bytes_per_step),
+        tables.ABSENT if row.hidden is None else tables.percent(row.hidden),
         f"not in {len(record.epochs)} epochs"
         if row.reached_s is None
-        else f"{wording.seconds(row.reached_s)} s",
-        wording.ABSENT if row.speedup is None else wording.times(row.speedup),
-        wording.accuracy(record.test_accuracy),
+        else f"{tables.seconds(row.reached_s)} s",
+        tables.ABSENT if row.speedup is None else tables.times(row.speedup),
+        tables.accuracy(record.test_accuracy),
     ]
-    return [(cell, "") for cell in cells]
 
 
 def terminal(comparison: Comparison) -> list[TerminalTable]:
-    """The tables for a terminal of 80 columns: what is averaged, and with which result, is under the name."""
-    from rich.table import Table as TerminalTable
-    from rich.text import Text
-
-    shown = []
-    for table in tables(comparison):
-        first, *figures = table.columns[:1] + table.columns[table.num_names :]
-        one = TerminalTable(title=table.title, title_justify="left", box=None, pad_edge=False)
-        one.add_column(first, no_wrap=True)
-        for column in figures:
-            one.add_column(column, justify="right", min_width=max(map(len, column.split())))
-        for cells in table.rows:
-            name, *below = (cell for cell, _ in cells[: table.num_names])
-            under = ", ".join(word for word in below if word)
-            rest = (cell for cell, _ in cells[table.num_names :])
-            one.add_row(Text.assemble(name, (f"\n{under}", "dim")), *rest)
-        shown.append(one)
-    return shown
+    """Return the tables for a terminal of 80 columns."""
+    return [table.terminal() for table in tables_of(comparison)]
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -233,7 +217,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"The {record.world_size} nodes share the {cores} cores of one machine, which move their bytes "
             f"too: at high rates the processor is the limit, and not the network."
         )
-    return [*lines, *wording.unequal_conditions(summary)]
+    return [*lines, *text.unequal_conditions(summary)]
 
 
 def write(comparison: Comparison, out: Path) -> None:
@@ -242,23 +226,25 @@ def write(comparison: Comparison, out: Path) -> None:
     Raises:
         UsageError: they cannot be written.
     """
+    import matplotlib as mpl
+
     summary = comparison.summary
-    text = templates.fill(
+    written = fill(
         "network.md.j2",
         package="mpi_train.benchmarks.network",
-        title=f"Collectives on slow links: {summary.work['model']} on {wording.data_name(summary)}",
-        caution=wording.caution(summary),
-        header=wording.header(summary),
-        tables=tables(comparison),
+        title=f"Collectives on slow links: {summary.work['model']} on {text.data_name(summary)}",
+        caution=text.caution(summary),
+        header=text.header(summary),
+        tables=tables_of(comparison),
         picture=PICTURE_FILE,
         caption=_caption(comparison),
         notes=notes(comparison),
         commands=[row.attempt.command for own in comparison.rates.values() for row in own],
     )
     try:
-        with PICTURE.drawing(), files.replacing(out / PICTURE_FILE) as temporary:
-            _draw(comparison).savefig(temporary, format="png", dpi=150)
-        files.write_text(out / TEXT, text)
+        with mpl.rc_context(STYLE):
+            save_png(_draw(comparison), out / PICTURE_FILE)
+        files.write_text(out / TEXT, written)
     except OSError as error:
         raise unwritable(out, error) from error
 
@@ -269,26 +255,20 @@ def _caption(comparison: Comparison) -> str:
 
 def _draw(comparison: Comparison) -> Figure:
     """Bars of the time to the target, a panel for each rate."""
-    from matplotlib.figure import Figure
-
     rates = comparison.rates
     names = list(dict.fromkeys(row.name for own in rates.values() for row in own))
-    look, summary = PICTURE, comparison.summary
-    height_in = 1.6 + look.bars_in(names)
-    figure = Figure(figsize=(3.2 + 2.6 * len(rates), height_in), layout="constrained", facecolor=look.paper)
-    work = summary.work
-    figure.suptitle(
-        f"{_caption(comparison)}\n{work['model']} on {wording.data_name(summary)}, global batch "
-        f"{work['global_batch_size']}",
-        fontsize=11,
-        color=look.ink,
+    work = comparison.summary.work
+    data = (
+        f"{work['model']} on {text.data_name(comparison.summary)}, global batch {work['global_batch_size']}"
     )
+    title = f"{_caption(comparison)}\n{data}"
+    figure = new_figure(title, 1.6 + 0.34 * len(names), 3.2 + 2.6 * len(rates))
     panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
     for axes, (rate, own) in zip(panels, rates.items(), strict=True):
         longest_s = max((row.reached_s for row in own if row.reached_s), default=1.0)
         for row in own:
             place = names.index(row.name)
-            words: dict[str, Any] = {"va": "center", "color": look.ink, "xytext": (4, 0)}
+            words: dict[str, Any] = {"va": "center", "xytext": (4, 0)}
             changed = bool(row.changes_result)
             if row.reached_s is None:
                 said = "failed" if row.attempt.failed else "not reached" if row.record else "not run"
@@ -301,13 +281,13 @@ def _draw(comparison: Comparison) -> Figure:
                 textcoords="offset points",
                 **words,
             )
-        axes.set_title("no limit" if rate == "none" else rate, fontsize=10, color=look.ink)
+        axes.set_title("no limit" if rate == "none" else rate, fontsize=10)
         axes.set_xlim(0, 1.3 * longest_s)
         axes.set_xlabel("training time [s]")
-        drawing.plain(axes, look, grid="x")
+        axes.grid(visible=False, axis="y")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     for changed, label in ((False, "exact"), (True, "changes the result")):
         panels[0].bar(0, 0, color=_COLOURS[changed], label=label)
-    drawing.legend(figure, panels[0], look)
+    legend(figure, panels[0])
     return figure

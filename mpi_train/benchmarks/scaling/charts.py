@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mpi_train.report.drawing import plain
-from mpi_train.report.look import PICTURE
+from mpi_train.report.charts import STYLE, colour, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,33 +14,13 @@ if TYPE_CHECKING:
     from mpi_train.benchmarks.scaling.measure import Measured
     from mpi_train.benchmarks.scaling.predict import Model, Training
 
-# Okabe and Ito's, as in the report.
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#332288",
-    "#882255",
-    "#44aa99",
-    "#6b6b6b",
-)
-
-
-def _figure(claim: str, height_in: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PICTURE.width_in, height_in), layout="constrained", facecolor=PICTURE.paper)
-    figure.suptitle(claim, fontsize=11, color=PICTURE.ink)
-    return figure
-
 
 def scaling(measured: Sequence[Measured]) -> Figure:
     """Milliseconds of a step over the ranks: what was measured, and lines for what was predicted."""
-    with PICTURE.drawing():
-        figure = _figure("A step on more ranks: points measured, lines predicted from two", 4.2)
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figure = new_figure("A step on more ranks: points measured, lines predicted from two", 4.2, 9)
         ways = list(dict.fromkeys(each.way for each in measured))
         kinds = ("strong", "weak")
         titles = ("global batch fixed (strong scaling)", "batch of a rank fixed (weak scaling)")
@@ -52,10 +31,10 @@ def scaling(measured: Sequence[Measured]) -> Figure:
             axes.set_ylabel("ms a step, slowest rank")
             sizes = sorted({each.ranks for each in measured})
             axes.set_xticks(sizes, [str(size) for size in sizes])
-            for colour, way in zip(_COLOURS, ways, strict=False):
+            for line, way in enumerate(ways):
                 rows = [alone, *(e for e in measured if e.way == way and e.scaling == kind and e.ranks > 1)]
                 ranks = [each.ranks for each in rows]
-                axes.plot(ranks, [each.predicted_s * 1e3 for each in rows], color=colour, linewidth=1.6)
+                axes.plot(ranks, [each.predicted_s * 1e3 for each in rows], color=colour(line), linewidth=1.6)
                 axes.errorbar(
                     ranks,
                     [each.step_s * 1e3 for each in rows],
@@ -63,20 +42,19 @@ def scaling(measured: Sequence[Measured]) -> Figure:
                         [(each.step_s - min(each.samples_s)) * 1e3 for each in rows],
                         [(max(each.samples_s) - each.step_s) * 1e3 for each in rows],
                     ],
-                    color=colour,
+                    color=colour(line),
                     linestyle="none",
                     marker="o",
                     capsize=3,
                     label=way,
                 )
             axes.set_ylim(bottom=0)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        legend(figure, axes)
     return figure
 
 
 def _axes(axes: Axes, title: str) -> None:
-    plain(axes, PICTURE, grid="y")
-    axes.set_title(title, fontsize=10, color=PICTURE.ink, loc="left")
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_xscale("log", base=2)
     axes.set_xlabel("ranks")
     axes.minorticks_off()
@@ -84,8 +62,10 @@ def _axes(axes: Axes, title: str) -> None:
 
 def plan(trainings: Mapping[str, Sequence[Training]], model: Model, claim: str) -> Figure:
     """Time and node-hours of each way over the ranks; dashed where the result changes."""
-    with PICTURE.drawing():
-        figure = _figure(claim, 5)
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figure = new_figure(claim, 5, 9)
         first, second = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         longest_s = max(row.train_s for rows in trainings.values() for row in rows)
         units = {"hours": 3600, "minutes": 60, "seconds": 1}
@@ -93,7 +73,7 @@ def plan(trainings: Mapping[str, Sequence[Training]], model: Model, claim: str) 
         unit_s = units[unit]
         _axes(first, f"time to the last epoch, {unit}")
         _axes(second, "node-hours")
-        for colour, (way, rows) in zip(_COLOURS, trainings.items(), strict=False):
+        for line, (way, rows) in enumerate(trainings.items()):
             ranks = [row.shape.ranks for row in rows]
             style = "--" if model.changes_result(way) else "-"
             for axes, values in (
@@ -101,12 +81,19 @@ def plan(trainings: Mapping[str, Sequence[Training]], model: Model, claim: str) 
                 (second, [row.node_hours for row in rows]),
             ):
                 axes.plot(
-                    ranks, values, style, color=colour, marker="o", markersize=3, linewidth=1.4, label=way
+                    ranks,
+                    values,
+                    style,
+                    color=colour(line),
+                    marker="o",
+                    markersize=3,
+                    linewidth=1.4,
+                    label=way,
                 )
         ticks = [row.shape.ranks for row in next(iter(trainings.values()))]
         ticks = ticks if len(ticks) < 9 else ticks[::2]
         for axes in (first, second):
             axes.set_yscale("log")
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        legend(figure, first)
     return figure

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mpi_train.report.look import PICTURE
-from mpi_train.runtime import files
+from mpi_train.report.charts import STYLE
+from mpi_train.report.pages import save_png
 from mpi_train.runtime.errors import unwritable
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ def make_folder(out: Path, names: Sequence[str]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure that was made within ``PICTURE.drawing``."""
-    with PICTURE.drawing(), files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    """Write a figure that was drawn in the style of the report."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        save_png(figure, path)
 
 
 def seconds(value: float) -> str:

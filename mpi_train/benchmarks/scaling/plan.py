@@ -15,7 +15,7 @@ from mpi_train.benchmarks.scaling.output import Grid, make_folder, save, seconds
 from mpi_train.benchmarks.scaling.predict import Model, Training, trainings
 from mpi_train.benchmarks.scaling.recommend import ENOUGH, Advice, advise
 from mpi_train.benchmarks.scaling.simgrid import Simulated, interpreter, simulate
-from mpi_train.report import wording
+from mpi_train.report import tables
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import UsageError, unwritable
 from mpi_train.runtime.flags import as_dict
@@ -162,14 +162,14 @@ def _same_step(config: PlanConfig, calibration: Calibration) -> None:
 def _heading(config: PlanConfig, model: Model) -> list[str]:
     step, network = model.calibration.step, model.network
     batch = f"batch {step['batch_size']} {'a rank' if config.weak else 'in all'}"
-    burst = f", after pauses {wording.size(network.burst_bytes)} at once" if network.burst_bytes else ""
+    burst = f", after pauses {tables.size(network.burst_bytes)} at once" if network.burst_bytes else ""
     how = "given" if config.network else "measured between two ranks"
     work = f"{config.epochs} epochs of {config.examples:,} examples"
     gbit = 8e-9 / network.seconds_per_byte
     return [
         f"{step['model']}, {batch}, {step['optimizer']}, {step['dtype']}: {work}",
         f"Network, {how}: {seconds(network.latency_s)} a message, {gbit:.3g} Gbit/s{burst}",
-        f"Weights: {wording.size(model.calibration.model_bytes)}",
+        f"Weights: {tables.size(model.calibration.model_bytes)}",
     ]
 
 
@@ -277,7 +277,7 @@ def _steps(found: Mapping[str, Sequence[Training]], advice: Advice) -> Grid:
                     row.step.total_s,
                 )
             ),
-            wording.size(row.step.sent_bytes),
+            tables.size(row.step.sent_bytes),
         ]
         for row in (found[way][i] for i in chosen)
     ]

@@ -16,7 +16,7 @@ from mpi_train import report
 from mpi_train.benchmarks.series import Series
 from mpi_train.benchmarks.strategies.bench import BenchConfig, available, num_cores, plan
 from mpi_train.data.shards import ShardSet
-from mpi_train.report import terminal, wording
+from mpi_train.report import tables, text
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.flags import parse
 
@@ -67,8 +67,8 @@ class Bench(Series):
         # All runs of a bench do the same work, unless one was rolled back and has another learning rate.
         for summary in report.write([self.out], self.out):
             self.console.print()
-            self.console.print(terminal.table(summary), soft_wrap=False)
-            for line in (wording.caution(summary), *(wording.reading(row, summary) for row in summary.rows)):
+            self.console.print(tables.comparison(summary, text.title(summary)).terminal(), soft_wrap=False)
+            for line in (text.caution(summary), *(text.reading(row, summary) for row in summary.rows)):
                 if line:
                     self.console.print(line)
         self.console.print(f"report: {self.out / report.PAGE}, and {self.out / report.TEXT}")
