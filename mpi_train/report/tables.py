@@ -50,7 +50,8 @@ class Table:
         """Return heading, table and note in Markdown."""
         ruler = [":---" if number < self.num_names else "---:" for number in range(len(self.columns))]
         rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in (self.columns, ruler, *rows))
+        first, *lines = (f"| {' | '.join(line)} |" for line in (self.columns, *rows))
+        table = "\n".join((first, f"|{'|'.join(ruler)}|", *lines))
         return "\n\n".join(filter(None, (f"## {self.title}" if self.title else "", table, self.note)))
 
     def terminal(self) -> TerminalTable:

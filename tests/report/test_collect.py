@@ -99,7 +99,7 @@ def test_refuses_a_list_that_no_bench_wrote(tmp_path: Path, text: str) -> None:
 
 
 def test_refuses_a_folder_without_runs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least one finished run") as caught:
+    with pytest.raises(DataError, match="expected a finished run") as caught:
         collect([tmp_path])
     assert caught.value.remedy is not None
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpi_train.report import index
-from tests.report.browser import CHROMIUM, Browser
+from mpi_train.report import command, index
+from mpi_train.runtime.errors import UsageError
+from tests.report.browser import needs_browser, run_in_pages
 
 MakeRun = Callable[..., Any]
-ROOT = Path(__file__).parents[2]
 TWO_RANKS = {"strategy": "mpi", "world_size": 2, "sync": {"average": "weights", "every": 1}}
 
 
@@ -57,47 +54,49 @@ def test_lists_every_run_with_the_figures_of_its_record(page: Path) -> None:
     assert "broken/run.json: expected a run record" in text
 
 
-@pytest.mark.mpi_skip
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_filters_and_sorts(page: Path) -> None:
-    with closing(Browser()) as browser:
-        browser.open(page, width=1280, dark=False)
-
-        def shown() -> list[str]:
-            rows = "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden)"
-            told: list[str] = browser.evaluate(f"{rows}.map(row => row.cells[1].textContent)")
-            return told
-
-        def type_words(words: str) -> None:
-            browser.evaluate(f"words.value = {words!r}; words.dispatchEvent(new Event('input'))")
-
-        assert len(shown()) == 5
-        type_words("mpi RANKS")
-        assert sorted(shown()) == ["bench/mpi/1", "bench/mpi/2"]
-        assert browser.evaluate("document.getElementById('shown').textContent") == "2"
-        for name in ("Time [s]", "Time [s]"):
-            browser.evaluate(
-                f"[...document.querySelectorAll('th button')].find(b => b.textContent === {name!r}).click()"
-            )
-        assert shown() == ["bench/mpi/1", "bench/mpi/2"]
-        type_words("")
-        browser.evaluate(
-            "(() => { const s = document.querySelectorAll('select')[1]; s.value = 'mlp'; "
-            "s.dispatchEvent(new Event('change')); })()"
-        )
-        assert shown() == ["by hand #1"]
-        assert browser.complaints == []
+_USE = """
+  const shown = () => [...document.querySelectorAll("tbody tr")].filter((row) => !row.hidden)
+    .map((row) => row.cells[1].textContent);
+  const search = (words) => { document.getElementById("words").value = words;
+    document.getElementById("words").dispatchEvent(new Event("input")); };
+  const seen = [shown().length];
+  search("mpi RANKS");
+  seen.push(shown().sort(), document.getElementById("shown").textContent);
+  const button = [...document.querySelectorAll("th button")].find((one) => one.textContent === "Time [s]");
+  button.click();
+  seen.push(shown());
+  button.click();
+  seen.push(shown());
+  search("");
+  const model = document.querySelectorAll("select")[1];
+  model.value = "mlp";
+  model.dispatchEvent(new Event("change"));
+  return [...seen, shown()];
+"""
 
 
 @pytest.mark.mpi_skip
-def test_the_script_writes_it_and_compares_two_runs(tmp_path: Path, page: Path) -> None:
+@needs_browser
+def test_filters_and_sorts(page: Path, tmp_path: Path) -> None:
+    ((every, found, number, descending, ascending, chosen),) = run_in_pages(
+        tmp_path, [(page.read_text(encoding="utf-8"), 1280)], _USE
+    )
+    assert (every, number) == (5, "2")
+    assert found == ascending == ["bench/mpi/1", "bench/mpi/2"]
+    assert descending == ["bench/mpi/2", "bench/mpi/1"]
+    assert chosen == ["by hand #1"]
+
+
+def test_the_command_writes_it_and_compares_two_runs(
+    tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page.unlink()
-    done = run_script("--index", str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, f"index: {page}\n"), done.stderr
+    command.main(["--index", str(tmp_path)])
+    assert capsys.readouterr().out == f"index: {page}\n"
     assert page.is_file()
-    done = run_script("--compare", "bench/baseline/1", "bench/mpi/2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = {line.split("  ")[0]: line.split("  ")[1:] for line in done.stdout.splitlines()}
+    monkeypatch.chdir(tmp_path)
+    command.main(["--compare", "bench/baseline/1", "bench/mpi/2"])
+    lines = {line.split("  ")[0]: line.split("  ")[1:] for line in capsys.readouterr().out.splitlines()}
     figures = {name: [word.strip() for word in words if word.strip()] for name, words in lines.items()}
     assert figures["strategy"] == ["baseline", "mpi"]
     assert figures["seed"] == ["1", "2"]
@@ -105,11 +104,7 @@ def test_the_script_writes_it_and_compares_two_runs(tmp_path: Path, page: Path) 
     assert figures["training time [s]"] == ["20.00", "9.00", "0.450"]
     assert figures["images/s"] == ["10,000", "25,000", "2.500"]
     assert figures["time to 0.90 [s]"] == ["20.00", "9.00", "0.450"]
-    missing = run_script("--compare", "bench", "bench/mpi/1", cwd=tmp_path)
-    assert missing.returncode == 2
-    assert "--compare: expected the folder of a finished run, or its id. Got: bench" in missing.stderr
-
-
-def run_script(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(ROOT / "jobs/report.py"), *flags]
-    return subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=cwd)
+    with pytest.raises(
+        UsageError, match=r"--compare: expected the folder of a finished run, or its id\. Got: bench"
+    ):
+        command.main(["--compare", "bench", "bench/mpi/1"])

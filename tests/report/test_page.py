@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import json
 import re
-from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -15,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mpi_train import report
-from mpi_train.report import wording
-from mpi_train.runs.folder import MISTAKES
+from mpi_train.report import tables
 from mpi_train.runs.record import RunRecord
 from mpi_train.training.totals import RankTimes
-from tests.report.browser import CHROMIUM, Browser
+from tests.report.browser import needs_browser, run_in_pages
 from tests.report.conftest import write_run
 
 CLASSES = [
@@ -89,18 +83,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 **fields,
             )
             records.setdefault(name, []).append(record)
-            worst = [
-                {
-                    "label": int(rng.integers(10)),
-                    "predicted": int(rng.integers(10)),
-                    "loss": 9 - number / 7,
-                    "pixels": base64.b64encode(rng.integers(0, 256, 784, np.uint8).tobytes()).decode(),
-                }
-                for number in range(24)
-            ]
-            (below / f"{name}/{seed}" / MISTAKES).write_text(
-                json.dumps({"image_shape": [28, 28, 1], "worst": worst})
-            )
     report.write([below], below)
     return Made(below / report.PAGE, records)
 
@@ -129,18 +111,18 @@ def test_every_figure_of_the_comparison_is_that_of_run_json(made: Made) -> None:
         workers = {"mirrored": 2, "mpi": 2, "mpi of many": 12}.get(name, 1)
         shares = [r.images_per_s / workers / o.images_per_s for r, o in zip(own, one, strict=True)]
         assert table[row] == [
-            _spread([r.train_s for r in own], wording.seconds, " s"),
-            "1.00x" if name == "baseline" else _spread(ratios, wording.times),
-            "-" if name == "baseline" else _spread(shares, wording.percent),
-            _spread([r.images_per_s for r in own], wording.rate),
-            _spread([r.test_accuracy for r in own], wording.accuracy),
+            _spread([r.train_s for r in own], tables.seconds, " s"),
+            "1.00x" if name == "baseline" else _spread(ratios, tables.times),
+            "-" if name == "baseline" else _spread(shares, tables.percent),
+            _spread([r.images_per_s for r in own], tables.rate),
+            _spread([r.test_accuracy for r in own], tables.accuracy),
         ]
 
 
 def test_every_figure_of_the_other_tables_is_that_of_run_json(made: Made) -> None:
     reached = made.table("Training time to a test accuracy")
     spent = made.table("Where the training time went")
-    other = made.table("What else it took")
+    other = made.table("Other costs")
     for name, row in ROWS.items():
         records = made.records[name]
         for cell, target in zip(reached[row], (0.85, 0.88, 0.90), strict=True):
@@ -150,7 +132,7 @@ def test_every_figure_of_the_other_tables_is_that_of_run_json(made: Made) -> Non
                 pairs = zip(record.epochs, elapsed_s, strict=True)
                 times_s += [s for epoch, s in pairs if epoch.test_accuracy >= target][:1]
             if len(times_s) == len(records):
-                assert cell == _spread(times_s, wording.seconds, " s")
+                assert cell == _spread(times_s, tables.seconds, " s")
             else:
                 assert cell == (f"{times_s[0]:.2f} s, 1 of 2 runs" if times_s else "-")
         assert other[row][0] == _spread([r.startup_s for r in records], lambda s: f"{s:.2f} s")
@@ -167,6 +149,7 @@ def test_every_figure_of_the_other_tables_is_that_of_run_json(made: Made) -> Non
                 f"{sum(t.moving_s for t in times):.2f} s",
                 f"{sum(t.waiting_s for t in times):.2f} s",
                 f"{sum(t.host_s for t in times):.2f} s",
+                f"{sum(sum(t.parts_s) for t in times):.2f} s",
                 "2.53 GB",
             ]
     assert other["mpi, 2 ranks"][3] == "900 kB"
@@ -174,34 +157,60 @@ def test_every_figure_of_the_other_tables_is_that_of_run_json(made: Made) -> Non
 
 
 def test_every_point_of_the_curves_is_that_of_run_json(made: Made) -> None:
-    tips = re.findall(r'data-tip="([^"]*seed[^"]*)"', made.text)
-    expected = []
-    for name, row in ROWS.items():
-        for record in made.records[name] if name != "reference" else []:
-            for epoch, after_s in zip(
-                record.epochs, accumulate(e.train_s for e in record.epochs), strict=True
-            ):
-                expected.append(
-                    f"{row}, seed {record.seed}, epoch {epoch.epoch}: test accuracy "
-                    f"{epoch.test_accuracy:.4f}, training loss {epoch.train_loss:.4f}, after {after_s:,.2f} s"
-                )
-    # Two curves, each over two axes, in the wide and in the narrow drawing.
-    assert sorted(tips) == sorted(8 * expected)
+    start = made.text.index("<summary>All epochs</summary>")
+    body = made.text[start : made.text.index("</table>", start)]
+    rows = [
+        [_plain(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
+        for row in re.findall(r"<tr><td(?:.*?)</tr>", body, re.DOTALL)
+    ]
+    expected = [
+        [*row.split(", "), str(record.seed), str(epoch.epoch), f"{after_s:,.2f} s", f"{epoch.train_loss:.4f}",
+         f"{epoch.test_accuracy:.4f}"]
+        for name, row in ROWS.items()
+        for record in made.records[name]
+        for epoch, after_s in zip(record.epochs, accumulate(e.train_s for e in record.epochs), strict=True)
+    ]  # fmt: skip
+    assert rows == expected
 
 
-def test_the_confusion_and_the_mistakes_are_those_of_the_run(made: Made) -> None:
+def test_every_point_of_the_scaling_is_that_of_run_json(made: Made) -> None:
+    scaling = made.table("Scaling")
+    for name, workers in (("mirrored", 2), ("mpi", 2), ("mpi of many", 12), ("reference", 1)):
+        own, one = made.records[name], made.records["reference"]
+        ratio = median(r.images_per_s / o.images_per_s for r, o in zip(own, one, strict=True))
+        assert scaling[ROWS[name]] == [f"{ratio:.2f}x", f"{ratio / workers:.0%}"]
+    assert len(scaling) == 4
+
+
+def test_the_confusion_is_that_of_the_run(made: Made) -> None:
     matrices = re.findall(r'<table class="confusion">(.*?)</table>', made.text, re.DOTALL)
-    pictures = re.findall(r'<img src="data:image/png;base64,([^"]*)"', made.text)
-    assert (len(matrices), len(pictures)) == (5, 5 * 24)
-    for number, name in enumerate(("baseline", "mirrored", "mpi", "mpi of many", "reference")):
-        cells = re.findall(r"<td class=[^>]*>(\d+)</td>", matrices[number])
+    assert len(matrices) == 5
+    for matrix, name in zip(
+        matrices, ("baseline", "mirrored", "mpi", "mpi of many", "reference"), strict=True
+    ):
+        cells = re.findall(r"<td class=[^>]*>(\d+)</td>", matrix)
         confusion = made.records[name][0].confusion
         assert confusion is not None
         assert [int(cell) for cell in cells] == [count for row in confusion for count in row]
-        told = json.loads((made.path.parent / f"{name}/1" / MISTAKES).read_text())["worst"]
-        for mistake, picture in zip(told, pictures[24 * number :], strict=False):
-            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-            assert pixels.tobytes() == base64.b64decode(mistake["pixels"])
+
+
+def test_every_chart_is_in_the_page_and_beside_the_text(made: Made) -> None:
+    text = (made.path.parent / report.TEXT).read_text(encoding="utf-8")
+    charts = re.findall(r"!\[([^]]*)\]\((\w+\.png)\)", text)
+    assert [file for _, file in charts] == [
+        f"{name}.png"
+        for name in ("training_time", "test_accuracy", "learning_curves", "learning_curves_time",
+                     "speedup_over_one", "efficiency", "time_split", "memory")
+    ]  # fmt: skip
+    for caption, file in charts:
+        data = (made.path.parent / file).read_bytes()
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        assert width == 735
+        assert height > 200
+        assert made.text.count(f'<svg role="img" aria-label="{caption}"') == 1
+    assert made.text.count("<svg ") == len(charts)
+    assert "#222222" not in made.text
 
 
 def test_the_text_has_the_same_tables(made: Made) -> None:
@@ -215,7 +224,8 @@ def test_the_text_has_the_same_tables(made: Made) -> None:
         "",
         "Training time to a test accuracy",
         "Where the training time went",
-        "What else it took",
+        "Other costs",
+        "Scaling",
     ):
         for names, cells in made.table(title).items():
             shown = [cell.replace(" (", " ").replace(")", "") for cell in cells]
@@ -234,7 +244,6 @@ def test_a_page_needs_nothing_else(made: Made) -> None:
 
 
 _LOOK = """
-(() => {
   for (const each of document.querySelectorAll("details")) each.open = true;
   const boxes = [], faults = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -266,35 +275,31 @@ _LOOK = """
         faults.push(["overlap", boxes[i][1], boxes[j][1]]);
     }
   if (document.documentElement.scrollWidth > innerWidth) faults.push(["wider than the window"]);
-  return {faults, boxes: boxes.length};
-})()
+  const svgs = [...document.querySelectorAll("svg")], text = svgs[0].querySelector("text");
+  return {
+    faults, boxes: boxes.length,
+    columns: new Set(svgs.map((svg) => Math.round(svg.getBoundingClientRect().left))).size,
+    letters: text.getBoundingClientRect().height,
+    ground: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(text).fill,
+  };
 """
 
 
 @pytest.mark.mpi_skip
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_browser_shows_all_of_it(made: Made, tmp_path: Path) -> None:
-    with closing(Browser()) as browser:
-        grounds = set()
-        for width in (1280, 400):
-            for dark in (False, True):
-                browser.open(made.path, width=width, dark=dark)
-                told = browser.evaluate(_LOOK)
-                assert told["boxes"] > 500
-                assert told["faults"][:9] == [], (width, dark)
-                grounds.add(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
-        assert len(grounds) == 2
-        told = browser.evaluate(
-            "(() => { const bar = [...document.querySelectorAll('[data-tip]')].find(e => "
-            "e.dataset.tip.startsWith('mpi, 2 ranks:') && e.getBoundingClientRect().width); "
-            "bar.scrollIntoView({block: 'center'}); const box = bar.getBoundingClientRect(); "
-            "bar.dispatchEvent(new PointerEvent('pointermove', {bubbles: true, clientX: box.x + 1, "
-            "clientY: box.y + 1})); return [tip.hidden, tip.textContent]; })()"
-        )
-        assert told == [False, f"mpi, 2 ranks: {made.table('')['mpi, 2 ranks'][0].replace(' s ', ' s (')})"]
-        browser.evaluate("document.querySelector('button.key').click()")
-        assert browser.evaluate("document.querySelectorAll('.off').length") == 2 * 2 * 2 * 2
-        assert browser.complaints == []
-        assert {request for request in browser.requests if not request.startswith("data:")} == {
-            made.path.resolve().as_uri()
-        }
+    scheme = "color-scheme: light dark;"
+    assert scheme in made.text
+    pages = [
+        (made.text.replace(scheme, f"color-scheme: {only};"), width)
+        for width in (1280, 400)
+        for only in ("light", "dark")
+    ]
+    looks = run_in_pages(tmp_path, pages, _LOOK)
+    for look, (_, width) in zip(looks, pages, strict=True):
+        assert look["boxes"] > 500
+        assert look["faults"][:9] == [], width
+        # Two charts abreast on a wide screen; letters of at least 10 pixels on both.
+        assert look["columns"] == (2 if width == 1280 else 1)
+        assert look["letters"] > 10
+    assert len({look["ground"] for look in looks}) == len({look["ink"] for look in looks}) == 2

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from mpi_train import report
-from mpi_train.report import markdown, terminal, wording
+from mpi_train.report import command, pages, tables, text
 from mpi_train.report.collect import Attempt, collect, write_attempts
 from mpi_train.report.summary import groups, summarise
-from mpi_train.runtime.errors import EXIT_DATA, EXIT_USAGE, UsageError
+from mpi_train.runtime.errors import EXIT_USAGE, DataError, UsageError
 
 MakeRun = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def three_repeats(make_run: MakeRun) -> dict[str, list[Any]]:
 
 def table_of(text: str) -> dict[str, list[str]]:
     """The first table, by the name of its rows."""
-    lines = [line for line in text.partition("## What this says")[0].splitlines() if line.startswith("| ")]
+    lines = [line for line in text.partition("## Results in words")[0].splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: row for row in rows}
 
@@ -69,9 +69,12 @@ def test_figures_of_the_table_are_those_of_run_json(
 
 
 def text_of(folder: Path) -> str:
-    """``report.md`` of the runs below a folder, without its pictures."""
-    summaries = [summarise(group) for group in groups(collect([folder]))]
-    return markdown.render(summaries, [[] for _ in summaries])
+    """Return ``report.md`` of the runs below a folder, without its charts."""
+    return pages.fill("report.md.j2", sections=sections_of(folder))
+
+
+def sections_of(folder: Path) -> list[dict[str, Any]]:
+    return text.contents([summarise(group) for group in groups(collect([folder]))])
 
 
 def test_says_what_the_figures_mean(tmp_path: Path, three_repeats: dict[str, list[Any]]) -> None:
@@ -97,10 +100,11 @@ def test_says_what_the_figures_mean(tmp_path: Path, three_repeats: dict[str, lis
 
 def test_calls_the_stand_in_synthetic(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline", dataset="synthetic")
-    (summary,) = report.write([tmp_path], tmp_path)
-    assert (tmp_path / "report.md").read_text().startswith("# Training on synthetic data: cnn")
-    assert wording.caution(summary) in (tmp_path / "report.html").read_text()
-    assert "synthetic" in wording.caution(summary)
+    assert text_of(tmp_path).startswith("# Training on synthetic data: cnn")
+    caution = text.caution(summarise(collect([tmp_path])))
+    assert "synthetic" in caution
+    for template in ("report.md.j2", "report.html.j2"):
+        assert caution in pages.fill(template, sections=sections_of(tmp_path))
 
 
 def test_a_difference_within_the_spread_is_no_difference(tmp_path: Path, make_run: MakeRun) -> None:
@@ -108,7 +112,7 @@ def test_a_difference_within_the_spread_is_no_difference(tmp_path: Path, make_ru
         make_run(f"baseline/{seed}", seed=seed, epoch_s=(base_s,), scores=(0.90 + 0.01 * seed,))
         make_run(f"mpi/{seed}", seed=seed, epoch_s=(own_s,), scores=(0.905 + 0.01 * seed,), **TWO_RANKS)
     summary = summarise(collect([tmp_path]))
-    sentence = wording.reading(summary.rows[1], summary)
+    sentence = text.reading(summary.rows[1], summary)
     assert "neither faster nor slower than plain Keras beyond the spread" in sentence
     assert "within the 1.0 points between the baseline's seeds" in sentence
 
@@ -167,29 +171,14 @@ def test_unequal_machines_are_told(tmp_path: Path, make_run: MakeRun) -> None:
     assert "not made under equal conditions. Keras: 3.15.1 / 3.10.0." in text_of(tmp_path)
 
 
-def test_charts_are_pictures(tmp_path: Path, make_run: MakeRun) -> None:
-    for seed in range(3):
-        make_run(f"baseline/{seed}", seed=seed)
-        make_run(f"mpi/{seed}", seed=seed, **TWO_RANKS)
-    report.write([tmp_path], tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    for name in ("training_time.png", "learning_curves.png", "memory.png"):
-        data = (tmp_path / name).read_bytes()
-        assert data.startswith(b"\x89PNG\r\n\x1a\n")
-        assert f"]({name})" in text
-        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-        assert width == 1350
-        assert height > 200
-
-
 def test_the_table_fits_80_columns(
     tmp_path: Path, three_repeats: dict[str, list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Console(width=80).print(terminal.table(summarise(collect([tmp_path]))))
+    Console(width=80).print(tables.comparison(summarise(collect([tmp_path])), "A title").terminal())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    # A title, a line of names, two lines a row: nothing was wrapped.
-    assert len(lines) == 2 + 2 * 3
+    # A title, two lines of names, two lines a row: nothing was wrapped.
+    assert len(lines) == 1 + 2 + 2 * 3
 
 
 def test_refuses_a_folder_that_cannot_be_written(tmp_path: Path, make_run: MakeRun) -> None:
@@ -199,31 +188,50 @@ def test_refuses_a_folder_that_cannot_be_written(tmp_path: Path, make_run: MakeR
         report.write([tmp_path], tmp_path / "file" / "out")
 
 
-@pytest.mark.mpi_skip
-def test_the_script_writes_the_report_again(tmp_path: Path, make_run: MakeRun) -> None:
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small chart in place of all, as drawing takes long."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(pages, "charts", lambda _: {"small": Figure()})
+
+
+def test_the_command_writes_the_report_again(
+    tmp_path: Path, make_run: MakeRun, no_charts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run("runs/baseline")
     make_run("runs/mpi", **TWO_RANKS)
-    done = run_script(str(tmp_path / "runs"), "--out", str(tmp_path / "again"))
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^baseline +20\.00 s +1\.00x", done.stdout, re.MULTILINE)
+    command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "again")])
+    assert re.search(r"^baseline +20\.00 s +1\.00x", capsys.readouterr().out, re.MULTILINE)
     assert (tmp_path / "again/report.md").is_file()
+    assert (tmp_path / "again/report.html").is_file()
 
 
-@pytest.mark.mpi_skip
-def test_the_script_explains_what_it_cannot_do(tmp_path: Path, make_run: MakeRun) -> None:
-    missing = run_script(str(tmp_path / "nowhere"))
-    assert (missing.returncode, missing.stdout) == (EXIT_USAGE, "")
-    assert "expected a folder with runs" in missing.stderr
+def test_the_command_refuses_a_broken_record(tmp_path: Path, make_run: MakeRun) -> None:
     make_run("baseline")
     (tmp_path / "baseline/run.json").write_text("{")
-    broken = run_script(str(tmp_path))
-    assert broken.returncode == EXIT_DATA
-    assert "expected a run record" in broken.stderr
-    assert "Traceback" not in broken.stderr
+    with pytest.raises(DataError, match="expected a run record"):
+        command.main([str(tmp_path)])
     assert not (tmp_path / "report.md").exists()
 
 
-def test_runs_that_do_other_work_are_compared_apart(tmp_path: Path, make_run: MakeRun) -> None:
+def test_the_command_refuses_folders_beside_index_and_compare(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="take no folders and no --out"):
+        command.main(["--index", str(tmp_path), str(tmp_path)])
+
+
+@pytest.mark.mpi_skip
+def test_the_script_explains_what_it_cannot_do(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "jobs/report.py"), str(tmp_path / "nowhere")]
+    missing = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert (missing.returncode, missing.stdout) == (EXIT_USAGE, "")
+    assert "expected a folder with runs" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_runs_that_do_other_work_are_compared_apart(
+    tmp_path: Path, make_run: MakeRun, no_charts: None
+) -> None:
     make_run("baseline")
     make_run("mpi", **TWO_RANKS)
     make_run("other", **{**TWO_RANKS, "global_batch_size": 32, "dtype": "bfloat16"})
@@ -231,12 +239,21 @@ def test_runs_that_do_other_work_are_compared_apart(tmp_path: Path, make_run: Ma
     text = (tmp_path / "report.md").read_text()
     assert "they are compared in 2 groups:\n\n- global batch 64, float32\n- global batch 32, bfloat16" in text
     assert "# Training on Fashion-MNIST: cnn under one strategy: global batch 32, bfloat16" in text
-    assert "](1_training_time.png)" in text
+    assert "](1_small.png)" in text
     page = (tmp_path / "report.html").read_text()
     assert page.count("<section id=") == 2
     assert '<a href="#work-1">global batch 32, bfloat16</a>' in page
 
 
-def run_script(*flags: str) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(ROOT / "jobs/report.py"), *flags]
-    return subprocess.run(script, capture_output=True, text=True, timeout=60)
+def test_a_table_is_the_same_in_markdown_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = tables.Table(
+        title="Steps", columns=("Part", "On", "Time"), num_names=2, note="Of one rank.",
+        rows=[["a|b", "cpu", "1.5 s\n1.0 to 2.0"], ["[bold]", "", "-"]],
+    )  # fmt: skip
+    assert table.markdown() == (
+        "## Steps\n\n| Part | On | Time |\n|:---|:---|---:|\n"
+        "| a\\|b | cpu | 1.5 s (1.0 to 2.0) |\n| [bold] |  | - |\n\nOf one rank."
+    )
+    Console(width=80).print(table.terminal())
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["Steps"], ["Part", "Time"], ["a|b", "1.5", "s"], ["cpu", "1.0-2.0"], ["[bold]", "-"]]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_rgb
 
-from mpi_train.report import notes
+from mpi_train.report import charts, text
 from mpi_train.report.collect import Attempt, Collection, collect, write_attempts
-from mpi_train.report.summary import Reached, Row, Spread, Summary, differences, groups, summarise
+from mpi_train.report.summary import Row, Spread, Summary, differences, groups, summarise, workers_of
+from mpi_train.strategies import registry
 
 MakeRun = Callable[..., Any]
 TWO_RANKS = {"strategy": "mpi", "world_size": 2, "sync": {"average": "weights", "every": 1}}
@@ -171,7 +175,7 @@ def test_a_seed_that_only_others_have_is_told(make_run: MakeRun, summary_of: Cal
     assert row_of(summary, "baseline").missing_seeds == [2]
     # The ratio is taken where both sides have the seed.
     assert row_of(summary, "mpi").speedup == Spread(1.0, 1.0, 1.0, 1)
-    assert "Beware: baseline on 1 process has no run of seed 2" in "".join(notes.notes(summary))
+    assert "Beware: baseline on 1 process has no run of seed 2" in "".join(text.notes(summary))
 
 
 def test_time_to_an_accuracy_counts_whole_epochs(
@@ -179,11 +183,10 @@ def test_time_to_an_accuracy_counts_whole_epochs(
 ) -> None:
     make_run("baseline/1", seed=1, epoch_s=(8.0, 6.0, 5.0), scores=(0.84, 0.88, 0.87))
     make_run("baseline/2", seed=2, epoch_s=(7.0, 6.0, 5.0), scores=(0.86, 0.87, 0.89))
-    assert row_of(summary_of(), "baseline").reached == {
-        0.85: Reached(Spread(10.5, 7.0, 14.0, 2), 2),
-        0.88: Reached(Spread(16.0, 14.0, 18.0, 2), 2),
-        0.90: Reached(None, 0),
-    }
+    row = row_of(summary_of(), "baseline")
+    assert row.reached_s(0.85) == Spread(10.5, 7.0, 14.0, 2)
+    assert row.reached_s(0.88) == Spread(16.0, 14.0, 18.0, 2)
+    assert row.reached_s(0.90) is None
 
 
 def test_a_failed_run_is_missing_without_a_complaint(tmp_path: Path, make_run: MakeRun) -> None:
@@ -210,3 +213,63 @@ def test_a_failed_run_is_missing_without_a_complaint(tmp_path: Path, make_run: M
         ("custom", 0, 1),
     ]
     assert row_of(summary, "mpi").speedup == Spread(1.0, 1.0, 1.0, 1)
+
+
+def test_the_registry_or_else_the_record_says_what_a_worker_is(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def workers(strategy: str, **fields: Any) -> tuple[int, str]:
+        return workers_of(make_run(strategy, strategy=strategy, **fields))
+
+    assert workers("baseline", sync={"devices": 1}) == workers("tuned") == (1, "process")
+    assert workers("multiworker", world_size=3) == (3, "rank")
+    assert workers("custom", sync={"devices": 2}) == (2, "device")
+    assert workers("tpu", sync={"devices": 1, "device": "CPU"}) == (1, "process")
+    assert workers("tpu", sync={"devices": 8, "device": "TPU"}) == (8, "device")
+    # Strategies that are not in the registry, such as those of another version.
+    assert workers("ring", world_size=3) == (3, "rank")
+    assert workers("sharded", world_size=2, sync={"devices": 4}) == (8, "device")
+    mine = dataclasses.replace(registry.STRATEGIES["baseline"], name="ring")
+    monkeypatch.setitem(registry.STRATEGIES, "ring", mine)
+    assert workers("ring", world_size=3) == (1, "process")
+
+
+def test_a_strategy_of_a_test_and_an_unknown_one_are_rows_with_figures(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = dataclasses.replace(registry.STRATEGIES["mpi"], name="mine")
+    monkeypatch.setitem(registry.STRATEGIES, "mine", mine)
+    make_run("baseline")
+    make_run("mpi", **ONE_RANK)
+    for strategy in ("mine", "unknown"):
+        make_run(strategy, strategy=strategy, world_size=2, epoch_s=(4.0, 3.0, 3.0))
+    (section,) = text.contents([summarise(collect([tmp_path]))])
+    assert [row[:5] for row in section["comparison"].rows[1:]] == [
+        [name, "2 ranks", "10.00 s", "2.00x", "100%"] for name in ("mine", "unknown")
+    ]
+
+
+def test_seventeen_rows_have_seventeen_colours(make_run: MakeRun, summary_of: Callable[[], Summary]) -> None:
+    for strategy in (*registry.STRATEGIES, "a", "b"):
+        make_run(strategy, strategy=strategy)
+    for world_size in (2, 4, 8):
+        make_run(f"mpi{world_size}", **{**TWO_RANKS, "world_size": world_size})
+    make_run("of one rank", strategy="ddp", world_size=3)
+    rows = summary_of().measured
+    assert len(rows) == 17
+    numbers = charts.numbers_of(rows)
+    assert {row.strategy: numbers[row] for row in reversed(rows)}["mpi"] == 2  # in every report
+    drawn = [to_rgb(charts.colour(number)) for number in numbers.values()]
+    assert len(set(drawn)) == 17
+    assert min(math.dist(one, other) for one, other in itertools.combinations(drawn, 2)) > 0.1
+    lines = [(charts._line(number)["color"], charts._line(number)["marker"]) for number in range(300)]
+    assert len(set(lines)) == 300
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_colours_are_legible_on_white_and_on_the_dark_page(number: int) -> None:
+    rgb = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+           for value in to_rgb(charts.colour(number))]  # fmt: skip
+    luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))
+    assert 1.05 / (luminance + 0.05) > 2.5
+    assert (luminance + 0.05) / (0.009 + 0.05) > 2.5
