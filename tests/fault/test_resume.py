@@ -190,7 +190,7 @@ def assert_put_aside(out: Path, earlier: str, latest: str) -> None:
     """The record of the earlier run is kept, and is not taken for a repeat of the latest."""
     assert earlier < latest
     kept = {path.name for path in (out / "earlier" / earlier).iterdir()}
-    assert kept == {"run.json", "events.jsonl", "epochs.csv", "mistakes.json"}
+    assert kept == {"run.json", "events.jsonl", "epochs.csv"}
     assert [run.record.run_id for run in collect([out]).runs] == [latest]
     assert [run.record.run_id for run in collect([out / "earlier"]).runs] == [earlier]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import os
@@ -89,9 +88,6 @@ def test_each_job_trains_and_leaves_a_record(
     assert sum(map(sum, record.confusion)) == 131
     hits = sum(record.confusion[label][label] for label in range(10))
     assert hits / 131 == pytest.approx(record.test_accuracy)
-    mistakes = json.loads((tmp_path / "mistakes.json").read_text())["worst"]
-    assert len(mistakes) == min(24, 131 - hits)
-    assert {len(base64.b64decode(mistake["pixels"])) for mistake in mistakes} == {28 * 28}
     if "--trace" in flags:
         _assert_traced(tmp_path / "trace.json", ranks)
 

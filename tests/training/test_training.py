@@ -1,7 +1,5 @@
 """The model in a flat buffer, the optimizers on it, what else ranks have in common."""
 
-import base64
-
 import keras
 import numpy as np
 import pytest
@@ -261,14 +259,6 @@ def test_evaluation_is_that_of_one_process_on_the_whole_test_set(world: World, t
     confusion = np.zeros((10, 10), int)
     np.add.at(confusion, (everything.labels, winners), 1)
     assert scores.confusion(world, 10) == confusion.tolist()
-    wrong = np.flatnonzero(winners != everything.labels)
-    worst = scores.worst(world, 5)
-    losses = np.sort(np.asarray(expected)[wrong])[::-1]
-    assert [mistake["loss"] for mistake in worst] == pytest.approx(losses[:5].tolist(), rel=1e-5)
-    images = {image.tobytes(): number for number, image in enumerate(everything.images)}
-    for mistake in worst:
-        number = images[base64.b64decode(mistake["pixels"])]
-        assert (mistake["label"], mistake["predicted"]) == (everything.labels[number], winners[number])
 
 
 @pytest.mark.parametrize("offset", [0, 1, 16])
