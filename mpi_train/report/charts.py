@@ -65,7 +65,7 @@ def charts(summary: Summary) -> dict[str, Figure]:
         "time_split": _time_split(summary),
         "memory": _bars(
             "Peak memory of the rank with the most", "memory [MiB]",
-            {row: row.peak_rss_mib for row in summary.measured},
+            {row: row.spread(lambda run: run.peak_rss_mib) for row in summary.measured},
             lambda _, spread: tables.mebibytes(spread.median), numbers,
         ),
     }  # fmt: skip

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpi_train import report
-from mpi_train.report import compare, index, tables, text
+from mpi_train.report import compare, index, pages, tables, text
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import Parser
 
@@ -55,6 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"index: {index.write(flags.index)}")
         return
     out = flags.out or folders[0]
-    for summary in report.write(folders, out):
+    for summary in pages.write(folders, out):
         console.print(tables.comparison(summary, text.title(summary)).terminal())
-    print(f"report: {out / report.PAGE}, and {out / report.TEXT}")
+    print(f"report: {out / pages.PAGE}, and {out / pages.TEXT}")

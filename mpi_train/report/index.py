@@ -9,14 +9,14 @@ from urllib.parse import quote
 
 from mpi_train.report import tables
 from mpi_train.report.collect import files_below
-from mpi_train.report.pages import fill
+from mpi_train.report.pages import PAGE, fill
 from mpi_train.report.summary import sized, workers_of
 from mpi_train.runs.folder import ARCHIVE
 from mpi_train.runs.record import read_run
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import DataError, UsageError
 
-INDEX, _REPORT = "index.html", "report.html"
+INDEX = "index.html"
 COLUMNS = (
     "When", "Run", "Strategy", "On", "Model", "Data", "Batch", "Epochs", "Seed", "Precision", "Time [s]",
     "Images/s", "Accuracy",
@@ -88,8 +88,8 @@ def _entry(path: Path, folder: Path) -> dict[str, Any]:
 def _report(path: Path, folder: Path) -> str:
     """Return the link to the report in the nearest folder above a record; empty for none."""
     for place in path.parents:
-        if (place / _REPORT).is_file():
-            return quote(str((place / _REPORT).relative_to(folder)))
+        if (place / PAGE).is_file():
+            return quote(str((place / PAGE).relative_to(folder)))
         # The report above a folder of previous runs leaves those out.
         if place == folder or place.name == ARCHIVE:
             break

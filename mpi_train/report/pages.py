@@ -11,33 +11,47 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from mpi_train.report import PAGE, TEXT, text
+from mpi_train.report import text
 from mpi_train.report.charts import INK, STYLE, charts
-from mpi_train.report.summary import Summary
+from mpi_train.report.collect import collect
+from mpi_train.report.summary import Summary, groups, summarise
 from mpi_train.runtime import files
+from mpi_train.runtime.errors import unwritable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAGE, TEXT = "report.html", "report.md"
 
-def write(summaries: Sequence[Summary], out: Path) -> None:
-    """Write both reports, with a section for each comparison. Every chart is drawn once.
+
+def write(folders: Sequence[Path], out: Path) -> list[Summary]:
+    """Write ``report.html``, ``report.md`` and its charts into ``out``, from the runs below ``folders``.
+
+    Returns:
+        The comparisons, one for each group of runs that do the same work.
 
     Raises:
-        OSError: a file cannot be written.
+        DataError: no run, or a record that cannot be read.
+        UsageError: ``out`` cannot be written.
     """
     # Imported late: matplotlib takes half a second, and the index needs none of it.
     import matplotlib as mpl
 
+    summaries = [summarise(group) for group in groups(collect(folders))]
     sections = text.contents(summaries)
-    for number, (section, summary) in enumerate(zip(sections, summaries, strict=True)):
-        with mpl.rc_context(STYLE):
-            for name, figure in charts(summary).items():
-                file = f"{number}_{name}.png" if number else f"{name}.png"
-                save_png(figure, out / file)
-                section["charts"].append((figure.get_suptitle(), file, _svg(figure)))
-    files.write_text(out / TEXT, fill("report.md.j2", sections=sections))
-    files.write_text(out / PAGE, fill("report.html.j2", sections=sections))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, (section, summary) in enumerate(zip(sections, summaries, strict=True)):
+            with mpl.rc_context(STYLE):
+                for name, figure in charts(summary).items():
+                    file = f"{number}_{name}.png" if number else f"{name}.png"
+                    save_png(figure, out / file)
+                    section["charts"].append((figure.get_suptitle(), file, _svg(figure)))
+        files.write_text(out / TEXT, fill("report.md.j2", sections=sections))
+        files.write_text(out / PAGE, fill("report.html.j2", sections=sections))
+    except OSError as error:
+        raise unwritable(out, error) from error
+    return summaries
 
 
 def save_png(figure: Figure, path: Path) -> None:

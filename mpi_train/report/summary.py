@@ -69,8 +69,8 @@ class Row:
     variant: str
     workers: int
     unit: str
-    runs: Sequence[Run]
-    unfinished: Sequence[Attempt]
+    runs: list[Run]
+    unfinished: list[Attempt]
     baseline: _Repeats
     reference: _Repeats
     missing_seeds: Sequence[int]
@@ -117,10 +117,6 @@ class Row:
     def test_accuracy(self) -> Spread | None:
         """Test accuracy after the last epoch, from 0 to 1."""
         return self.spread(lambda run: run.test_accuracy)
-
-    @cached_property
-    def peak_rss_mib(self) -> Spread | None:
-        return self.spread(lambda run: run.peak_rss_mib)
 
     @cached_property
     def speedup(self) -> Spread | None:

@@ -67,13 +67,9 @@ class Table:
             shown.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
         for (name, *remark), *others in rows:
             below = ", ".join(filter(None, (*(cell[0] for cell in others[: self.num_names - 1]), *remark)))
-            cells = ([name, *([below] if below else [])], *others[self.num_names - 1 :])
-            shown.add_row(
-                *(
-                    Text("\n").join((Text(cell[0]), *(Text(line, "dim") for line in cell[1:])))
-                    for cell in cells
-                )
-            )
+            cells = ((name, below), *others[self.num_names - 1 :])
+            shown.add_row(*(Text(first) + Text("\n".join(("", *more)) if any(more) else "", "dim")
+                            for first, *more in cells))  # fmt: skip
         return shown
 
 
@@ -166,9 +162,9 @@ def details(summary: Summary) -> list[Table]:
                 "Evaluation": lambda row: _brief(row.spread(_eval_s), _time),
                 "Checkpoints": lambda row: _brief(row.spread(lambda run: run.checkpoint_s), _time),
                 "Sent a batch": lambda row: _brief(row.spread(lambda run: run.bytes_per_step), size),
-                "Memory": lambda row: _brief(row.peak_rss_mib, mebibytes),
+                "Memory": lambda row: _brief(row.spread(lambda run: run.peak_rss_mib), mebibytes),
             },
-            "Start-up: time from the start of the process until it is ready for the first step. Sent a batch: "
+            "Start-up: time from the start of the process until the first step can begin. Sent a batch: "
             "bytes of the rank that sent most. Memory: peak of the rank with the most.",
         ),
     )
@@ -187,12 +183,10 @@ def _by_row(title: str, rows: Sequence[Row], figures: Mapping[str, Callable[[Row
 
 def _reached(row: Row, target: float) -> str:
     spread, num_runs = row.reached_s(target), len(row.runs)
-    part = (
-        ""
-        if spread is None or spread.num_repeats == num_runs
-        else f", {spread.num_repeats} of {num_runs} runs"
+    some = spread is not None and spread.num_repeats < num_runs
+    return cell(
+        spread, seconds, unit=f" s, {spread.num_repeats} of {num_runs} runs" if spread and some else " s"
     )
-    return cell(spread, seconds, unit=f" s{part}")
 
 
 def _eval_s(record: RunRecord) -> float:
@@ -200,30 +194,23 @@ def _eval_s(record: RunRecord) -> float:
 
 
 def _where_the_time_went(summary: Summary) -> Table:
-    hides = any(spent.hidden_s for row in summary.measured for spent in row.rank_times)
     return Table(
         title="Where the training time went",
         columns=(
-            *("Strategy", "Rank", "Compute", "Moving bytes", "Waiting", "Host", "Together", "Sent"),
-            *(("Hidden",) if hides else ()),
+            "Strategy", "Rank", "Compute", "Moving bytes", "Waiting", "Host", "Together", "Hidden", "Sent"
         ),
         num_names=2,
         rows=[
-            [
-                f"{row.name}, {row.size}",
-                rank,
-                *(_time(part_s) for part_s in (*spent.parts_s, sum(spent.parts_s))),
-                size(spent.sent_bytes),
-                *([_time(spent.hidden_s)] if hides else []),
-            ]
+            [f"{row.name}, {row.size}", rank,
+             *map(_time, (*spent.parts_s, sum(spent.parts_s), spent.hidden_s)), size(spent.sent_bytes)]
             for row in summary.measured
             for rank, spent in shown_ranks(row)
         ],
         note="First repeat, all epochs together. Waiting: time until other ranks joined an exchange. Host: "
-        "time between two compiled chunks of steps. "
-        + ("Hidden: time in which bytes moved while the rank computed. " if hides else "")
-        + "Strategies that are not listed exchange inside TensorFlow or PyTorch, which do not report it.",
-    )
+        "time between two compiled chunks of steps. Hidden: time in which bytes moved while "
+        "the rank computed. "
+        "Strategies that are not listed exchange inside TensorFlow or PyTorch, which do not report it.",
+    )  # fmt: skip
 
 
 def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:

@@ -42,14 +42,7 @@ def contents(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
             "epochs": tables.epochs(summary),
             "readings": [reading(row, summary) for row in summary.rows],
             "notes": notes(summary),
-            "commands": [
-                (
-                    f"{row.name} on {row.size}",
-                    [run.command for run in row.runs] + [attempt.command for attempt in row.unfinished],
-                )
-                for row in summary.everyone
-            ],
-            "measured": summary.measured,
+            "rows": summary.everyone,
             "charts": [],
         }
         for summary, fields in zip(summaries, differences(summaries), strict=True)
@@ -138,8 +131,8 @@ def notes(summary: Summary) -> list[str]:
         (
             "One repeat: the spread is unknown, so small differences mean nothing."
             if num_repeats == 1
-            else f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with another "
-            f"seed. Ratios are taken within a repeat."
+            else f"Figures are the median (smallest to largest) over {num_repeats} repeats, each with "
+            f"another seed. Ratios are taken within a repeat."
         ),
         (
             "Speed-up is not given: there is no finished run of the baseline."

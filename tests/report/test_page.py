@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpi_train import report
-from mpi_train.report import tables
+from mpi_train.report import pages, tables
 from mpi_train.runs.record import RunRecord
 from mpi_train.training.totals import RankTimes
 from tests.report.browser import needs_browser, run_in_pages
@@ -83,8 +82,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 **fields,
             )
             records.setdefault(name, []).append(record)
-    report.write([below], below)
-    return Made(below / report.PAGE, records)
+    pages.write([below], below)
+    return Made(below / pages.PAGE, records)
 
 
 ROWS = {
@@ -150,6 +149,7 @@ def test_every_figure_of_the_other_tables_is_that_of_run_json(made: Made) -> Non
                 f"{sum(t.waiting_s for t in times):.2f} s",
                 f"{sum(t.host_s for t in times):.2f} s",
                 f"{sum(sum(t.parts_s) for t in times):.2f} s",
+                "0.00 s",
                 "2.53 GB",
             ]
     assert other["mpi, 2 ranks"][3] == "900 kB"
@@ -195,7 +195,7 @@ def test_the_confusion_is_that_of_the_run(made: Made) -> None:
 
 
 def test_every_chart_is_in_the_page_and_beside_the_text(made: Made) -> None:
-    text = (made.path.parent / report.TEXT).read_text(encoding="utf-8")
+    text = (made.path.parent / pages.TEXT).read_text(encoding="utf-8")
     charts = re.findall(r"!\[([^]]*)\]\((\w+\.png)\)", text)
     assert [file for _, file in charts] == [
         f"{name}.png"
@@ -214,7 +214,7 @@ def test_every_chart_is_in_the_page_and_beside_the_text(made: Made) -> None:
 
 
 def test_the_text_has_the_same_tables(made: Made) -> None:
-    text = (made.path.parent / report.TEXT).read_text(encoding="utf-8")
+    text = (made.path.parent / pages.TEXT).read_text(encoding="utf-8")
     lines = {}
     for line in text.splitlines():
         if line.startswith("| "):
@@ -290,13 +290,13 @@ _LOOK = """
 def test_a_browser_shows_all_of_it(made: Made, tmp_path: Path) -> None:
     scheme = "color-scheme: light dark;"
     assert scheme in made.text
-    pages = [
+    shown = [
         (made.text.replace(scheme, f"color-scheme: {only};"), width)
         for width in (1280, 400)
         for only in ("light", "dark")
     ]
-    looks = run_in_pages(tmp_path, pages, _LOOK)
-    for look, (_, width) in zip(looks, pages, strict=True):
+    looks = run_in_pages(tmp_path, shown, _LOOK)
+    for look, (_, width) in zip(looks, shown, strict=True):
         assert look["boxes"] > 500
         assert look["faults"][:9] == [], width
         # Two charts abreast on a wide screen; letters of at least 10 pixels on both.

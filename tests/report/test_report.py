@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mpi_train import report
 from mpi_train.report import command, pages, tables, text
 from mpi_train.report.collect import Attempt, collect, write_attempts
 from mpi_train.report.summary import groups, summarise
@@ -185,7 +184,7 @@ def test_refuses_a_folder_that_cannot_be_written(tmp_path: Path, make_run: MakeR
     make_run("baseline")
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="expected a folder that can be written"):
-        report.write([tmp_path], tmp_path / "file" / "out")
+        pages.write([tmp_path], tmp_path / "file" / "out")
 
 
 @pytest.fixture
@@ -235,7 +234,7 @@ def test_runs_that_do_other_work_are_compared_apart(
     make_run("baseline")
     make_run("mpi", **TWO_RANKS)
     make_run("other", **{**TWO_RANKS, "global_batch_size": 32, "dtype": "bfloat16"})
-    report.write([tmp_path], tmp_path)
+    pages.write([tmp_path], tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "they are compared in 2 groups:\n\n- global batch 64, float32\n- global batch 32, bfloat16" in text
     assert "# Training on Fashion-MNIST: cnn under one strategy: global batch 32, bfloat16" in text

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpi_train import report
 from mpi_train.benchmarks.network import report as network
 from mpi_train.benchmarks.network.cluster import LocalCluster
 from mpi_train.benchmarks.network.config import PLAIN, NetworkConfig, plan
@@ -16,6 +15,7 @@ from mpi_train.benchmarks.series import Series
 from mpi_train.benchmarks.strategies.bench import Job, num_cores
 from mpi_train.benchmarks.strategies.runner import start_console
 from mpi_train.data.shards import ShardSet
+from mpi_train.report import pages
 from mpi_train.report.collect import BENCH_FILE, Attempt, read_attempts, write_attempts
 from mpi_train.runs.record import read_run
 from mpi_train.runtime import world as worlds
@@ -82,7 +82,7 @@ class NetworkBench(Series):
     def report(self) -> None:
         for rate in self._config.rate_list:
             if any(attempt.exit_code == 0 and rate_of(attempt) == rate for attempt in self.attempts):
-                report.write([self.out / rate], self.out / rate)
+                pages.write([self.out / rate], self.out / rate)
         comparison = network.compare(self.out, self.attempts, target=self._config.target, plain=PLAIN)
         for table in network.terminal(comparison):
             self.console.print()

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpi_train import report
 from mpi_train.benchmarks.series import Series
 from mpi_train.benchmarks.strategies.bench import BenchConfig, available, num_cores, plan
 from mpi_train.data.shards import ShardSet
-from mpi_train.report import tables, text
+from mpi_train.report import pages, tables, text
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.flags import parse
 
@@ -61,14 +60,14 @@ def start_console(*, quiet: bool) -> Console:
 class Bench(Series):
     """A bench of strategies in progress."""
 
-    reports = (report.PAGE, report.TEXT)
+    reports = (pages.PAGE, pages.TEXT)
 
     def report(self) -> None:
         # All runs of a bench do the same work, unless one was rolled back and has another learning rate.
-        for summary in report.write([self.out], self.out):
+        for summary in pages.write([self.out], self.out):
             self.console.print()
             self.console.print(tables.comparison(summary, text.title(summary)).terminal(), soft_wrap=False)
             for line in (text.caution(summary), *(text.reading(row, summary) for row in summary.rows)):
                 if line:
                     self.console.print(line)
-        self.console.print(f"report: {self.out / report.PAGE}, and {self.out / report.TEXT}")
+        self.console.print(f"report: {self.out / pages.PAGE}, and {self.out / pages.TEXT}")
