@@ -1,1 +1,1 @@
-"""From raw files to the examples of one rank: sources, partition, shards."""
+"""Data: from raw files to the examples of one rank."""

@@ -1,32 +1,25 @@
-"""Fetching raw files over the network: known SHA-256, several mirrors, retries, quick to give up.
-
-For the login node or a laptop. Training jobs never download.
-"""
+"""Downloads of raw files, for the login node or a laptop: known SHA-256, several mirrors, short timeouts."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_train.data.progress_bar import progress
 from mpi_train.runtime.errors import DataError, UsageError
 
-ROUNDS = 3
-"""How often each mirror is tried for a file, unless it cannot be reached at all."""
+RETRIES = 2
+"""Number of further tries of a file that a mirror delivered incomplete or altered."""
 
-PAUSE_S = 1.0
-"""Between two rounds."""
-
-_CONNECT_TIMEOUT_S = 3.0
-_READ_TIMEOUT_S = 20.0
+TIMEOUTS_S = (3.0, 20.0)
+"""Timeouts of connecting, and of waiting for the next bytes."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that can be fetched: its name below each mirror, its size in bytes, its SHA-256 in hex."""
+    """File to download: name below each mirror, size in bytes, SHA-256 in hex."""
 
     name: str
     num_bytes: int
@@ -34,90 +27,64 @@ class RemoteFile:
 
 
 def fetch(files: Sequence[RemoteFile], mirrors: Sequence[str], folder: Path) -> None:
-    """Downloads ``files`` into ``folder``; those already there are left alone.
-
-    A file appears under its name only when it is whole and its hash is right.
+    """Download the files that ``folder`` lacks. A file gets its name once its hash was checked.
 
     Args:
-        files: What to fetch.
-        mirrors: Base URLs, the best first, each ending in ``/``.
-        folder: Made when it is missing.
+        files: Files that ``folder`` must hold.
+        mirrors: Base URLs, the preferred one first, each ending in ``/``.
+        folder: Cache folder; created if it is missing.
 
     Raises:
-        DataError: no mirror gave one of the files. Within seconds when there is no network.
-        UsageError: ``folder`` cannot be written.
+        DataError: No mirror delivered all files. Without a network this takes a few seconds.
+        UsageError: ``folder`` is not writable.
     """
-    wanted = [file for file in files if not (folder / file.name).exists()]
+    wanted = {file.name: file for file in files if not (folder / file.name).exists()}
     if not wanted:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with progress(f"downloading {len(wanted)} files", sum(f.num_bytes for f in wanted)) as advance:
-            for file in wanted:
-                _fetch_one(file, mirrors, folder, advance)
+        _fetch(wanted, mirrors, folder)
     except OSError as error:
         raise UsageError(
             f"expected a cache folder that can be written. Got: {folder} ({error.strerror})",
-            remedy="export MPI_TRAIN_CACHE=DIR, with a folder of yours",
+            remedy="export MPI_TRAIN_CACHE=DIR, with a writable folder",
         ) from error
 
 
-def _fetch_one(
-    file: RemoteFile, mirrors: Sequence[str], folder: Path, advance: Callable[[int], None]
-) -> None:
+def _fetch(wanted: dict[str, RemoteFile], mirrors: Sequence[str], folder: Path) -> None:
     import pooch
     import requests
+    from rich.console import Console
+    from rich.progress import Progress
 
     pooch.get_logger().setLevel(logging.WARNING)
-    reachable = list(mirrors)
-    failures: dict[str, str] = {}
-    for attempt in range(ROUNDS):
-        if attempt and reachable:
-            time.sleep(PAUSE_S)
-        for mirror in list(reachable):
-            counter = _Counter(file, advance)
-            downloader = pooch.HTTPDownloader(
-                progressbar=counter, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S)
-            )
+    registry = {file.name: f"sha256:{file.sha256}" for file in wanted.values()}
+    failures = []
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        tasks = {file.name: bar.add_task(file.name, total=file.num_bytes) for file in wanted.values()}
+
+        def download(url: str, output: str, _: object) -> None:
+            name = url.rpartition("/")[2]
+            bar.reset(tasks[name])
             try:
-                pooch.retrieve(
-                    mirror + file.name, f"sha256:{file.sha256}", file.name, folder, downloader=downloader
-                )
+                response = requests.get(url, stream=True, timeout=TIMEOUTS_S)
+                response.raise_for_status()
+                with open(output, "wb") as saved:
+                    for block in response.iter_content(1 << 16):
+                        saved.write(block)
+                        bar.advance(tasks[name], len(block))
+                        if saved.tell() > wanted[name].num_bytes:  # A mirror could send data without end.
+                            raise ValueError(f"expected {wanted[name].num_bytes} bytes. Got: more")
+            except (requests.ConnectionError, requests.Timeout) as error:
+                # Pooch does not retry after a DataError, so the next mirror follows at once.
+                raise DataError(f"no connection, or a stalled one ({type(error).__name__})") from error
+
+        for mirror in mirrors:
+            source = pooch.create(path=folder, base_url=mirror, registry=registry, retry_if_failed=RETRIES)
+            try:
+                for name in wanted:
+                    source.fetch(name, downloader=download)
                 return
-            # Before the next: whoever cannot be reached now will not be in a second.
-            except requests.ConnectionError as error:
-                reachable.remove(mirror)
-                failures[mirror] = f"cannot be reached ({type(error).__name__})"
-            except (requests.RequestException, ValueError) as error:
-                failures[mirror] = str(error)
-            counter.reset()
-    raise DataError(
-        f"{file.name}: no mirror gave it. Got:\n"
-        + "\n".join(f"    {mirror}: {failure}" for mirror, failure in failures.items())
-    )
-
-
-class _Counter:
-    """What pooch takes for a progress bar; also stops a mirror that sends without end."""
-
-    # Pooch counts whole blocks, so its count may exceed the file by less than one of them.
-    _SLACK = 1 << 20
-
-    def __init__(self, file: RemoteFile, advance: Callable[[int], None]) -> None:
-        self.total = 0
-        self._file = file
-        self._advance = advance
-        self._done = 0
-
-    def update(self, amount: int) -> None:
-        self._done += amount
-        self._advance(amount)
-        if self._done > self._file.num_bytes + self._SLACK:
-            raise ValueError(f"expected {self._file.num_bytes} bytes, received more than {self._done}")
-
-    def reset(self) -> None:
-        self._advance(-self._done)
-        self._done = 0
-
-    def close(self) -> None:
-        pass
+            except (DataError, requests.RequestException, ValueError) as error:
+                failures.append(f"\n    {mirror}{name}: {error}")
+    raise DataError(f"expected all files from one of the mirrors. Got:{''.join(failures) or ' no mirrors'}")

@@ -1,4 +1,4 @@
-"""Labelled images in memory: one part of a data set, and a whole one before it is cut into shards."""
+"""Labelled images in memory: a part of a data set, and a whole one before it is divided into shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RawData:
     """A whole data set, in its original order.
 
     Attributes:
-        name: The name that shards, tables and run records carry.
+        name: Name in shards, tables and run records.
         train, test: The two splits.
         class_names: Name of each label, from label 0.
     """

@@ -1,8 +1,8 @@
 """Readers of raw files: IDX (MNIST, Fashion-MNIST) and the binary version of CIFAR-10.
 
 Sources: http://yann.lecun.com/exdb/mnist/, "the IDX file format", and
-https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version". The Python version of CIFAR-10 is a pickle, which
-can execute code, and is not supported.
+https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version". The Python version of CIFAR-10 is a pickle,
+which can execute code, and is not supported.
 """
 
 from __future__ import annotations
@@ -25,6 +25,18 @@ _UINT8 = 0x08
 
 _CIFAR_RECORD = 1 + 32 * 32 * 3
 """Bytes of an example in CIFAR-10: the label, then the red, the green and the blue rows."""
+
+
+def read_mnist(paths: Sequence[Path], num_train: int, num_test: int) -> tuple[Examples, Examples]:
+    """Read training images, training labels, test images and test labels of 28 x 28 pixels.
+
+    Raises:
+        DataError: A file is not an IDX file of the expected shape.
+    """
+    train_images, train_labels, test_images, test_labels = paths
+    train = read_idx(train_images, (num_train, 28, 28)), read_idx(train_labels, (num_train,))
+    test = read_idx(test_images, (num_test, 28, 28)), read_idx(test_labels, (num_test,))
+    return Examples(*train), Examples(*test)
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -63,40 +75,33 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def read_cifar10(path: Path, names: Sequence[str], num_examples: int) -> Examples:
-    """Read members of the CIFAR-10 archive in the order of ``names``. Nothing is unpacked to disk.
-
-    Args:
-        path: Archive, ``cifar-10-binary.tar.gz``.
-        names: Members, such as ``cifar-10-batches-bin/data_batch_1.bin``.
-        num_examples: Expected number of examples in all members, the same number in each.
-
-    Returns:
-        Images uint8 (num_examples, 32, 32, 3), labels uint8 (num_examples,).
+def read_cifar10(paths: Sequence[Path], num_train: int, num_test: int) -> tuple[Examples, Examples]:
+    """Read the archive ``cifar-10-binary.tar.gz``. Nothing is unpacked to disk.
 
     Raises:
         DataError: The file is not such an archive, or a member is missing or has another size.
     """
-    size = num_examples // len(names) * _CIFAR_RECORD
+    (path,) = paths
+    sizes = {f"cifar-10-batches-bin/data_batch_{number}.bin": num_train // 5 for number in range(1, 6)}
+    sizes["cifar-10-batches-bin/test_batch.bin"] = num_test
     found: dict[str, bytes] = {}
     try:
         # A stream is read in the order of the archive; random access would decompress it several times.
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
-                if member.name in names:
+                size = sizes.get(member.name, 0) * _CIFAR_RECORD
+                if size:
                     file = archive.extractfile(member)
                     if member.size != size or file is None:
                         raise DataError(
                             f"{path}: expected {member.name} to be a file of {size} bytes. Got: {member.size}"
                         )
                     found[member.name] = file.read(size)
-        records = np.frombuffer(b"".join(found[name] for name in names), np.uint8).reshape(
-            num_examples, _CIFAR_RECORD
-        )
-    except KeyError:
-        missing = ", ".join(name for name in names if name not in found)
-        raise DataError(f"{path}: expected {missing} in the archive. Got: no such member") from None
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DataError(f"{path}: expected a tar archive compressed with gzip. Got: {error}") from error
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Examples(np.ascontiguousarray(images), records[:, 0].copy())
+    if missing := [name for name in sizes if name not in found]:
+        raise DataError(f"{path}: expected {', '.join(missing)} in the archive. Got: no such member")
+    records = np.frombuffer(b"".join(found[name] for name in sizes), np.uint8).reshape(-1, _CIFAR_RECORD)
+    images = np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    labels = records[:, 0].copy()
+    return Examples(images[:num_train], labels[:num_train]), Examples(images[num_train:], labels[num_train:])

@@ -1,9 +1,8 @@
-"""One shard on disk: an HDF5 file of images and labels, in which every byte that counts is guarded.
+"""One shard on disk: an HDF5 file of images and labels.
 
-Chunks and metadata carry checksums; what HDF5 leaves without one (strings) is compared.
-
-The file may come from elsewhere: nothing is unpacked, followed to another file or larger in memory
-than on disk, and whatever HDF5 has to say against it comes out as ``UnsoundError``.
+Chunks and metadata carry checksums; strings, which HDF5 does not protect, are compared with expected ones.
+The file may come from an untrusted place: data is neither decompressed nor read through links to other files,
+never larger in memory than on disk, and every error of HDF5 becomes a ``DataError``.
 """
 
 from __future__ import annotations
@@ -16,25 +15,17 @@ from typing import Any
 import numpy as np
 
 from mpi_train.data.examples import Examples
+from mpi_train.runtime.errors import DataError
 
 Attributes = dict[str, "str | int | float"]
-"""What a shard says of itself: dataset, split, shard, num_shards, seed, partition, alpha."""
+"""Description inside a shard: dataset, split, shard, num_shards, seed, partition, alpha."""
 
-# A chunk is read whole to check its sum; several must fit into HDF5's cache of 1 MiB.
 _CHUNK_BYTES = 1 << 18
-
-
-class UnsoundError(Exception):
-    """A file that is not what it should be: what was expected, and what was received."""
-
-    def __init__(self, expected: str, received: str) -> None:
-        super().__init__(expected, received)
-        self.expected = expected
-        self.received = received
+"""Size of a chunk, which is read whole to check its sum; several must fit into HDF5's cache of 1 MiB."""
 
 
 def write(path: Path, examples: Examples, attributes: Attributes) -> None:
-    """Writes a shard. Equal content gives equal bytes with the same version of HDF5."""
+    """Write a shard. Equal content gives equal bytes with the same version of HDF5."""
     h5py = _h5py()
     # From version 1.10 of the format on, HDF5's metadata carries checksums too.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
@@ -50,50 +41,55 @@ def write(path: Path, examples: Examples, attributes: Attributes) -> None:
 
 
 def read_into(into: Examples, path: Path, start: int, num_examples: int, attributes: Attributes) -> None:
-    """Reads examples from ``start`` on, as many as ``into`` holds, into its memory.
+    """Read the examples from ``start`` on, as many as ``into`` holds, into its memory.
 
     Args:
         into: uint8 arrays to overwrite.
         path: The shard.
-        start: Number of the first example, in this file.
-        num_examples: What the file must hold in all.
-        attributes: What the file must say of itself.
+        start: Number of the first example within this file.
+        num_examples: Expected number of examples in the file.
+        attributes: Expected attributes of the file.
 
     Raises:
-        UnsoundError: HDF5 finds it corrupt, or it holds something else.
+        DataError: The file is corrupt or has other contents.
     """
     rows = np.s_[start : start + len(into)]
     try:
         # Locks fail on some parallel file systems, and nothing writes to a finished shard.
         with _h5py().File(path, "r", locking=False) as file:
             for key, expected in attributes.items():
-                received = file.attrs.get(key)
-                if received != expected:
-                    raise UnsoundError(f"attribute {key}: {expected}", str(received)[:80])
+                _expect(
+                    file.attrs.get(key) == expected, path, f"attribute {key}: {expected}", file.attrs.get(key)
+                )
             for name, array in (("images", into.images), ("labels", into.labels)):
                 dataset = file.get(name)
-                _check(dataset, name, (num_examples, *array.shape[1:]), path.stat().st_size)
+                _check(dataset, name, (num_examples, *array.shape[1:]), path)
                 dataset.read_direct(array, rows)
-    # Which of these h5py raises depends on the place of the damage.
+    # The class of the error that h5py raises depends on the place of the damage.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UnsoundError("a sound HDF5 file", " ".join(str(error).split())) from error
+        raise DataError(f"{path}: expected a sound HDF5 file. Got: {' '.join(str(error).split())}") from error
 
 
-def _check(dataset: Any, name: str, shape: tuple[int, ...], file_bytes: int) -> None:
-    if not isinstance(dataset, _h5py().Dataset):
-        raise UnsoundError(f"an array {name}", "none")
-    if dataset.dtype != np.uint8 or dataset.shape != shape:
-        raise UnsoundError(f"{name}: uint8 {shape}", f"{dataset.dtype} {dataset.shape}")
-    # Chunks also mean that the bytes are in this file; compressed, they could be any number.
-    if dataset.chunks is None or dataset.is_virtual or not dataset.fletcher32 or dataset.compression:
-        raise UnsoundError(f"{name} in chunks with Fletcher32, not compressed", "another layout")
-    if math.prod(dataset.chunks) > file_bytes:
-        raise UnsoundError(f"{name} in chunks smaller than the file", f"{dataset.chunks}")
+def _check(dataset: Any, name: str, shape: tuple[int, ...], path: Path) -> None:
+    """Check the type, the shape and the layout of an array before its memory is read."""
+    _expect(isinstance(dataset, _h5py().Dataset), path, f"an array {name}", "none")
+    found = f"{dataset.dtype} {dataset.shape}"
+    _expect(dataset.dtype == np.uint8 and dataset.shape == shape, path, f"{name}: uint8 {shape}", found)
+    # Chunks imply that the bytes are in this file; compressed chunks could expand to any size.
+    plain = dataset.chunks and not dataset.is_virtual and dataset.fletcher32 and not dataset.compression
+    _expect(bool(plain), path, f"{name} in chunks with Fletcher32, not compressed", "another layout")
+    small = math.prod(dataset.chunks) <= path.stat().st_size
+    _expect(small, path, f"{name} in chunks smaller than the file", dataset.chunks)
+
+
+def _expect(holds: bool, path: Path, expected: str, received: object) -> None:
+    if not holds:
+        raise DataError(f"{path}: expected {expected}. Got: {str(received)[:80]}")
 
 
 def _h5py() -> Any:
-    """h5py, imported late: most of what a job does needs no HDF5."""
-    # Taken in when the library starts, which here is the next line, unless Keras was quicker.
+    """Import h5py late, because most parts of a job need no HDF5."""
+    # HDF5 reads the variable when the library starts, which is the next line, unless Keras imported it first.
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     import h5py
 

@@ -1,18 +1,18 @@
-"""``manifest.json``: what a set of shards holds, and how to tell that it is whole.
+"""Manifest of a set of shards, ``manifest.json``: contents, sizes and hashes.
 
-It may come from elsewhere, so each value is checked before anything follows from it: types, bounds,
-and that a file's name is the one its place gives it, which leaves no room for paths.
+A manifest may come from an untrusted place, so each value is checked before it is used: types and bounds by
+msgspec, and the name of each file against the one that its place gives, which excludes paths.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+import msgspec
+from msgspec import Meta, Struct
 
 from mpi_train.data.partition import Partition
 from mpi_train.data.sources import how_to_prepare, require_dataset
@@ -21,76 +21,88 @@ from mpi_train.runtime.errors import DataError, UsageError
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
-SPLITS = ("train", "test")
 
-# 16 MiB is the manifest of some 90,000 shards.
 _MAX_BYTES = 16 << 20
-_MAX_SIDE = 1 << 14
+"""Largest accepted manifest, that of about 90,000 shards."""
+
+Text = Annotated[str, Meta(min_length=1, max_length=200)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
-@dataclass(frozen=True)
-class ShardFile:
-    """One file: its name, examples, size in bytes, and the SHA-256 of its bytes in hex."""
+class ShardFile(Struct, frozen=True):
+    """One file: name, number of examples, size in bytes, SHA-256 in hex."""
 
-    name: str
-    num_examples: int
-    bytes: int
-    sha256: str
+    name: Text
+    num_examples: Annotated[int, Meta(ge=1, le=2**40)]
+    bytes: Annotated[int, Meta(ge=1, le=2**50)]
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(Struct, frozen=True):
     """The files of one split, in the order of their examples."""
 
     num_examples: int
-    files: tuple[ShardFile, ...]
+    files: Annotated[tuple[ShardFile, ...], Meta(min_length=1, max_length=99_999)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+if TYPE_CHECKING:
+    Splits = dict[str, Split]
+else:
+
+    class Splits(TypedDict):
+        """The two splits; msgspec locates an error inside a TypedDict, but not inside a plain dict."""
+
+        train: Split
+        test: Split
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
     """A set of shards.
 
     Attributes:
         dataset: Name of the data set.
         class_names: Name of each label, from label 0.
-        num_classes: Their number.
+        num_classes: Number of classes.
         image_shape: (height, width) or (height, width, channels).
-        seed: Of the partition, and of the drawing where the data is synthetic.
-        partition: How the training split was cut. The test split is never shuffled.
-        raw_sha256: Of the raw content, see ``RawData.sha256``.
+        seed: Seed of the partition, and of synthetic data.
+        partition: Method that divided the training split. The test split is never shuffled.
+        raw_sha256: SHA-256 of the raw content, see ``RawData.sha256``.
         splits: ``train`` and ``test``.
     """
 
-    dataset: str
-    class_names: tuple[str, ...]
+    dataset: Text
+    class_names: Annotated[tuple[str, ...], Meta(min_length=1, max_length=256)]
     num_classes: int
-    image_shape: tuple[int, ...]
-    seed: int
+    image_shape: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=1 << 14)], ...], Meta(min_length=2, max_length=3)
+    ]
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     partition: Partition
-    raw_sha256: str
-    splits: dict[str, Split]
+    raw_sha256: Sha256
+    splits: Splits
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
-    """Such as ``train-00000-of-00004.h5``."""
+    """Return the name of a shard, such as ``train-00000-of-00004.h5``."""
     return f"{split}-{index:05d}-of-{num_shards:05d}.h5"
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes ``manifest.json`` into ``directory``, whole or not at all."""
-    files.write_json(directory / NAME, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(manifest)})
+    """Write ``manifest.json`` into ``directory``, whole or not at all."""
+    content = {"schema_version": SCHEMA_VERSION, **msgspec.to_builtins(manifest)}
+    files.write_json(directory / NAME, content)
 
 
 def read_manifest(directory: Path, dataset: str) -> Manifest:
-    """Reads and checks ``manifest.json``.
+    """Read and check ``manifest.json``.
 
     Args:
         directory: Folder of the shards.
-        dataset: Name of the data set that they must hold.
+        dataset: Name of the data set that the folder must hold.
 
     Raises:
-        UsageError: nothing there, and no data set has this name.
-        DataError: missing, not a manifest, of another schema version, or of another data set.
+        UsageError: The folder has no manifest, and no data set has this name.
+        DataError: The manifest is missing, malformed, of another schema version, or of another data set.
     """
     path = directory / NAME
     remedy = how_to_prepare(dataset, directory)
@@ -99,16 +111,14 @@ def read_manifest(directory: Path, dataset: str) -> Manifest:
             content = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         require_dataset(dataset)
-        raise DataError(
-            f"expected shards of {dataset} in {directory}, found no {NAME}", remedy=remedy
-        ) from None
+        message = f"expected shards of {dataset} in {directory}. Got: a folder without {NAME}"
+        raise DataError(message, remedy=remedy) from None
     except OSError as error:
-        raise DataError(
-            f"{path}: expected a file that can be read. Got: {error.strerror}", remedy=f"ls -l {path}"
-        ) from error
+        message = f"{path}: expected a file that can be read. Got: {error.strerror}"
+        raise DataError(message, remedy=f"ls -l {path}") from error
     try:
         manifest = _parse(content)
-    except (_UnexpectedError, UsageError) as error:
+    except (ValueError, RecursionError, UsageError) as error:
         raise DataError(f"{path}: {error}", remedy=remedy) from error
     if manifest.dataset != dataset:
         raise DataError(
@@ -118,106 +128,42 @@ def read_manifest(directory: Path, dataset: str) -> Manifest:
     return manifest
 
 
-class _UnexpectedError(Exception):
-    """A value in a manifest that is not what it should be."""
-
-
 def _parse(content: bytes) -> Manifest:
-    if len(content) > _MAX_BYTES:
-        raise _UnexpectedError(f"expected at most {_MAX_BYTES} bytes. Got: more")
+    """Decode and check a manifest. Raises ``ValueError``, ``RecursionError`` or ``UsageError``."""
+    _expect(len(content) <= _MAX_BYTES, f"at most {_MAX_BYTES} bytes", "more")
     try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _UnexpectedError(f"expected JSON. Got: {error}") from error
-    _expect(isinstance(raw, dict), "manifest", "an object", raw)
-    _expect(
-        raw.get("schema_version") == SCHEMA_VERSION,
-        "schema_version",
-        SCHEMA_VERSION,
-        raw.get("schema_version"),
-    )
-    class_names = _list(raw, "class_names", 1, 256)
-    for name in class_names:
-        _expect(isinstance(name, str), "class_names", "strings", name)
-    num_classes = _integer(raw, "num_classes", 1, 256)
-    _expect(num_classes == len(class_names), "num_classes", len(class_names), num_classes)
-    shape = _list(raw, "image_shape", 2, 3)
-    for side in shape:
-        _expect(
-            _is_integer(side) and 1 <= side <= _MAX_SIDE, "image_shape", f"sides of 1 to {_MAX_SIDE}", side
-        )
-    cut = _object(raw, "partition")
-    alpha = cut.get("alpha")
-    _expect(alpha is None or _is_number(alpha), "alpha", "a number or null", alpha)
-    splits = _object(raw, "splits")
-    return Manifest(
-        dataset=_text(raw, "dataset"),
-        class_names=tuple(class_names),
-        num_classes=num_classes,
-        image_shape=tuple(shape),
-        seed=_integer(raw, "seed", 0, 2**63 - 1),
-        partition=Partition(_text(cut, "kind"), alpha),
-        raw_sha256=_sha256(raw, "raw_sha256"),
-        splits={name: _parse_split(_object(splits, name), name, math.prod(shape)) for name in SPLITS},
-    )
+        raw = msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"expected JSON. Got: {error}") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    _expect(version == SCHEMA_VERSION, f"schema_version: {SCHEMA_VERSION}", version)
+    try:
+        manifest = msgspec.convert(raw, Manifest)
+    except msgspec.ValidationError as error:
+        expected, _, place = str(error).replace("`", "").partition(" - at ")
+        expected = re.sub(r", got \w+", "", expected[0].lower() + expected[1:])
+        for key in re.findall(r"\w+", place):
+            raw = raw[int(key) if isinstance(raw, list) else key]
+        raise ValueError(f"{place.removeprefix('$.')}: {expected}. Got: {_shown(raw)}") from error
+    num_classes = len(manifest.class_names)
+    _expect(manifest.num_classes == num_classes, f"num_classes: {num_classes}", manifest.num_classes)
+    for name, split in manifest.splits.items():
+        for index, file in enumerate(split.files):
+            expected = shard_name(name, index, len(split.files))
+            _expect(file.name == expected, f"name: {expected}", file.name)
+            # Shards are not compressed, so the size on disk bounds the memory that a reader allocates.
+            least = file.num_examples * (math.prod(manifest.image_shape) + 1)
+            _expect(file.bytes >= least, f"bytes of {file.name}: at least {least}", file.bytes)
+        total = sum(file.num_examples for file in split.files)
+        _expect(split.num_examples == total, f"num_examples of {name}: {total}", split.num_examples)
+    return manifest
 
 
-def _parse_split(raw: dict[str, Any], split: str, image_bytes: int) -> Split:
-    listed = _list(raw, "files", 1, 99_999)
-    shards = []
-    for index, entry in enumerate(listed):
-        _expect(isinstance(entry, dict), "files", "objects", entry)
-        name = shard_name(split, index, len(listed))
-        _expect(entry.get("name") == name, "name", name, entry.get("name"))
-        num_examples = _integer(entry, "num_examples", 1, 2**40)
-        # Nothing is compressed: the size on disk bounds the memory that a reader will take.
-        size = _integer(entry, "bytes", num_examples * (image_bytes + 1), 2**50)
-        shards.append(ShardFile(name, num_examples, size, _sha256(entry, "sha256")))
-    total = sum(shard.num_examples for shard in shards)
-    _expect(raw.get("num_examples") == total, f"num_examples of {split}", total, raw.get("num_examples"))
-    return Split(total, tuple(shards))
-
-
-def _expect(holds: bool, key: str, expected: object, received: object) -> None:
+def _expect(holds: bool, expected: str, received: Any) -> None:
     if not holds:
-        shown = repr(received)
-        raise _UnexpectedError(f"expected {key}: {expected}. Got: {shown[:80] + '...' * (len(shown) > 80)}")
+        raise ValueError(f"expected {expected}. Got: {_shown(received)}")
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_integer(value) or isinstance(value, float)
-
-
-def _integer(raw: dict[str, Any], key: str, low: int, high: int) -> int:
-    value = raw.get(key)
-    _expect(_is_integer(value) and low <= raw[key] <= high, key, f"an integer from {low} to {high}", value)
-    return int(raw[key])
-
-
-def _text(raw: dict[str, Any], key: str) -> str:
-    value = raw.get(key)
-    _expect(isinstance(value, str) and 0 < len(value) <= 200, key, "a short string", value)
-    return str(value)
-
-
-def _sha256(raw: dict[str, Any], key: str) -> str:
-    value = _text(raw, key)
-    _expect(re.fullmatch("[0-9a-f]{64}", value) is not None, key, "64 hex digits", value)
-    return value
-
-
-def _list(raw: dict[str, Any], key: str, shortest: int, longest: int) -> list[Any]:
-    value = raw.get(key)
-    ok = isinstance(value, list) and shortest <= len(value) <= longest
-    _expect(ok, key, f"a list of {shortest} to {longest}", value)
-    return list(raw[key])
-
-
-def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    value = raw.get(key)
-    _expect(isinstance(value, dict), key, "an object", value)
-    return dict(raw[key])
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text[:80] + "..." * (len(text) > 80)

@@ -1,70 +1,111 @@
-"""From a data set's name to sound shards on disk, doing only what is not done yet."""
+"""The prepare_data command: from the name of a data set to sound shards on disk."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from mpi_train.data.partition import IID, Partition
+from mpi_train.data.partition import IID, KINDS, Partition
 from mpi_train.data.shards import ShardSet, write_shards
-from mpi_train.data.sources import find_raw, require_dataset
+from mpi_train.data.sources import DATASETS, MissingRawDataError, find_raw, require_dataset
+from mpi_train.data.synthetic import stand_in_for
 from mpi_train.runtime.errors import DataError, UsageError
+from mpi_train.runtime.flags import Parser, at_least
+from mpi_train.runtime.world import alone
+
+_DEFAULT_ALPHA = 0.5
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the flags ``argv`` (default: those of the process)."""
+    parser = Parser(
+        prog="python jobs/prepare_data.py", description="Divide a data set into HDF5 shards with a manifest."
+    )
+    alpha_help = f"skew of dirichlet: the smaller, the stronger (default: {_DEFAULT_ALPHA})"
+    parser.add_argument("--dataset", default="fashion_mnist", help=", ".join(DATASETS))
+    parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the official raw files")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of the shards (default: data/DATASET)"
+    )
+    parser.add_argument("--shards", type=int, default=4, help="number of training shards")
+    parser.add_argument("--partition", choices=KINDS, default="iid", help="division of the training split")
+    parser.add_argument("--alpha", type=float, help=alpha_help)
+    parser.add_argument("--seed", type=int, default=1, help="seed of the partition and of synthetic images")
+    parser.add_argument(
+        "--or-synthetic", action="store_true", help="use synthetic data if the raw data is not available"
+    )
+    options = parser.parse_args(argv)
+    alone(job="prepare_data")
+    at_least("--shards", options.shards, 1)
+    at_least("--seed", options.seed, 0)
+    alpha = _DEFAULT_ALPHA if options.alpha is None and options.partition == "dirichlet" else options.alpha
+    method = Partition(options.partition, alpha)
+    dataset = options.dataset
+    directory = options.data or Path("data") / dataset
+    try:
+        made = prepare(dataset, directory, options.shards, options.seed, method, options.source)
+    except MissingRawDataError as error:
+        stand_in = stand_in_for(dataset)
+        if not options.or_synthetic or stand_in is None:
+            raise
+        print(error.message)
+        print(f"no {dataset} available; using the synthetic stand-in {stand_in}, which the results will name")
+        # The folder that was asked for stays free for the real data.
+        dataset, directory = stand_in, directory.with_name(stand_in)
+        made = prepare(dataset, directory, options.shards, options.seed, method)
+    print(f"{dataset}: {options.shards} shards {'written' if made else 'exist already, and are sound'}")
+    print(directory)
 
 
 def prepare(
     dataset: str,
     directory: Path,
-    *,
     num_shards: int = 4,
     seed: int = 1,
-    partition: Partition = IID,
+    method: Partition = IID,
     source: Path | None = None,
 ) -> bool:
-    """Makes ``directory`` hold the shards that are asked for.
+    """Write the shards into ``directory``, unless they exist already.
 
     Args:
         dataset: One of ``sources.DATASETS``.
-        directory: Where the shards go.
-        num_shards: Of the training split.
-        seed: Of the partition, and of the drawing where the data is synthetic.
-        partition: How the training split is cut.
+        directory: Folder of the shards.
+        num_shards: Number of training shards.
+        seed: Seed of the partition, and of synthetic data.
+        method: Method that divides the training split.
         source: Folder of the raw files; see ``sources.find_raw``.
 
     Returns:
-        False when they were there already, every byte of them, and nothing was done.
+        True if shards were written; False if they existed with these settings and sound.
 
     Raises:
-        UsageError: an unknown data set, a partition that cannot be made, a folder that cannot be written.
-        MissingRawDataError: no raw files, and nothing to download from.
-        DataError: corrupt raw files.
+        UsageError: The data set is unknown, the partition is impossible, or the folder is not writable.
+        MissingRawDataError: There are no raw files, and no mirror delivers them.
+        DataError: The raw files are corrupt.
     """
     require_dataset(dataset)
-    if _is_there(dataset, directory, num_shards, seed, partition):
+    if _exist(dataset, directory, num_shards, seed, method):
         return False
-    _require_writable(directory)
-    raw = find_raw(dataset, source, seed)
-    write_shards(raw, directory, num_shards, seed, partition.kind, partition.alpha)
-    return True
-
-
-def _require_writable(directory: Path) -> None:
-    """Before a download or a drawing that would be for nothing."""
+    # Checked before a download or a drawing that would be wasted.
     nearest = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(
             f"--data: expected a folder that can be written. Got: {directory}",
             remedy="--data with another folder",
         )
+    write_shards(find_raw(dataset, source, seed), directory, num_shards, seed, method)
+    return True
 
 
-def _is_there(dataset: str, directory: Path, num_shards: int, seed: int, partition: Partition) -> bool:
+def _exist(dataset: str, directory: Path, num_shards: int, seed: int, method: Partition) -> bool:
+    """Return True if the shards exist with these settings and are sound."""
     try:
         shards = ShardSet.open(directory, dataset)
         made = shards.manifest
-        if (len(made.splits["train"].files), made.seed, made.partition) != (num_shards, seed, partition):
+        if (len(made.splits["train"].files), made.seed, made.partition) != (num_shards, seed, method):
             return False
         shards.verify()
     except DataError:
-        # Missing or corrupt, and either way to be made now.
         return False
     return True

@@ -75,7 +75,7 @@ def draw(
 
 
 def _patterns(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return int32 patterns from 0 to 255, (NUM_CLASSES, height, width, ...), with a margin for the shifts."""
+    """Return patterns from 0 to 255, int32 (NUM_CLASSES, height, width, ...), with a margin for shifts."""
     height, width = (side + 2 * _MAX_SHIFT for side in shape[:2])
     coarse = rng.integers(-160, 256, (NUM_CLASSES, _GRID, _GRID, *shape[2:]), np.int32)
     return np.maximum(_stretched(_stretched(coarse, 1, height), 2, width), 0)

@@ -15,7 +15,6 @@ from mpi_train.data import sources, synthetic
 from mpi_train.data.download import RemoteFile
 from mpi_train.data.examples import RawData
 from mpi_train.data.shards import write_shards
-from mpi_train.data.sources import FASHION_MNIST, IdxFiles
 from mpi_train.runtime.files import sha256_of
 
 NUM_TRAIN, NUM_TEST = 509, 128
@@ -50,19 +49,17 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of four small IDX files, which stand in for Fashion-MNIST's: names, sizes and hashes."""
+    """A folder of four small IDX files, which replace Fashion-MNIST's: names, sizes and hashes."""
     folder = tmp_path / "official"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    changes: dict[str, object] = {"num_train": 30, "num_test": 12, "mirrors": ()}
-    for split, n in (("train", 30), ("test", 12)):
-        for kind, shape in (("images", (n, 28, 28)), ("labels", (n,))):
-            name = getattr(FASHION_MNIST, f"{split}_{kind}").name
-            write_idx(folder / name, rng.integers(0, 10, shape, np.uint8))
-            size, digest = (folder / name).stat().st_size, sha256_of(folder / name)
-            changes[f"{split}_{kind}"] = RemoteFile(name, size, digest)
-    spec: IdxFiles = dataclasses.replace(FASHION_MNIST, **changes)  # type: ignore[arg-type]
-    monkeypatch.setitem(sources.OFFICIAL, "fashion_mnist", spec)
+    spec, files = sources.OFFICIAL["fashion_mnist"], []
+    for file, shape in zip(spec.files, [(30, 28, 28), (30,), (12, 28, 28), (12,)], strict=True):
+        path = folder / file.name
+        write_idx(path, rng.integers(0, 10, shape, np.uint8))
+        files.append(RemoteFile(file.name, path.stat().st_size, sha256_of(path)))
+    small = dataclasses.replace(spec, files=tuple(files), num_train=30, num_test=12, mirrors=())
+    monkeypatch.setitem(sources.OFFICIAL, "fashion_mnist", small)
     return folder
 
 

@@ -21,7 +21,7 @@ def refused(directory: Path, dataset: str = "synthetic") -> DataError:
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for directory in (tmp_path, tmp_path / "gone"):
-        assert "found no manifest.json" in refused(directory).message
+        assert "without manifest.json" in refused(directory).message
     assert refused(Path("data/fashion_mnist"), "fashion_mnist").remedy == "make data DATASET=fashion_mnist"
 
 

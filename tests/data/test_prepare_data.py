@@ -1,4 +1,4 @@
-"""``jobs/prepare_data.py`` as a user starts it."""
+"""The prepare_data command, most of it inside the test process."""
 
 from __future__ import annotations
 
@@ -8,71 +8,106 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.data import synthetic
-from mpi_train.data.prepare import prepare
+from mpi_train.data import sources, synthetic
+from mpi_train.data.prepare import main, prepare
 from mpi_train.data.shards import ShardSet
+from mpi_train.data.sources import MissingRawDataError
 from mpi_train.runtime import launch
+from mpi_train.runtime.errors import DataError, UsageError
 
 JOB = Path(__file__).parents[2] / "jobs" / "prepare_data.py"
 
-# Proxies that refuse at once: these runs must reach nothing, wherever the tests run.
+# Proxies that refuse at once: no test may reach a real mirror.
 OFFLINE = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
 
 
-def run(*flags: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+def start(*flags: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(JOB), *flags]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**launch.environment(), **OFFLINE, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    environment = {**launch.environment(), **OFFLINE, **environ}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def explained(result: subprocess.CompletedProcess[str], code: int) -> str:
-    """The message of a run that must fail: one, without a traceback."""
+    """Return the message of a run that must fail with one message and without a traceback."""
     assert result.returncode == code, result.stderr
     assert result.stderr.count("error: ") == 1
     assert "Traceback" not in result.stderr
     return result.stderr
 
 
-def test_synthetic_shards_are_made_once(tmp_path: Path) -> None:
-    first = run("--dataset", "synthetic", "--shards", "3", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines()[-1] == "data/synthetic"
-    folder = tmp_path / "data" / "synthetic"
-    assert ShardSet.open(folder, "synthetic").num_examples("train") == 60_000
-    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    second = run("--dataset", "synthetic", "--shards", "3", cwd=tmp_path)
-    assert "were there already, and are sound" in second.stdout
-    assert second.stdout.splitlines()[-1] == "data/synthetic"
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory without a network."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
 
 
-def test_no_raw_data_is_an_error_with_the_mend(tmp_path: Path) -> None:
-    message = explained(run("--dataset", "fashion_mnist", cwd=tmp_path), 3)
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Small synthetic data; returns a list to which each drawing appends its seed."""
+    seeds: list[int] = []
+    draw = synthetic.draw
+
+    def small(seed: int, *, name: str) -> object:
+        seeds.append(seed)
+        return draw(seed, 100, 20, name)
+
+    monkeypatch.setattr(synthetic, "draw", small)
+    return seeds
+
+
+def test_the_script_makes_a_stand_in_of_full_size(tmp_path: Path) -> None:
+    result = start("--or-synthetic", "--data", "somewhere/fashion", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no Fashion-MNIST found" in result.stdout
+    assert "using the synthetic stand-in synthetic" in result.stdout
+    assert result.stdout.splitlines()[-1] == "somewhere/synthetic"
+    shards = ShardSet.open(tmp_path / "somewhere" / "synthetic", "synthetic")
+    assert (shards.num_examples("train"), shards.num_examples("test")) == (60_000, 10_000)
+
+
+def test_the_script_explains_an_error_and_exits_with_its_code(tmp_path: Path) -> None:
+    message = explained(start("--dataset", "fashion_mnist", cwd=tmp_path), 3)
     assert "no Fashion-MNIST found" in message
     assert "make data DATASET=fashion_mnist" in message
     assert not (tmp_path / "data").exists()
 
 
-def test_no_raw_data_or_synthetic(tmp_path: Path) -> None:
-    result = run("--or-synthetic", "--data", "somewhere/fashion", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "no Fashion-MNIST found" in result.stdout
-    assert "going on with the synthetic stand-in" in result.stdout
-    assert result.stdout.splitlines()[-1] == "somewhere/synthetic"
-    assert ShardSet.open(tmp_path / "somewhere" / "synthetic", "synthetic").num_examples("test") == 10_000
+def test_several_processes_would_write_over_each_other(tmp_path: Path) -> None:
+    result = start(cwd=tmp_path, PMI_RANK="0", PMI_SIZE="4")
+    assert "prepare_data is one process. Got: 4" in explained(result, 4)
 
 
-def test_corrupt_raw_data_is_never_replaced_by_synthetic(tmp_path: Path, idx_files: Path) -> None:
-    # The official hashes count in the job, so that the small files are corrupt to it.
-    message = explained(run("--or-synthetic", "--source", str(idx_files), cwd=tmp_path), 3)
-    assert "truncated or altered. Expected SHA-256" in message
-    assert not (tmp_path / "data").exists()
+def test_shards_are_made_once(folder: Path, drawings: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--dataset", "synthetic", "--shards", "3"])
+    assert capsys.readouterr().out.splitlines() == ["synthetic: 3 shards written", "data/synthetic"]
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "data" / "synthetic").iterdir()}
+    main(["--dataset", "synthetic", "--shards", "3"])
+    first, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == ("synthetic: 3 shards exist already, and are sound", "data/synthetic")
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "data" / "synthetic").iterdir()} == times
+    assert drawings == [1]
+
+
+@pytest.mark.usefixtures("folder", "drawings")
+def test_a_data_set_without_a_stand_in_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources.OFFICIAL, "other", sources.OFFICIAL["fashion_mnist"])
+    monkeypatch.setattr(sources, "DATASETS", (*sources.DATASETS, "other"))
+    with pytest.raises(MissingRawDataError):
+        main(["--dataset", "other", "--or-synthetic"])
+
+
+def test_corrupt_raw_data_is_never_replaced_by_synthetic(
+    folder: Path, idx_files: Path, drawings: list[int]
+) -> None:
+    path = idx_files / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="truncated or altered. Expected SHA-256"):
+        main(["--or-synthetic", "--source", str(idx_files)])
+    assert not (folder / "data").exists()
+    assert not drawings
 
 
 @pytest.mark.parametrize(
@@ -83,7 +118,7 @@ def test_corrupt_raw_data_is_never_replaced_by_synthetic(tmp_path: Path, idx_fil
         (["--shards", "0"], "--shards: expected at least 1"),
         (["--shards", "many"], "invalid int value"),
         (["--partition", "even"], "choose from"),
-        (["--alpha", "0.3"], "only --partition dirichlet has one"),
+        (["--alpha", "0.3"], "applies to --partition dirichlet only"),
         (["--partition", "dirichlet", "--alpha", "0"], "--alpha: expected a number above 0"),
         (["--seed", "-1"], "--seed: expected at least 0"),
         (["--dataset", "synthetic", "--source", "."], "drawn from --seed"),
@@ -93,29 +128,11 @@ def test_corrupt_raw_data_is_never_replaced_by_synthetic(tmp_path: Path, idx_fil
         ),
     ],
 )
-def test_usage_errors(tmp_path: Path, flags: list[str], message: str) -> None:
-    assert message in explained(run(*flags, cwd=tmp_path), 2)
-
-
-def test_several_processes_would_write_over_each_other(
-    tmp_path: Path,
-) -> None:
-    result = run(cwd=tmp_path, PMI_RANK="0", PMI_SIZE="4")
-    assert "prepare_data is one process. Got: 4" in explained(result, 4)
-
-
-@pytest.fixture
-def drawings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Small synthetic data; a list of the seeds that were drawn."""
-    seeds: list[int] = []
-    draw = synthetic.draw
-
-    def small(seed: int, *, name: str) -> object:
-        seeds.append(seed)
-        return draw(seed, 100, 20, name)
-
-    monkeypatch.setattr(synthetic, "draw", small)
-    return seeds
+@pytest.mark.usefixtures("folder")
+def test_usage_errors(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        main(flags)
+    assert message in str(caught.value)
 
 
 def test_only_what_differs_or_is_damaged_is_made_again(tmp_path: Path, drawings: list[int]) -> None:
@@ -132,10 +149,9 @@ def test_only_what_differs_or_is_damaged_is_made_again(tmp_path: Path, drawings:
     assert drawings == [1, 1, 2, 2, 2]
 
 
-def test_the_official_files_become_shards(tmp_path: Path, official_files: Path) -> None:
-    folder = tmp_path / "shards"
-    result = run("--source", str(official_files), "--data", str(folder), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    shards = ShardSet.open(folder, "fashion_mnist")
+@pytest.mark.usefixtures("folder")
+def test_the_official_files_become_shards(official_files: Path) -> None:
+    main(["--source", str(official_files), "--data", "shards"])
+    shards = ShardSet.open(Path("shards"), "fashion_mnist")
     assert (shards.num_examples("train"), shards.num_examples("test")) == (60_000, 10_000)
     assert len(shards.read("train", 3, 4)) == 15_000

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from mpi_train.data.examples import Examples, RawData
+from mpi_train.data.partition import Partition
 from mpi_train.data.shards import ShardSet, balanced_range, write_shards
 from mpi_train.runtime.errors import DataError, UsageError
 from mpi_train.runtime.files import sha256_of
+
+SKEWED = Partition("dirichlet", 0.5)
 
 
 def rows(examples: Examples) -> list[bytes]:
@@ -96,9 +99,9 @@ def test_files_and_manifest_say_what_they_are(tiny_shards: Path, raw: RawData) -
 
 
 def test_equal_arguments_give_equal_bytes(tmp_path: Path, raw: RawData) -> None:
-    first = write_shards(raw, tmp_path / "a", 3, seed=2, partition="dirichlet", alpha=0.5)
+    first = write_shards(raw, tmp_path / "a", 3, seed=2, method=SKEWED)
     time.sleep(1.1)  # HDF5 keeps times in seconds, were it to keep any
-    assert write_shards(raw, tmp_path / "b", 3, seed=2, partition="dirichlet", alpha=0.5) == first
+    assert write_shards(raw, tmp_path / "b", 3, seed=2, method=SKEWED) == first
     assert ShardSet.open(tmp_path / "b", "synthetic").manifest == first
 
 
@@ -137,7 +140,7 @@ def test_a_write_that_fails_leaves_no_manifest_behind(
     monkeypatch.setattr("mpi_train.data.hdf5.write", full_disk)
     with pytest.raises(UsageError, match="No space left"):
         write_shards(raw, tiny_shards, num_shards=2)
-    with pytest.raises(DataError, match="found no manifest"):
+    with pytest.raises(DataError, match="without manifest"):
         ShardSet.open(tiny_shards, "synthetic")
 
 
@@ -153,7 +156,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, raw: RawData) -> None:
         write_shards(raw, tmp_path / "file")
 
 
-# What may be wrong with shards: each is refused, and the message ends in the command that mends it.
+# Faults of shards: each is refused, and the message ends in the command that fixes it.
 
 
 def refused(directory: Path, *, split: str = "train", rank: int = 0, size: int = 1) -> str:
@@ -286,6 +289,7 @@ def test_more_ranks_than_examples(tiny_shards: Path) -> None:
 LOAD = """
 import sys
 from pathlib import Path
+from mpi_train.data.partition import Partition
 from mpi_train.data.shards import ShardSet
 
 def status_mib(key):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import io
 import shutil
 import socket
 import threading
@@ -51,7 +52,7 @@ def mirror(idx_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mi
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         use_mirrors(monkeypatch, gone, f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setattr(download, "PAUSE_S", 0.0)
+        monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
         yield Mirror
         server.shutdown()
 
@@ -105,9 +106,9 @@ def test_a_download_cut_short_is_tried_again(mirror: type[Mirror], tmp_path: Pat
 
 def test_a_download_always_cut_short_leaves_nothing_behind(mirror: type[Mirror], tmp_path: Path) -> None:
     mirror.cut = 1000
-    with pytest.raises(MissingRawDataError, match="no mirror gave it") as caught:
+    with pytest.raises(MissingRawDataError, match="expected all files from one of the mirrors") as caught:
         find_raw("fashion_mnist")
-    assert mirror.requests == download.ROUNDS
+    assert mirror.requests == download.RETRIES + 1
     assert cached(tmp_path) == []
     assert "make data DATASET=fashion_mnist" in str(caught.value)
 
@@ -125,8 +126,28 @@ def test_a_mirror_that_sends_without_end_is_cut_off(
     mirror: type[Mirror], idx_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (idx_files / "train-images-idx3-ubyte.gz").write_bytes(bytes(3 << 20))
-    with pytest.raises(MissingRawDataError, match=r"expected \d+ bytes, received more than"):
+    with pytest.raises(MissingRawDataError, match=r"expected \d+ bytes\. Got: more"):
         find_raw("fashion_mnist")
+
+
+def test_a_stalled_mirror_is_given_up_and_the_next_one_used(
+    mirror: type[Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUTS_S", (1.0, 0.3))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _, good = sources.OFFICIAL["fashion_mnist"].mirrors
+        use_mirrors(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/", good)
+        assert len(find_raw("fashion_mnist").train) == 30
+    assert mirror.requests == 4
+
+
+def test_a_bar_on_a_terminal(mirror: type[Mirror], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", shown)
+    find_raw("fashion_mnist")
+    assert "t10k-labels-idx1-ubyte.gz" in shown.getvalue()
+    assert "100%" in shown.getvalue()
 
 
 def test_without_a_network_it_gives_up_within_seconds(
@@ -170,14 +191,14 @@ def test_wherever_a_file_is_found_its_hash_counts(
     with pytest.raises(DataError) as caught:
         find_raw("fashion_mnist", folder if place == "source" else None)
     assert not isinstance(caught.value, MissingRawDataError), "corrupt is not the same as missing"
-    expected = sources.OFFICIAL["fashion_mnist"].test_images.sha256
+    expected = sources.OFFICIAL["fashion_mnist"].files[2].sha256
     for part in (str(victim), expected, hashlib.sha256(victim.read_bytes()).hexdigest(), f"rm {victim}"):
         assert part in str(caught.value)
 
 
 def test_a_named_folder_without_a_file_is_an_error(idx_files: Path) -> None:
     (idx_files / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match=r"--source: expected train-labels-idx1-ubyte.gz") as caught:
+    with pytest.raises(DataError, match=r"--source: .* without train-labels-idx1-ubyte.gz") as caught:
         find_raw("fashion_mnist", idx_files)
     assert not isinstance(caught.value, MissingRawDataError)
 
@@ -188,6 +209,18 @@ def test_unknown_data_sets_are_refused_with_the_near_names() -> None:
     assert caught.value.remedy == "--dataset fashion_mnist"
     for name in sources.DATASETS:
         require_dataset(name)
+
+
+def test_a_data_set_without_a_stand_in_has_its_own_error_and_no_hint(
+    idx_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(sources.OFFICIAL["fashion_mnist"], title="Other", variable="OTHER_DIR")
+    monkeypatch.setitem(sources.OFFICIAL, "other", spec)
+    monkeypatch.setattr(sources, "DATASETS", (*sources.DATASETS, "other"))
+    with pytest.raises(MissingRawDataError, match="no Other found") as caught:
+        find_raw("other")
+    assert "make data DATASET=other on a machine with a network" in str(caught.value)
+    assert "synthetic" not in str(caught.value)
 
 
 def test_a_drawn_data_set_has_no_source(tmp_path: Path) -> None:

@@ -3,50 +3,40 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpi_train.data.examples import Examples, RawData
+from mpi_train.data.examples import Examples
 from mpi_train.data.sources import OFFICIAL
 from mpi_train.data.synthetic import STAND_INS, draw, stand_in_for
 
 
-@pytest.fixture(scope="module")
-def garments() -> RawData:
-    return draw(1, num_train=6000, num_test=1000)
+def test_the_seed_decides_on_every_machine() -> None:
+    raw = draw(1, 200, 50)
+    assert draw(1, 200, 50).sha256 == raw.sha256
+    assert draw(2, 200, 50).sha256 != raw.sha256
+    # Integer arithmetic alone gives the same bytes with every processor and version of NumPy.
+    assert raw.sha256 == "10f9f32c57cf64848165a960245b5ba3fa176b6fbcba7edc1aac11ba98cd22a6"
 
 
-def test_shapes_and_classes(garments: RawData) -> None:
-    assert garments.name == "synthetic"
-    assert garments.num_classes == 10
-    for split, n in ((garments.train, 6000), (garments.test, 1000)):
-        assert split.images.shape == (n, 28, 28)
-        assert split.labels.shape == (n,)
+@pytest.mark.parametrize("name", STAND_INS)
+def test_images_differ_and_classes_are_learnable_but_not_by_a_linear_model_alone(name: str) -> None:
+    """At full size the cnn reaches about 0.9 in three epochs on ``synthetic``; this is a small version."""
+    raw = draw(1, 3000, 500, name)
+    assert (raw.name, raw.num_classes) == (name, 10)
+    for split, n in ((raw.train, 3000), (raw.test, 500)):
+        assert split.images.shape == (n, *STAND_INS[name].image_shape)
         assert split.images.dtype == split.labels.dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(split.labels), n // 10)
-
-
-def test_the_seed_decides(garments: RawData) -> None:
-    assert draw(1, 6000, 1000).sha256 == garments.sha256
-    assert draw(2, 6000, 1000).sha256 != garments.sha256
-
-
-def test_no_image_is_empty_full_or_drawn_twice(garments: RawData) -> None:
-    images = np.concatenate([garments.train.images, garments.test.images])
-    lit = (images > 0).mean(axis=(1, 2))
-    assert lit.min() > 0.02
-    assert lit.max() < 0.95
-    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
-
-
-def test_kinds_can_be_told_apart_but_not_by_a_linear_model_alone(garments: RawData) -> None:
-    """Full size, softmax regression reaches about 0.79 and the cnn about 0.94; this is the small version."""
-    accuracy = _linear_accuracy(garments.train, garments.test)
-    assert 0.5 < accuracy < 0.85
+    lit = (raw.train.images > 0).reshape(3000, -1).mean(axis=1)
+    assert lit.min() > 0.1
+    assert lit.max() < 1.0
+    assert len(np.unique(raw.train.images.reshape(3000, -1), axis=0)) == 3000
+    assert 0.5 < _linear_accuracy(raw.train, raw.test) < 0.93
 
 
 def _linear_accuracy(train: Examples, test: Examples) -> float:
-    """Test accuracy of least squares on one-hot labels with a little ridge."""
+    """Return the test accuracy of least squares on one-hot labels with a little ridge."""
 
     def features(split: Examples) -> np.ndarray:
-        flat = split.images.reshape(len(split), -1) / 255.0
+        flat = split.images[:, ::2, ::2].reshape(len(split), -1) / 255.0
         return np.hstack([flat, np.ones((len(split), 1))])
 
     x = features(train)
@@ -56,20 +46,13 @@ def _linear_accuracy(train: Examples, test: Examples) -> float:
 
 @pytest.mark.parametrize("dataset", OFFICIAL)
 def test_each_real_set_has_a_stand_in_of_its_shape(dataset: str) -> None:
-    kind, real = STAND_INS[stand_in_for(dataset)], OFFICIAL[dataset]
+    name = stand_in_for(dataset)
+    assert name is not None
+    kind, real = STAND_INS[name], OFFICIAL[dataset]
     assert (kind.num_train, kind.num_test) == (real.num_train, real.num_test)
-    assert len(kind.class_names) == len(real.class_names) == 10
     assert kind.image_shape[:2] == ((32, 32) if dataset == "cifar10" else (28, 28))
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("synthetic_mnist", 0.6, 0.97), ("synthetic_cifar10", 0.2, 0.7)]
-)
-def test_the_others_are_neither_trivial_nor_solvable(name: str, low: float, high: float) -> None:
-    raw = draw(1, 3000, 500, name)
-    assert raw.name == name
-    assert raw.train.images.shape == (3000, *STAND_INS[name].image_shape)
-    assert raw.train.images.dtype == np.uint8
-    np.testing.assert_array_equal(np.bincount(raw.test.labels), 50)
-    assert len(np.unique(raw.train.images.reshape(3000, -1), axis=0)) == 3000
-    assert low < _linear_accuracy(raw.train, raw.test) < high
+def test_other_data_sets_have_no_stand_in() -> None:
+    assert stand_in_for("other") is None
+    assert stand_in_for("synthetic") is None
