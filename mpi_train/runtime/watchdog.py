@@ -1,10 +1,10 @@
-"""Ranks that are watched, so that one that is lost ends the job with its name instead of a hang.
+"""Watchdog: end the job, with the name of the lost rank, instead of hanging.
 
-MPI cannot tell: a collective waits for ever for a rank that has stopped. So every rank has a thread that
-tells a hub once a second, over TCP, that it is alive and what it does; the hub answers in kind. A
-connection that closes without a word is a rank that died; one that is silent for too long is a rank that
-was stopped, or whose node has no power. And where some ranks have waited in the all-reduce of a step for
-too long, the one that has not come to it hangs, though it lives. Then all end with code 6.
+A collective of MPI waits for ever for a rank that has stopped. So a thread of every rank reports to a hub
+once a second, over TCP, that the rank is alive and what the rank does; the hub answers. A connection that
+closes without a goodbye means that the rank died. Silence for too long means that the rank was stopped, or
+that its node has no power. A rank hangs if the others wait for it in the all-reduce of a step. In each case
+all ranks end with exit code 6.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ from mpi_train.runtime.watchdog_hub import BEAT_S, STARTING_FACTOR
 from mpi_train.runtime.world import World
 
 _CONNECT_S = 10.0
+_UNWATCHED = "should a rank be lost, the job would hang"
 
 _current: Watch | None = None
 
 
 @dataclass
 class Activity:
-    """What the training thread does, told by the all-reduce of each step.
+    """Position of the training thread, kept by the all-reduce of each step.
 
     Attributes:
-        calls: How many it has come to.
-        inside: Whether it is in one now.
+        calls: Number of all-reduces entered so far.
+        inside: True while the thread is in one.
     """
 
     calls: int = 0
@@ -50,173 +51,223 @@ activity = Activity()
 
 
 def note(doing: str, *, starting: bool = False) -> None:
-    """Says what this rank does now, for the message should it be lost.
+    """Record the present activity of this rank, for the message should the rank be lost.
 
     Args:
-        doing: Such as ``epoch 2, evaluation``.
-        starting: Whether it may be silent for longer.
+        doing: Activity, such as ``epoch 2, evaluation``.
+        starting: True if the rank may be silent for longer.
     """
     if _current is not None:
         _current.note(doing, starting=starting)
 
 
 def start(world: World, timeout_s: float) -> None:
-    """Starts watching, on all ranks together.
+    """Start watching the ranks. Collective.
 
     Args:
-        world: The ranks.
-        timeout_s: Silence after which a rank is given up; ``STARTING_FACTOR`` times that while it starts.
+        world: Ranks of the job.
+        timeout_s: Silence after which a rank is lost; ``STARTING_FACTOR`` times that while the rank starts.
     """
     global _current
     if world.size > 1:
-        _current = Watch(world, timeout_s)
-        worlds.before_abort(lambda: _current.leave(aborting=True) if _current else None)
-        atexit.register(_current.leave)
+        _current = watch = Watch(world, timeout_s)
+        worlds.before_abort(lambda: watch.leave(aborting=True))
+        atexit.register(watch.leave)
 
 
 def end_for(world: World, lost: int, how: str) -> NoReturn:
-    """Ends this rank because another is lost, when the hub cannot say so; one of those that are left speaks.
+    """End this rank because another is lost and the hub cannot say so; one of those left prints the error.
 
     Args:
-        world: The ranks.
-        lost: The number of the other.
-        how: Such as ``has not been heard of for 60 s``.
+        world: Ranks of the job.
+        lost: Number of the lost rank.
+        how: Symptom, such as ``has not been heard of for 60 s``.
     """
     if world.rank == (1 if lost == 0 else 0):
         error = RankLostError(
             f"rank {lost} on {world.hosts[lost]} {how}. All {world.size} ranks are ended",
-            remedy="see to that host, then run the same command again, which goes on from the last "
-            "checkpoint",
+            remedy="check that host, then run the same command again: it resumes from the last checkpoint",
         )
         os.write(2, f"error: {error}\n".encode())
     else:
-        time.sleep(2)  # mpiexec ends all as soon as one has left: the one that speaks goes first
+        time.sleep(2)  # mpiexec ends all ranks as soon as one exits: the rank that prints goes first
     if _current is not None:
         _current.leave(aborting=True)
     worlds.leave(world, EXIT_RANK_LOST)
 
 
 class Watch:
-    """Args: as for ``start``."""
+    """Connection of this rank to the hub, kept by a thread.
+
+    A hub that ends unexpectedly is started again once, by rank 0 at the same port. If the new hub does not
+    start, or ends too, the run continues unwatched. Rank 0 prints each outcome.
+
+    Args:
+        world: Ranks of the job.
+        timeout_s: Silence after which a rank is lost.
+    """
 
     def __init__(self, world: World, timeout_s: float) -> None:
         self._world, self._timeout_s = world, timeout_s
         self._doing, self._starting = "start-up", True
         self._lock = threading.Lock()
-        self._left = False
-        self._link = self._connect()
+        self._left = self._recovered = False
+        self._token, self._port, self._expected = secrets.token_hex(16), 0, list[int]()
+        if world.is_root:
+            self._start_hub()
+        offer = (_own_addresses(), self._port, self._token)
+        self._addresses, self._port, self._token = world.gather_all(offer)[0]
+        self._link = self._connect(_CONNECT_S)
+        for rank, connected in enumerate(world.gather_all(self._link is not None)):
+            if connected:
+                self._expected.append(rank)
+            elif world.is_root:
+                _warn(
+                    f"rank {rank} on {world.hosts[rank]} cannot reach {world.hosts[0]} by TCP "
+                    f"(port {self._port}): {_UNWATCHED}"
+                )
         if self._link is not None:
-            threading.Thread(target=self._run, args=(self._link,), name="watch", daemon=True).start()
+            threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def note(self, doing: str, *, starting: bool) -> None:
-        """As the function of this name."""
+        """Record the present activity; see the function of this name."""
         at_once = starting or self._starting
         self._doing, self._starting = doing, starting
-        if at_once:  # the hub's patience hangs on it; all else can wait for the next beat
+        if at_once:  # the hub's patience depends on it; all else can wait for the next beat
             self._beat()
 
     def leave(self, *, aborting: bool = False) -> None:
-        """Says goodbye: this rank is about to end, and that is no loss."""
+        """Say goodbye to the hub: this rank is about to end and is not lost."""
         self._left = True
         self._send({"left": True, "aborting": aborting})
 
-    def _connect(self) -> socket.socket | None:
-        """A connection to the hub; a rank that cannot reach it is not watched, and that is said."""
-        world = self._world
-        offer = self._start_hub() if world.is_root else None
-        addresses, port, token = world.gather_all(offer)[0]  # type: ignore[misc]
-        link = _call(["127.0.0.1"] if world.is_root else addresses, port, token, world.rank)
-        for rank, reached in enumerate(world.gather_all(link is not None)):
-            if world.is_root and not reached:
-                print(
-                    f"warning: rank {rank} on {world.hosts[rank]} cannot reach {world.hosts[0]} by TCP "
-                    f"(port {port}): should it be lost, the job would hang",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        return link
+    def _start_hub(self) -> None:
+        """Start the hub on this host, at the port of a previous hub if there was one.
 
-    def _start_hub(self) -> tuple[list[str], int, str]:
-        token = secrets.token_hex(16)
-        # mpiexec kills the ranks' process groups.
-        process = subprocess.Popen(
+        Raises:
+            OSError, ValueError: The hub did not start.
+        """
+        # A session of its own, as mpiexec kills the process groups of the ranks.
+        self._hub = subprocess.Popen(
             [sys.executable, "-I", watchdog_hub.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        told = {"token": token, "hosts": self._world.hosts, "timeout_s": self._timeout_s}
-        process.stdin.write(json.dumps(told) + "\n")
-        process.stdin.flush()
-        return _addresses(), int(process.stdout.readline()), token
+        assert self._hub.stdin is not None
+        assert self._hub.stdout is not None
+        settings = {
+            "token": self._token,
+            "hosts": self._world.hosts,
+            "timeout_s": self._timeout_s,
+            "port": self._port,
+            "expected": self._expected,
+        }
+        self._hub.stdin.write(json.dumps(settings) + "\n")
+        self._hub.stdin.flush()
+        self._port = int(self._hub.stdout.readline())
 
-    def _run(self, link: socket.socket) -> None:
+    def _connect(self, within_s: float) -> socket.socket | None:
+        """Connect to the hub, under the first address that answers."""
+        hello = {"token": self._token, "rank": self._world.rank, "pid": os.getpid()}
+        ends = time.monotonic() + within_s
+        while time.monotonic() < ends:
+            for address in ["127.0.0.1"] if self._world.is_root else self._addresses:
+                with suppress(OSError):
+                    link = socket.create_connection((address, self._port), timeout=2)
+                    link.sendall(json.dumps(hello).encode() + b"\n")
+                    if link.recv(3):
+                        link.settimeout(BEAT_S / 4)
+                        return link
+                    link.close()
+            time.sleep(0.1)
+        return None
+
+    def _run(self) -> None:
+        while self._link is not None and self._is_abandoned(self._link):
+            self._recover()
+
+    def _is_abandoned(self, link: socket.socket) -> bool:
+        """Exchange beats with the hub until either leaves; return True if the hub ended unexpectedly."""
         heard = looked = beat = time.monotonic()
-        link.settimeout(BEAT_S / 4)
         buffer = b""
         while True:
             try:
                 received = link.recv(65536)
                 if not received:
-                    return  # the hub has nobody left to watch
+                    break
                 heard = time.monotonic()
                 *lines, buffer = (buffer + received).split(b"\n")
-                if any(json.loads(line).get("end") for line in lines) and not self._left:
+                messages = [json.loads(line) for line in lines]
+                if any(message.get("end") for message in messages) and not self._left:
                     worlds.leave(self._world, EXIT_RANK_LOST)
+                if any(message.get("over") for message in messages):
+                    return False
             except TimeoutError:
                 pass
             except OSError:
-                return
+                break
             now = time.monotonic()
             if now - looked > 5 * BEAT_S:
-                heard = now  # this process was asleep itself, and the hub maybe with it
+                heard = now  # this process was suspended, and the hub may have been suspended with it
             looked = now
             if now - beat >= BEAT_S:
                 beat = now
                 self._beat()
-            patience_s = self._timeout_s * (STARTING_FACTOR if self._starting else 1)
-            if now - heard > patience_s + 2 * BEAT_S and not self._left:
-                self._hub_lost(patience_s)
+            if now - heard > self._patience_s + 2 * BEAT_S and not self._left:
+                # The node of rank 0 is silent, and the hub with it.
+                end_for(self._world, 0, f"has not been heard of for {self._patience_s:g} s")
+        link.close()
+        # A signal that kills the whole job may reach the hub before this process.
+        time.sleep(BEAT_S)
+        return not self._left
 
-    def _hub_lost(self, patience_s: float) -> None:
-        """Ends this rank when the node of rank 0, and the hub with it, is silent."""
-        end_for(self._world, 0, f"has not been heard of for {patience_s:g} s")
+    def _recover(self) -> None:
+        """Connect to a new hub; only once, as a hub that ends again is likely to end each time."""
+        root, host, first = self._world.is_root, self._world.hosts[0], not self._recovered
+        self._recovered, self._link = True, None
+        if first:
+            with suppress(OSError, ValueError):
+                if root:
+                    self._start_hub()
+                # Rank 0 may hold the interpreter's lock for a while before it can start the hub.
+                self._link = self._connect(_CONNECT_S if root else self._patience_s + _CONNECT_S)
+        if self._link is not None:
+            self._beat()
+            if self._left:
+                self.leave()
+        if root:
+            outcome = _UNWATCHED if self._link is None else "it was started again"
+            _warn(f"the hub of the watchdog on {host} ended unexpectedly: {outcome}")
+        elif first and self._link is None:
+            _warn(f"{self._world.name} lost the hub of the watchdog on {host}: {_UNWATCHED}")
+
+    @property
+    def _patience_s(self) -> float:
+        return self._timeout_s * (STARTING_FACTOR if self._starting else 1)
 
     def _beat(self) -> None:
         self._send({"doing": self._doing, "starting": self._starting, **vars(activity)})
 
-    def _send(self, said: dict[str, Any]) -> None:
-        # An end of the connection is noticed where it is read.
+    def _send(self, message: dict[str, Any]) -> None:
+        # A closed connection is noticed where it is read.
         with suppress(OSError), self._lock:
             if self._link is not None:
-                self._link.sendall(json.dumps(said).encode() + b"\n")
+                self._link.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _call(addresses: list[str], port: int, token: str, rank: int) -> socket.socket | None:
-    """A connection to the hub, under the first address that answers."""
-    ends = time.monotonic() + _CONNECT_S
-    while time.monotonic() < ends:
-        for address in addresses:
-            with suppress(OSError):
-                link = socket.create_connection((address, port), timeout=2)
-                link.sendall(json.dumps({"token": token, "rank": rank, "pid": os.getpid()}).encode() + b"\n")
-                if link.recv(3):
-                    return link
-                link.close()
-        time.sleep(0.1)
-    return None
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def _addresses() -> list[str]:
-    """Names and addresses under which other nodes may reach this one."""
+def _own_addresses() -> list[str]:
+    """List the names and addresses under which other nodes may reach this one."""
     host = socket.gethostname()
     found = [host]
     with suppress(OSError):
         found += [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    # The address that a packet to elsewhere would leave from; nothing is sent.
+    # The source address of a packet to another network; nothing is sent.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect(("192.0.2.1", 9))
         found.append(probe.getsockname()[0])

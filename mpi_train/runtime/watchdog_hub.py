@@ -1,8 +1,8 @@
-"""The process that the ranks report to, and that names the one which is lost.
+"""Watchdog hub: the process that all ranks report to, and that names a lost one.
 
-A process of its own, started by rank 0 in a session of its own: when one rank dies, mpiexec kills all others
-at once, and a thread among them may not get to speak. Without TensorFlow or NumPy, so
-that it starts at once and costs nothing.
+The hub is a process of its own, started by rank 0 in a session of its own: when one rank dies, mpiexec kills
+all others at once, and a thread among them may not get to print. The hub imports neither TensorFlow nor
+NumPy, so it starts at once and costs nothing.
 """
 
 from __future__ import annotations
@@ -20,73 +20,89 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BEAT_S = 1.0
-HEARING_S = 8.0
-"""Seconds that a rank has to end when it is told to."""
+ENDING_S = 8.0
+"""Seconds that a rank has to end after the hub asked for it."""
 STARTING_FACTOR = 5
-"""Imports and tracing may hold a rank up for longer than training ever should."""
+"""Imports and tracing may block a rank for this many times longer than training may."""
 START_S = 60.0
-"""Seconds that the ranks have to report for the first time."""
+"""Seconds that the ranks have to connect."""
 
 
 @dataclass
 class Rank:
-    """What the hub knows of a rank.
+    """State of a rank as reported to the hub.
 
     Attributes:
-        number: In the world.
-        pid: Of its process, on its host.
-        heard: When it was last heard of.
-        stands: Since when its training has been where it is.
+        link: Connection to the rank.
+        number: Rank in the world; -1 before the rank has named itself.
+        pid: Process id on the rank's host.
+        heard: Time of the last message.
+        still_since: Time at which the training was last seen to advance.
+        doing: Activity for the message should the rank be lost.
+        starting: True while the rank may be silent for longer.
+        calls: All-reduces that the training has entered.
+        inside: True while the training is in an all-reduce.
+        buffer: Bytes of an incomplete message.
     """
 
     link: socket.socket
     number: int = -1
     pid: int = 0
     heard: float = field(default_factory=time.monotonic)
+    still_since: float = field(default_factory=time.monotonic)
     doing: str = "start-up"
     starting: bool = True
     calls: int = 0
     inside: bool = False
-    stands: float = field(default_factory=time.monotonic)
     buffer: bytes = b""
 
 
 class Hub:
-    """Args:
-    token: What a rank must know to be let in.
-    hosts: Host name of each rank.
-    timeout_s: Silence after which a rank is given up.
+    """Failure detector: one connection to each rank.
+
+    Args:
+        token: Secret that a rank must send first.
+        hosts: Host name of each rank.
+        timeout_s: Silence after which a rank is lost.
+        port: TCP port to listen on; 0 for a free one.
+        expected: Ranks that must connect: those that were connected to a previous hub. Other ranks may be
+            unable to reach this host.
     """
 
-    def __init__(self, token: str, hosts: list[str], timeout_s: float) -> None:
+    def __init__(
+        self, token: str, hosts: list[str], timeout_s: float, port: int = 0, expected: tuple[int, ...] = ()
+    ) -> None:
         self._token, self._hosts, self._timeout_s = token, hosts, timeout_s
-        self._server = socket.create_server(("", 0), backlog=len(hosts))
+        self._missing = set(expected)
+        self._server = socket.create_server(("", port), backlog=len(hosts))
         self.port = int(self._server.getsockname()[1])
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._ranks: dict[int, Rank] = {}
+        self._began = time.monotonic()
         self._ending: float | None = None
 
     def run(self) -> None:
-        """Until all ranks have left, or one is lost."""
-        beat = looked = begun = time.monotonic()
-        while self._ranks or time.monotonic() - begun < START_S:
-            # In the order in which it happened: the rank that died before those that were killed for it.
+        """Watch the ranks until all have left or one is lost."""
+        beat = looked = self._began
+        while self._ranks or time.monotonic() - self._began < START_S:
+            # Events come in the order in which they happened: the rank that died first, then those that
+            # mpiexec killed for it.
             for key, _ in self._selector.select(timeout=BEAT_S / 4):
                 if key.fileobj is self._server:
                     self._accept()
-                elif self._hear(key.data):
+                elif self._receive(key.data):
                     return
             now = time.monotonic()
             if now - looked > 5 * BEAT_S:
-                # This process was asleep itself, and the ranks maybe with it.
+                # This process was suspended, and the ranks may have been suspended with it.
                 for rank in self._ranks.values():
-                    rank.heard = rank.stands = now
+                    rank.heard = rank.still_since = now
             looked = now
             if now - beat >= BEAT_S:
                 beat = now
-                self._tell({})
-            if self._overdue(now):
+                self._broadcast({})
+            if self._is_overdue(now):
                 return
 
     def _accept(self) -> None:
@@ -94,8 +110,12 @@ class Hub:
         link.setblocking(False)
         self._selector.register(link, selectors.EVENT_READ, Rank(link))
 
-    def _hear(self, rank: Rank) -> bool:
-        """Takes what a rank says; whether the job is at its end."""
+    def _drop(self, rank: Rank) -> None:
+        self._selector.unregister(rank.link)
+        rank.link.close()
+
+    def _receive(self, rank: Rank) -> bool:
+        """Read from a rank; return True if the watch is over."""
         try:
             received = rank.link.recv(65536)
         except BlockingIOError:
@@ -103,84 +123,84 @@ class Hub:
         except OSError:
             received = b""
         if not received:
-            self._selector.unregister(rank.link)
+            self._drop(rank)
             if self._ranks.get(rank.number) is not rank:
                 return False
             del self._ranks[rank.number]
             if self._ending is None:
-                self._lost(rank, "was lost: its process ended without a word")
-                return True
+                return self._lose(rank, "was lost: its process exited unexpectedly")
             return not self._ranks
         rank.heard = time.monotonic()
         *lines, rank.buffer = (rank.buffer + received).split(b"\n")
-        ended = [self._take(rank, line) for line in lines]
-        return any(ended)
-
-    def _take(self, rank: Rank, line: bytes) -> bool:
         try:
-            said: dict[str, Any] = json.loads(line)
-            if rank.number < 0:
-                self._let_in(rank, said)
-                return False
-        except (ValueError, KeyError, TypeError, AttributeError):
-            self._selector.unregister(rank.link)
-            rank.link.close()
+            return any(self._take(rank, json.loads(line)) for line in lines)
+        except (ValueError, KeyError, TypeError, AttributeError):  # a stranger, such as a port scanner
+            self._drop(rank)
             return False
-        if said.get("aborting"):
-            return True  # it has said why, and ends all others
-        if said.get("left"):
+
+    def _take(self, rank: Rank, message: dict[str, Any]) -> bool:
+        if rank.number < 0:
+            self._register(rank, message)
+            return False
+        if message.get("aborting"):  # that rank has printed the reason, and ends all others
+            self._broadcast({"over": True})
+            return True
+        if message.get("left"):
             self._ending = self._ending or time.monotonic()
-        if "doing" in said:
-            rank.doing, rank.starting = said["doing"], said["starting"]
-            if (rank.calls, rank.inside) != (said["calls"], said["inside"]):
-                rank.calls, rank.inside, rank.stands = said["calls"], said["inside"], rank.heard
+        if "doing" in message:
+            rank.doing, rank.starting = message["doing"], message["starting"]
+            if (rank.calls, rank.inside) != (message["calls"], message["inside"]):
+                rank.calls, rank.inside = message["calls"], message["inside"]
+                rank.still_since = rank.heard
         return False
 
-    def _let_in(self, rank: Rank, said: dict[str, Any]) -> None:
-        if not hmac.compare_digest(str(said["token"]), self._token):
-            raise ValueError("not one of ours")
-        # A rank that gave up waiting for the answer calls again.
-        rank.number, rank.pid = int(said["rank"]), int(said["pid"])
+    def _register(self, rank: Rank, message: dict[str, Any]) -> None:
+        if not hmac.compare_digest(str(message["token"]), self._token):
+            raise ValueError("wrong token")
+        # A rank that gave up waiting for the answer connects again and replaces its first connection.
+        rank.number, rank.pid = int(message["rank"]), int(message["pid"])
         self._ranks[rank.number] = rank
+        self._missing.discard(rank.number)
         rank.link.sendall(b"{}\n")
 
-    def _overdue(self, now: float) -> bool:
-        """Looks for ranks that are silent, or hang; whether the job is at its end."""
+    def _is_overdue(self, now: float) -> bool:
+        """Look for ranks that are silent or hang; return True if one was found."""
         ranks = list(self._ranks.values())
         patience_s = self._timeout_s * (STARTING_FACTOR if any(rank.starting for rank in ranks) else 1)
         for rank in ranks:
             if now - rank.heard > patience_s:
-                self._lost(rank, f"has not been heard of for {patience_s:g} s")
-                return True
+                return self._lose(rank, f"has not been heard of for {patience_s:g} s")
+        if self._missing and self._ending is None and now - self._began > patience_s + 10 * BEAT_S:
+            absent = Rank(self._server, number=min(self._missing), doing="unknown")
+            return self._lose(absent, "did not connect to the new hub")
         if self._ending is not None and now - self._ending > START_S and ranks:
-            self._lost(ranks[0], f"is still there {START_S:g} s after others have ended")
-            return True
-        # Later than silence is noticed: a rank that was stopped does not come to the step either.
+            return self._lose(ranks[0], f"is still there {START_S:g} s after others have ended")
+        # Later than silence is noticed: a stopped rank does not enter the all-reduce either.
         waited_s = patience_s + 3 * BEAT_S
         missing = [rank for rank in ranks if not rank.inside]
-        if missing and len(missing) < len(ranks) and all(now - rank.stands > waited_s for rank in ranks):
-            self._lost(missing[0], f"hangs: the others have waited {waited_s:g} s for it in a step")
-            return True
+        if missing and len(missing) < len(ranks) and all(now - rank.still_since > waited_s for rank in ranks):
+            return self._lose(missing[0], f"hangs: the others have waited {waited_s:g} s for it in a step")
         return False
 
-    def _lost(self, rank: Rank, how: str) -> None:
+    def _lose(self, rank: Rank, how: str) -> bool:
+        """Print which rank is lost and end all others."""
         message = (
             f"error: rank {rank.number} on {self._hosts[rank.number]} {how} (last known: {rank.doing}). "
             f"All {len(self._hosts)} ranks are ended\n"
-            "  Fix: see to that host, then run the same command again, which goes on from the last "
-            "checkpoint\n"
+            "  Fix: check that host, then run the same command again: it resumes from the last checkpoint\n"
         )
         os.write(2, message.encode())
-        self._tell({"end": True})
-        self._end_the_deaf()
+        self._broadcast({"end": True})
+        self._kill_unresponsive()
+        return True
 
-    def _end_the_deaf(self) -> None:
-        """Kills those ranks of this host that do not end: stopped ones, and ones that wait inside a library.
+    def _kill_unresponsive(self) -> None:
+        """Kill the ranks of this host that do not end: stopped ones, and ones that wait inside a library.
 
-        Rank 0 is here, so that the launcher ends all others, wherever they are.
+        Rank 0 runs on this host, so the launcher ends all others, wherever they are.
         """
         self._selector.unregister(self._server)
-        ends = time.monotonic() + HEARING_S
+        ends = time.monotonic() + ENDING_S
         while self._ranks and time.monotonic() < ends:
             for key, _ in self._selector.select(timeout=BEAT_S / 4):
                 try:
@@ -190,20 +210,18 @@ class Hub:
                 except OSError:
                     closed = True
                 if closed:
-                    self._selector.unregister(key.fileobj)
+                    self._drop(key.data)
                     self._ranks.pop(key.data.number, None)
-        # Its connection is open, so the number is still that of the process.
+        # Each connection left is open, so the process id still belongs to the rank.
         for number, rank in self._ranks.items():
             if self._hosts[number] == self._hosts[0]:
                 with suppress(ProcessLookupError):
                     os.kill(rank.pid, signal.SIGKILL)
 
-    def _tell(self, said: dict[str, Any]) -> None:
+    def _broadcast(self, message: dict[str, Any]) -> None:
         for rank in self._ranks.values():
-            try:
-                rank.link.sendall(json.dumps(said).encode() + b"\n")
-            except OSError:
-                continue  # its end is noticed where it is read
+            with suppress(OSError):  # a closed connection is noticed where it is read
+                rank.link.sendall(json.dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":

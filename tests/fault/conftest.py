@@ -83,6 +83,21 @@ class Job:
                     return int(path.name)
         raise AssertionError(f"no rank {rank}: {self.printed}")
 
+    def hub_pid(self) -> int:
+        """Return the process id of the watchdog's hub, a child of rank 0."""
+        root = self.pid(0)
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == root and b"watchdog_hub" in (path / "cmdline").read_bytes():
+                    return int(path.name)
+        raise AssertionError(f"no hub: {self.printed}")
+
+    def hub_connections(self) -> int:
+        """Count the connections that the watchdog's hub has accepted."""
+        sockets = [os.readlink(link) for link in Path(f"/proc/{self.hub_pid()}/fd").iterdir()]
+        return sum(name.startswith("socket:") for name in sockets) - 1  # one of them listens
+
     def pids(self) -> list[int]:
         """Of all its processes that are alive."""
         found = []

@@ -1,4 +1,8 @@
-"""Ranks that die, stop, or fail alone: the others end too, soon, and say which it was."""
+"""Real jobs whose ranks die, stop, or fail alone: the others end soon, and the lost rank is named.
+
+The watchdog's rules are tested on plain sockets in ``tests/runtime/test_watchdog.py``. Here, a change's tests
+start one job for each kind of fault; further ranks, places and strategies are slow tests.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from typing import Any
 import pytest
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(900)]
+slow = pytest.mark.slow
 
 Start = Callable[..., Any]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=slow)])
 def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_same_bits(
     ranks: int, times: int, start: Start
 ) -> None:
@@ -37,7 +42,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_the_same_bits(
         assert resumed.record().weights_sha256 == whole.record().weights_sha256
 
 
-@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), pytest.param(3, 1, marks=slow)])
 def test_a_stopped_rank_is_named_within_the_stall_time(
     ranks: int, victim: int, times: int, start: Start
 ) -> None:
@@ -51,6 +56,20 @@ def test_a_stopped_rank_is_named_within_the_stall_time(
         assert job.printed.count("error: ") == 1
 
 
+def test_a_killed_hub_is_replaced_and_the_new_hub_names_a_killed_rank(start: Start) -> None:
+    job = start("mpi", "--epochs", "500", ranks=2)
+    job.wait_for_training(random.Random(1))
+    os.kill(job.hub_pid(), signal.SIGKILL)
+    job.wait_for(lambda: "it was started again" in job.printed)
+    assert re.search(r"warning: the hub of the watchdog on \S+ ended unexpectedly", job.printed), job.printed
+    job.wait_for(lambda: job.hub_connections() == 2)
+    os.kill(job.pid(1), signal.SIGKILL)
+    assert job.ended(within_s=10) != 0, job.printed
+    assert re.search(r"error: rank 1 on \S+ was lost", job.printed), job.printed
+    assert job.printed.count("warning: ") == 1
+
+
+@slow
 def test_tensorflows_cluster_ends_for_a_stopped_rank_too(start: Start) -> None:
     job = start("multiworker", "--epochs", "500", "--stall-timeout", "15", ranks=2)
     job.wait_for_training(random.Random(1))
@@ -98,11 +117,11 @@ run_training("mpi", MpiConfig, description="", mpi=True)
 @pytest.mark.parametrize(
     ("function", "nth"),
     [
-        pytest.param("mpi_train.data.shards:ShardSet.read", 1, id="loading"),
-        pytest.param("mpi_train.training.trainer:Trainer.gradient", 1, id="tracing"),
+        pytest.param("mpi_train.data.shards:ShardSet.read", 1, id="loading", marks=slow),
+        pytest.param("mpi_train.training.trainer:Trainer.gradient", 1, id="tracing", marks=slow),
         pytest.param("mpi_train.collectives.hierarchical:HierarchicalAllReduce.mean", 100, id="a_step"),
-        pytest.param("mpi_train.training.evaluation:Evaluator.evaluate", 1, id="evaluation"),
-        pytest.param("mpi_train.runs.checkpoints:Checkpoints.save", 2, id="checkpointing"),
+        pytest.param("mpi_train.training.evaluation:Evaluator.evaluate", 1, id="evaluation", marks=slow),
+        pytest.param("mpi_train.runs.checkpoints:Checkpoints.save", 2, id="checkpointing", marks=slow),
     ],
 )
 def test_an_exception_on_one_rank_ends_all_with_one_traceback(
@@ -132,6 +151,7 @@ def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(start: Star
     assert "rank 1 on" in job.printed
 
 
+@slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
@@ -145,6 +165,7 @@ def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: P
     assert job.printed.count("error: ") == 1
 
 
+@slow
 def test_a_rank_that_does_not_come_to_tensorflows_cluster_holds_up_nobody(
     start: Start, tmp_path: Path
 ) -> None:
@@ -159,6 +180,7 @@ def test_a_rank_that_does_not_come_to_tensorflows_cluster_holds_up_nobody(
     assert "last known: start of TensorFlow's cluster, which waits for every rank" in job.printed
 
 
+@slow
 def test_a_slow_start_is_no_loss_and_a_normal_end_is_none_either(start: Start) -> None:
     job = start("mpi", "--epochs", "3", "--stall-timeout", "5", ranks=3)
     assert job.ended(within_s=120) == 0, job.printed

@@ -1,8 +1,9 @@
-"""The ranks as a TensorFlow cluster."""
+"""TCP addresses of the ranks, as TensorFlow's cluster uses them."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 
 import pytest
@@ -23,15 +24,17 @@ def test_every_rank_has_an_address_and_knows_its_own(world: World) -> None:
 
 
 def test_under_slurm_the_port_follows_from_the_job() -> None:
-    with addresses._listen("4711", 2) as first:
+    # A job number of its own, as other ranks run this test on the same machine at the same time.
+    job_id, other_id = str(os.getpid()), str(os.getpid() + 50)
+    with addresses._listen(job_id, 2) as first:
         port = first.getsockname()[1]
         assert 20_000 <= port < 30_000
-        with addresses._listen("4711", 2) as second:  # that one is taken
+        with addresses._listen(job_id, 2) as second:  # the first port is taken
             assert 20_000 <= second.getsockname()[1] < 30_000
             assert second.getsockname()[1] != port
-    with addresses._listen("4711", 2) as again:
+    with addresses._listen(job_id, 2) as again:
         assert again.getsockname()[1] == port
-    with addresses._listen("4712", 2) as other:
+    with addresses._listen(other_id, 2) as other:
         assert other.getsockname()[1] != port
 
 

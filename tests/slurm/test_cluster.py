@@ -465,7 +465,7 @@ def test_a_killed_rank_ends_the_job(cluster_clone: Clone) -> None:
     killed = time.monotonic()
     job = cluster_clone.result(job_id, limit_s=30)
     assert (job.state, job.exit_code) == ("FAILED", 6), job.log
-    assert re.search(r"error: rank 3 on n\d was lost: its process ended", job.log)
+    assert re.search(r"error: rank 3 on n\d was lost: its process exited", job.log)
     # Five seconds that srun waits for the others, and what it then takes to end them.
     assert time.monotonic() - killed < 15
 
@@ -490,7 +490,7 @@ def test_killed_ranks_are_named_and_the_runs_go_on_with_the_same_bits(
         job = cluster_clone.result(job_id, limit_s=30)
         assert time.monotonic() - killed < 10
         assert (job.state, job.exit_code) == ("FAILED", 6), job.log
-        assert re.search(rf"error: rank {victim} on n\d was lost: its process ended", job.log), job.log
+        assert re.search(rf"error: rank {victim} on n\d was lost: its process exited", job.log), job.log
         resumed = cluster_clone.run(*flags, f"results/{out}")
         assert (resumed.state, resumed.exit_code) == ("COMPLETED", 0), resumed.log
         assert run_record(cluster_clone, out)["weights_sha256"] == expected
