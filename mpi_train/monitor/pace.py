@@ -1,7 +1,7 @@
-"""What the last seconds of a training came to: its rate, its loss, and which rank the others wait for.
+"""Pace of a training over the last seconds: its rate, its loss, and the ranks that the others wait for.
 
-No clocks are compared. A chunk of steps ends for all ranks together, so that what a rank does not spend in
-exchanges it computes; and the rank that computes longest is the one that the others wait for.
+No clocks are compared. A chunk of steps ends for all ranks together, so a rank computes in the time that it
+does not spend in exchanges, and the others wait for the rank that computes longest.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 WINDOW_S = 5.0
-"""Seconds of training over which figures are taken: long enough to be read, short enough to be of now."""
+"""Seconds of training over which figures are taken."""
 WAITING = 0.10
-"""Share of the time that the others must wait before a rank is called a straggler,"""
+"""Fraction of the time that the others must wait before a rank is called a straggler."""
 MARGIN = 1 / 3
-"""which itself waits for less than this part of what they do,"""
+"""Fraction of the others' waiting time below which a straggler's own waiting time must be."""
 SPELL_S, IN_A_ROW = 0.4, 2
-"""in so many spells of at least this many seconds in a row."""
+"""Shortest duration of a spell in seconds, and the number of slow spells in a row that make a straggler."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class ByRank:
     """Chunks of steps as each rank saw them: float64 (ranks,), in rank order.
 
     Attributes:
-        elapsed_s: What they took.
-        exchange_s: Of that, in exchanges with other ranks, waiting included; NaN where that is not known.
+        elapsed_s: Duration of the chunks.
+        exchange_s: Time of that in exchanges with other ranks, waiting included; NaN if not known.
         count: Examples, each counted on one rank.
-        loss: Its sum over them.
+        loss: Sum of the loss over these examples.
     """
 
     elapsed_s: np.ndarray
@@ -38,28 +38,23 @@ class ByRank:
     loss: np.ndarray
 
     def __add__(self, other: ByRank) -> ByRank:
-        return ByRank(
-            self.elapsed_s + other.elapsed_s,
-            self.exchange_s + other.exchange_s,
-            self.count + other.count,
-            self.loss + other.loss,
-        )
+        return ByRank(*map(np.add, vars(self).values(), vars(other).values()))
 
     @property
     def busy(self) -> np.ndarray:
-        """Share of the time that each rank computed; NaN if not known."""
+        """Fraction of the time that each rank computed; NaN if not known."""
         return np.asarray((self.elapsed_s - self.exchange_s) / self.elapsed_s.max())
 
     @property
     def waiting(self) -> np.ndarray:
-        """Share of the time that each rank waited for the one that computes longest; NaN if not known."""
+        """Fraction of the time that each rank waited for the one that computes longest; NaN if not known."""
         return np.asarray(self.busy.max() - self.busy)
 
 
 class Pace:
-    """Takes the chunks of a run as they come, on the root; ``bool`` of it is whether there were any.
+    """Figures of the last seconds, taken from chunks of steps on the root; True if there were any examples.
 
-    They are gathered into spells, as an epoch may begin with a chunk that is short, or be short itself.
+    Chunks are joined into spells, as an epoch may begin with a short chunk, or be short itself.
     """
 
     def __init__(self) -> None:
@@ -68,6 +63,7 @@ class Pace:
         self._streak = np.zeros(0, int)
 
     def add(self, chunk: ByRank) -> None:
+        """Take a chunk of steps."""
         spell = self._spell = chunk if self._spell is None else self._spell + chunk
         if spell.elapsed_s.max() >= SPELL_S:
             slow = slowing(spell.waiting)
@@ -87,46 +83,47 @@ class Pace:
 
     @property
     def images_per_s(self) -> np.ndarray:
-        """Of each rank: float64 (ranks,)."""
+        """Rate of each rank: float64 (ranks,)."""
         return np.asarray(self._total.count / self._total.elapsed_s.max())
 
     @property
     def loss(self) -> float:
-        """Mean over the examples of all ranks."""
+        """Mean loss over the examples of all ranks."""
         return float(self._total.loss.sum() / self._total.count.sum())
 
     @property
     def communication(self) -> float | None:
-        """Share of the time in exchanges, waiting included: the mean over the ranks; None if not known."""
-        share = float(1 - self._total.busy.mean())
-        return None if np.isnan(share) else share
+        """Fraction of the time in exchanges, waiting included: mean over the ranks; None if not known."""
+        fraction = float(1 - self._total.busy.mean())
+        return None if np.isnan(fraction) else fraction
 
     @property
     def waiting(self) -> np.ndarray | None:
-        """Share of the time that each rank waited for a slower one: float64 (ranks,); None if not known."""
-        share = self._total.waiting
-        return None if np.isnan(share).any() else share
+        """Fraction of the time that each rank waited: float64 (ranks,); None if not known."""
+        fraction = self._total.waiting
+        return None if np.isnan(fraction).any() else fraction
 
     @property
     def stragglers(self) -> list[int]:
-        """The ranks that the others wait for, and have for a while."""
+        """Ranks that the others have waited for during the last spells."""
         return [int(rank) for rank in np.flatnonzero(self._streak >= IN_A_ROW)]
 
 
 def slowing(waiting: np.ndarray) -> np.ndarray:
-    """Which ranks the others wait for.
+    """Find the ranks that the others wait for.
 
     Args:
-        waiting: float64 (ranks,): share of the time that each waited.
+        waiting: Fraction of the time that each rank waited: float64 (ranks,).
 
     Returns:
-        bool (ranks,): where the median of the others is above ``WAITING``, and the rank's own below
-        ``MARGIN`` times that.
+        bool (ranks,): True where the median of the other ranks is above ``WAITING``, and the rank's own
+        value is below ``MARGIN`` times that median.
     """
     if len(waiting) < 2 or not waiting.max() > WAITING:
         return np.zeros(len(waiting), bool)
     ranked = np.sort(waiting)
     place = np.argsort(np.argsort(waiting))
+    # The k-th smallest value of the others is one place further up for ranks at places up to k.
     last = len(waiting) - 2
     low, high = (np.where(place <= k, ranked[k + 1], ranked[k]) for k in (last // 2, (last + 1) // 2))
     others = (low + high) / 2

@@ -1,8 +1,7 @@
-"""``status.json`` in a run's folder: what the run does just now, for whoever looks on.
+"""State of a run while it trains: ``status.json`` in the folder of the run.
 
-The root writes it about once a second while it trains, whole or not at all, but does not sync it to disk:
-what is out of date in a second need not survive a power cut. On a shared file system, where writing may
-take long, it is written less often, so that it takes at most a hundredth of the time.
+The root writes the file about once a second, whole or not at all, without syncing it to disk. On a slow file
+system the root writes less often, so that writing takes at most a hundredth of the time.
 """
 
 from __future__ import annotations
@@ -19,29 +18,30 @@ from typing import Any, Literal
 from mpi_train.runtime import files
 
 FILE = "status.json"
-EVERY_S = 1.0
-SHARE, AT_MOST_EVERY_S = 0.01, 30.0
-"""Of the root's time, what writing may take; and how rare that may make it."""
+EVERY_S, AT_MOST_EVERY_S = 1.0, 30.0
+"""Seconds between two writes: if writing is fast, and if writing is slow."""
+FRACTION = 0.01
+"""Largest fraction of the root's time that writing may take."""
 
 State = Literal["starting", "training", "evaluating", "finished", "stopped", "failed"]
-"""``stopped`` has saved and goes on when it is started again."""
+"""State of a run; ``stopped`` has saved a checkpoint and can be resumed."""
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What the file holds. Times are seconds; those of day are of the root's clock, since 1970.
+    """Content of the file. Durations are in seconds, times of day in seconds since 1970 by the root's clock.
 
     Attributes:
-        next_s: By when the file is to be written again, if all is well; watchers are patient beyond it.
-        hosts: Of the ranks, in rank order.
-        step: Steps of the epoch that are done, of ``num_steps``.
-        loss, images_per_s: Over all ranks, of the last seconds; None before there are any.
-        communication: Share of the time in exchanges with other ranks, waiting included: the mean over
-            the ranks; None where the strategy cannot tell.
-        ends_in_s: Until the end of the run, evaluation included.
-        rank_images_per_s, rank_waiting: Of each rank; empty where that is not known. What a rank waited for
-            slower ones, as a share of the time.
+        next_s: Longest time to the next write of the file if all is well.
+        hosts: Host name of each rank.
+        step: Steps of the epoch that are done, out of ``num_steps``.
+        loss, images_per_s: Figures of the last seconds over all ranks; None before there are any.
+        communication: Fraction of the time in exchanges with other ranks, waiting included: mean over the
+            ranks; None if the strategy does not know.
+        ends_in_s: Time to the end of the run, evaluation included.
+        rank_images_per_s, rank_waiting: Rate of each rank, and fraction of the time that the rank waited for
+            slower ones; empty if not known.
         stragglers: Ranks that the others wait for.
     """
 
@@ -68,57 +68,59 @@ class Status:
 
 
 class StatusFile:
-    """Args:
-    out: The folder of the run.
-    strategy: Its name.
-    hosts: Of the ranks.
+    """Writer of the file.
+
+    Args:
+        out: Folder of the run.
+        strategy: Name of the strategy.
+        hosts: Host name of each rank.
     """
 
     def __init__(self, out: Path, strategy: str, hosts: tuple[str, ...]) -> None:
         self._path = out / FILE
-        self._who = {
+        self._run = {
             "strategy": strategy,
             "started": round(time.time(), 3),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-            "hosts": list(hosts),
+            "hosts": hosts,
         }
         self._state: State | None = None
         self._due, self._every_s = 0.0, EVERY_S
         self._failed = False
 
     def is_due(self, state: State) -> bool:
-        """Whether to write again: in time, sooner when the state is another, and the last word always."""
+        """Return True if it is time to write: sooner if the state changes, and always at the end."""
         slack_s = 0.9 * self._every_s if state != self._state else 0.0
         return state in ENDED or time.monotonic() >= self._due - slack_s
 
     def write(self, state: State, facts: dict[str, Any], *, next_s: float = 0.0) -> None:
-        """Writes the file now; a failure is said once, and is no reason to lose the training.
+        """Write the file. A failure is printed once, and the training continues.
 
         Args:
-            state: Of the run.
-            facts: The further fields.
-            next_s: How long it may take until this is called again.
+            state: State of the run.
+            facts: Further fields of ``Status``.
+            next_s: Longest time to the next call.
         """
-        start = time.monotonic()
-        when = {"state": state, "written": round(time.time(), 3), "next_s": max(next_s, self._every_s)}
+        start, next_s = time.monotonic(), max(next_s, self._every_s)
+        content = {**self._run, "state": state, "written": round(time.time(), 3), "next_s": next_s, **facts}
         try:
             with files.replacing(self._path, sync=False) as temporary:
-                temporary.write_text(json.dumps({**self._who, **when, **facts}) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
         except OSError as error:
             if not self._failed:
                 problem = f"{self._path}: {error.strerror}; make watch does not see this run"
                 print(f"warning: {problem}", file=sys.stderr, flush=True)
             self._failed = True
         self._state = state
-        # What the file has promised holds for the next time; from then on it is rarer, if this took long.
+        # The next write comes within ``next_s``; later ones come less often if this one was slow.
         self._due = start + self._every_s
-        self._every_s = min(max(EVERY_S, (time.monotonic() - start) / SHARE), AT_MOST_EVERY_S)
+        self._every_s = min(max(EVERY_S, (time.monotonic() - start) / FRACTION), AT_MOST_EVERY_S)
 
 
 def read_status(path: Path) -> Status | None:
-    """What a ``status.json`` says; None where it is gone, or is none that this version can read."""
+    """Read a ``status.json``; return None if it is gone or this version cannot read it."""
     try:
         return Status(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,45 +1,97 @@
-"""The runs of a folder that are under way, as a table: a line for each, and below it a line for each rank."""
+"""Watch command: a table of the runs of a folder while they train, with a line for each rank."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from mpi_train.monitor.progress import span
 from mpi_train.monitor.status import ENDED, FILE, Status, read_status
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import Parser
 
-SHOWN_S = 60.0
-"""How long a run that has ended is still shown,"""
-SILENT_SHOWN_S = 600.0
-"""and one of which nothing is heard."""
+DEFAULT = Path("results")
+SHOWN_S, SILENT_SHOWN_S = 60.0, 600.0
+"""Seconds for which a run is still shown: one that has ended, and one that is silent."""
 PATIENCE_S = 10.0
-"""Beyond the time by which a run was to write again, until it is called silent."""
+"""Seconds beyond ``Status.next_s`` until a run is called silent."""
 GONE_S = 5.0
-"""How long nothing is heard of a run whose process cannot be found, until it is called dead."""
+"""Seconds of silence until a run whose process cannot be found is called dead."""
 MAX_RANKS = 8
-"""Lines for the ranks of one run."""
+"""Largest number of lines for the ranks of one run."""
 _WIDE, _MIDDLE = 72, 56
-"""Columns of a terminal that has room for all, and for all but step and loss."""
-
+"""Widths of a terminal, in columns, with room for the whole table, and for all but step and loss."""
 _COLOURS = {"finished": "green", "stopped": "yellow", "failed": "bold red"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Show the runs of a folder while they train, until Ctrl-C; print them once without a terminal.
+
+    Raises:
+        UsageError: The folder does not exist, or a flag has no sensible value.
+    """
+    parser = Parser(prog="python jobs/watch.py", description="Show the runs of a folder while they train.")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=DEFAULT, metavar="DIR", help="folder with runs at any depth"
+    )
+    parser.add_argument("--once", action="store_true", help="print the table once and exit")
+    parser.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS", help="time between two updates"
+    )
+    flags = parser.parse_args(argv)
+    # The first run makes the default folder.
+    if flags.folder != DEFAULT and not flags.folder.is_dir():
+        raise UsageError(
+            f"expected a folder with runs. Got: {flags.folder}",
+            remedy="name the folder given to a job as --out, or one above it",
+        )
+    if not 0.1 <= flags.interval <= 3600:
+        raise UsageError(f"--interval: expected 0.1 to 3600 seconds. Got: {flags.interval:g}")
+    console, watcher = Console(highlight=False, markup=False), Watcher(flags.folder)
+
+    def view() -> RenderableType:
+        looks = watcher.look()
+        title = f"{flags.folder}, {time.strftime('%H:%M:%S')}"
+        if looks:
+            return Group(title, table(looks, console.width))
+        return (
+            f"{title}: no run is under way, and none has ended in the last {SHOWN_S:.0f} seconds. A run "
+            "keeps a status.json in its folder while it trains; make mpi starts one."
+        )
+
+    if flags.once or not console.is_terminal:
+        console.print(view())
+        return
+    # SIGTERM too restores the terminal; a shell script starts background jobs with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with Live(view(), console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(view(), refresh=True)
+                time.sleep(flags.interval)
+    except KeyboardInterrupt:
+        console.print(view())
 
 
 @dataclass(frozen=True)
 class Look:
-    """A run as it was found.
+    """Run as found in the folder.
 
     Attributes:
-        name: Its folder, below the one that is watched.
-        status: What its file says.
-        age_s: How long that has not changed.
-        gone: Its process is no more, though it did not say goodbye.
+        name: Path of the run's folder, relative to the watched folder.
+        status: Content of the run's file.
+        age_s: Time since the content last changed.
     """
 
     name: str
@@ -48,132 +100,120 @@ class Look:
 
     @property
     def silent(self) -> bool:
+        """True if the file should have been written again by now."""
         return self.status.state not in ENDED and self.age_s > self.status.next_s + PATIENCE_S
 
     @property
-    def shown(self) -> bool:
-        return self.age_s <= (SILENT_SHOWN_S if self.silent and not self.gone else SHOWN_S)
-
-    @property
     def gone(self) -> bool:
+        """True if the process does not exist any more, though the run has not ended."""
         if self.status.state in ENDED or self.status.host != socket.gethostname():
             return False
         try:
             os.kill(self.status.pid, 0)
         except ProcessLookupError:
-            # One in a container of its own cannot be seen either, but it writes.
+            # A process in another container cannot be found either, but it writes.
             return self.age_s > GONE_S
         except OSError:
             pass
         return False
 
+    @property
+    def state(self) -> tuple[str, str]:
+        """Text and style of the state."""
+        if self.silent or self.gone:
+            return f"{'died' if self.gone else 'silent'} {self.age_s:.0f} s", "bold red"
+        return self.status.state, _COLOURS.get(self.status.state, "")
+
 
 class Watcher:
-    """Looks at the runs below a folder.
+    """Reader of the runs of a folder.
 
-    The age of a status is told by the clock on the first look, when that of the run's host may differ by
-    a little; from then on by how long it was not seen to change, for which no other clock is needed.
+    On the first look the age of a status depends on the clock of the run's host, which may differ from that of
+    this host. From then on the age is the time for which the status was not seen to change.
 
     Args:
-        folder: With runs at any depth.
+        folder: Folder with runs at any depth.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: dict[Path, tuple[int, float, Status]] = {}
+        self._seen: dict[Path, tuple[float, Status]] = {}
 
     def look(self) -> list[Look]:
-        """The runs to show, those that started last at the end."""
+        """Return the runs to show, in the order in which they started."""
         looks = []
         now = time.monotonic()
         for path in _status_files(self._folder):
-            try:
-                changed = path.stat().st_mtime_ns
-            except OSError:
-                continue
-            seen = self._seen.get(path)
-            if seen is not None and seen[2].state in ENDED and seen[0] == changed:
-                status: Status | None = seen[2]
-            else:
-                # Read, not only looked at: what a network file system says of a file may be old.
-                status = read_status(path)
+            # Read each time: a network file system may report an old time of change.
+            status = read_status(path)
             if status is None:
                 continue
-            if seen is None or seen[2] != status:
-                age_s = max(0.0, time.time() - status.written) if seen is None else 0.0
-                seen = self._seen[path] = (changed, now - age_s, status)
+            changed, before = self._seen.get(path, (now - max(0.0, time.time() - status.written), status))
+            self._seen[path] = (changed if status == before else now, status)
             name = str(path.parent.relative_to(self._folder))
-            look = Look(path.parent.name if name == "." else name, seen[2], now - seen[1])
-            if look.shown:
+            look = Look(path.parent.name if name == "." else name, status, now - self._seen[path][0])
+            if look.age_s <= (SILENT_SHOWN_S if look.silent and not look.gone else SHOWN_S):
                 looks.append(look)
         return sorted(looks, key=lambda look: look.status.started)
 
 
 def _status_files(folder: Path) -> Iterator[Path]:
-    """A run's folder has no run within, so that checkpoints are not searched."""
     for place, folders, names in os.walk(folder):
         if FILE in names:
-            folders.clear()
+            folders.clear()  # a run's folder contains no run, and its checkpoints are not searched
             yield Path(place) / FILE
 
 
 def table(looks: list[Look], width: int) -> Table:
-    """One line a run, in ``width`` columns, with its ranks below."""
+    """Draw one line for each run in ``width`` columns, with its ranks below."""
     columns = ["run", "state", "epoch", "step", "loss", "images/s", "waiting", "ends in"]
     if width < _WIDE:
         columns = [name for name in columns if name not in ("step", "loss")]
     if width < _MIDDLE:
         columns = ["run", "epoch", "images/s", "waiting"]
-    shown = Table(box=None, pad_edge=False, padding=(0, 2 if width >= _MIDDLE else 1, 0, 0))
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2 if width >= _MIDDLE else 1, 0, 0))
     for name in columns:
-        # The names of runs alone may be cut: they are what is taken from where there is too little room.
+        # Only the names of runs may be cut: their column is the one that shrinks.
         left = name in ("run", "state")
-        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "run")
+        drawn.add_column(name, justify="left" if left else "right", no_wrap=name != "run")
+
+    def add(cells: dict[str, str], styles: dict[str, str]) -> None:
+        if "state" not in columns and cells["state"] not in ("", "training"):
+            cells["epoch"] = cells["state"]
+        drawn.add_row(
+            *(
+                Text(cells.get(name, ""), styles.get(name, styles[""]), no_wrap=True, overflow="ellipsis")
+                for name in columns
+            )
+        )
+
     for look in looks:
-        state, colour = _state(look)
-        cells = _run_cells(look, state)
-        if "state" not in columns and state != "training":
-            cells["epoch"] = state
-        shown.add_row(*(_cell(cells[name], colour if name in ("state", "epoch") else "") for name in columns))
-        for line in _rank_lines(look.status) if look.status.state not in ENDED else ():
-            if "state" not in columns:
-                line["epoch"] = line["state"]
-            style = "bold yellow" if line["state"] else "dim"
-            shown.add_row(*(_cell(line.get(name, ""), style) for name in columns))
-    return shown
+        colour = look.state[1]
+        add(_run_cells(look), {"": "", "state": colour, "epoch": colour})
+        for cells in _rank_cells(look.status) if look.status.state not in ENDED else ():
+            add(cells, {"": "bold yellow" if cells["state"] else "dim"})
+    return drawn
 
 
-def _cell(text: str, style: str) -> Text:
-    return Text(text, style, no_wrap=True, overflow="ellipsis")
-
-
-def _state(look: Look) -> tuple[str, str]:
-    state = look.status.state
-    if state in ENDED:
-        return state, _COLOURS[state]
-    if look.silent or look.gone:
-        return f"{'died' if look.gone else 'silent'} {look.age_s:.0f} s", "bold red"
-    return state, ""
-
-
-def _run_cells(look: Look, state: str) -> dict[str, str]:
+def _run_cells(look: Look) -> dict[str, str]:
+    """Return the text of a run's line by column."""
     status = look.status
     rate, waiting = status.images_per_s, status.rank_waiting
-    going = status.state not in ENDED and status.ends_in_s is not None
+    left = None if status.state in ENDED else status.ends_in_s
     return {
         "run": look.name,
-        "state": state,
+        "state": look.state[0],
         "epoch": f"{status.epoch}/{status.num_epochs}" if status.num_epochs else "-",
         "step": f"{status.step}/{status.num_steps}" if status.num_steps else "-",
         "loss": "-" if status.loss is None else f"{status.loss:.4f}",
         "images/s": "-" if rate is None else f"{rate:,.0f}",
         "waiting": f"{sum(waiting) / len(waiting):.0%}" if waiting else "-",
-        "ends in": span(status.ends_in_s).strip() if going else "-",
+        "ends in": "-" if left is None else span(left),
     }
 
 
-def _rank_lines(status: Status) -> Iterator[dict[str, str]]:
-    """The cells of each rank, by column; of many ranks, of those that the others wait for most."""
+def _rank_cells(status: Status) -> Iterator[dict[str, str]]:
+    """Yield the text of each rank's line by column; of many ranks, those that the others wait for most."""
     size = len(status.hosts)
     if size < 2 or len(status.rank_images_per_s) != size:
         return
@@ -186,7 +226,7 @@ def _rank_lines(status: Status) -> Iterator[dict[str, str]]:
         yield {
             "run": f"  rank {rank} {status.hosts[rank]}",
             "state": "straggler" if rank in status.stragglers else "",
-            # All stages of a pipeline work on the same images, which count on the last.
+            # All stages of a pipeline train on the same images, which count on the last stage.
             "images/s": f"{rates[rank]:,.0f}" if rates[rank] else "",
             "waiting": f"{waiting[rank]:.0%}" if waiting else "",
         }

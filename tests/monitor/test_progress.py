@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mpi_train.monitor.pace import ByRank, Pace, slowing
-from mpi_train.monitor.progress import folded, span
+from mpi_train.monitor.progress import span
 from mpi_train.monitor.status import read_status
 from mpi_train.runtime import launch
 
@@ -254,10 +254,6 @@ def test_what_a_strategy_cannot_tell_is_left_out() -> None:
     assert pace.images_per_s.tolist() == [32, 32]
 
 
-def test_times_and_lines_for_people() -> None:
-    assert [span(s) for s in (5, 754, 3599.7, 11_220, 1_054_800, None)] == [
-        " 0:05", "12:34", " 1h00", " 3h07", "12d05", "    -",
-    ]  # fmt: skip
-    assert folded("epoch 1/5   4.15 s  loss 0.5012", 20) == "epoch 1/5  4.15 s\n  loss 0.5012"
-    assert folded("of some words, no", 12) == "of some\n  words, no"
-    assert folded("results/a-very-long-path/run.json", 10) == "results/a-very-long-path/run.json"
+def test_times_for_people() -> None:
+    times = [span(seconds) for seconds in (5, 754, 3599.7, 11_220, 1_054_800)]
+    assert times == ["0:05", "12:34", "1h00", "3h07", "12d05"]
