@@ -1,6 +1,6 @@
-"""What is tried out in processes of its own, because a broken library kills or hangs the one that loads it.
+"""Checks that run in a subprocess, because loading a broken MPI or TensorFlow can crash or hang the caller.
 
-``python -m mpi_train.probes NAME`` prints what the probe found as one line of JSON.
+``python -m mpi_train.cluster.probes NAME`` prints the findings of a probe as one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,24 +26,20 @@ LIMIT_S = 60.0
 
 
 def run(name: str, *, launcher: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a probe and returns what it found.
+    """Run a probe and return its findings.
 
     Args:
         name: ``mpi_library``, ``ring`` or ``tensorflow``.
-        launcher: What starts its processes, such as ``mpiexec -n 2``; alone without.
+        launcher: Command that starts the probe's processes, such as ``mpiexec -n 2``.
 
     Raises:
-        PlatformError: it failed, crashed, or took longer than ``LIMIT_S``.
+        PlatformError: The probe failed, crashed, or took longer than ``LIMIT_S``.
     """
     command = [*launcher, sys.executable, "-m", "mpi_train.cluster.probes", name]
     environ = {**launch.environment(), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environ,
-        start_new_session=True,
+        command, stdout=pipe, stderr=pipe, text=True, env=environ, start_new_session=True
     ) as process:
         try:
             output, errors = process.communicate(timeout=LIMIT_S)
@@ -66,7 +62,7 @@ def _mpi_library() -> dict[str, Any]:
 
 
 def _ring() -> dict[str, Any]:
-    """Each rank passes its number to the next; how many they are, and the time it took."""
+    """Pass the number of each rank to the next one; return the number of ranks and the time."""
     world = worlds.join()
     assert world.comm is not None
     received = np.empty(1, np.int32)
@@ -75,7 +71,7 @@ def _ring() -> dict[str, Any]:
     world.comm.Sendrecv(np.array([world.rank], np.int32), (world.rank + 1) % world.size, recvbuf=received)
     lap_us = (time.perf_counter() - start) * 1e6
     if received[0] != (world.rank - 1) % world.size:
-        raise PlatformError(f"{world.name} expected the number of its neighbour. Got: {received[0]}")
+        raise PlatformError(f"{world.name} expected the number of the previous rank. Got: {received[0]}")
     return {"size": world.size, "lap_us": lap_us}
 
 

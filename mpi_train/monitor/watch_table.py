@@ -128,8 +128,8 @@ class Look:
 class Watcher:
     """Reader of the runs of a folder.
 
-    On the first look the age of a status depends on the clock of the run's host, which may differ from that of
-    this host. From then on the age is the time for which the status was not seen to change.
+    On the first look the age of a status depends on the clock of the run's host, which may differ from the
+    clock of this host. From then on the age is the time for which the status was not seen to change.
 
     Args:
         folder: Folder with runs at any depth.

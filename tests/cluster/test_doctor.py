@@ -38,13 +38,13 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_ring_over_two_real_ranks() -> None:
-    (finding,) = doctor.check_mpiexec()
+    finding = doctor.check_mpiexec()
     assert finding.level == "ok"
     assert "ring over 2 ranks" in finding.text
 
 
 def test_library_is_named_with_its_file() -> None:
-    (finding,) = doctor.check_mpi_library()
+    finding = doctor.check_mpi_library()
     assert "/libmpi" in finding.text
 
 
@@ -81,16 +81,16 @@ def test_gpu_that_tensorflow_does_not_see(path: Path, monkeypatch: pytest.Monkey
     found: dict[str, Any] = {"tensorflow": "2.21.0", "keras": "3.15.1", "gpus": []}
     monkeypatch.setattr(probes, "run", lambda name: found)
     command(path, "nvidia-smi", "echo 'GPU 0: H200'")
-    (finding,) = doctor.check_tensorflow()
+    finding = doctor.check_tensorflow()
     assert (finding.level, finding.remedy) == ("warning", "make setup GPU=1")
     found["gpus"] = ["H200"]
-    assert doctor.check_tensorflow()[0].level == "ok"
+    assert doctor.check_tensorflow().level == "ok"
 
 
 def test_one_core_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     monkeypatch.setattr(doctor, "_cpu_quota", lambda: None)
-    (finding,) = doctor.check_cores()
+    finding = doctor.check_cores()
     assert finding.level == "warning"
     assert finding.text.startswith("1 in the affinity mask; threads a rank: 1")
 
@@ -98,7 +98,7 @@ def test_one_core_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_quota_below_the_affinity_mask_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(doctor, "_cpu_quota", lambda: 2.0)
-    (finding,) = doctor.check_cores()
+    finding = doctor.check_cores()
     assert finding.level == "warning"
     assert "8 on 2 ranks, 4 on 4 ranks; but the container's quota is 2 cores" in finding.text
 
@@ -111,7 +111,7 @@ def test_data_none_sound_and_altered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (finding,) = doctor.check_data()
     assert (finding.level, finding.text) == (
         "ok",
-        "data/synthetic: 32 train, 16 test examples, checksums right",
+        "data/synthetic: 32 train, 16 test examples, checksums match",
     )
     shard = folder / "train-00001-of-00002.h5"
     content = bytearray(shard.read_bytes())
@@ -141,15 +141,15 @@ def test_srun_that_does_not_speak_to_the_library(
     command(path, "sbatch", "exit 0")
     command(path, "sinfo", "echo 'main*'")
     command(path, "scontrol", f"echo 'MpiDefault = {default}'; echo 'SLURM_VERSION = 22.05.8'")
-    (finding,) = doctor.check_slurm()
+    finding = doctor.check_slurm()
     assert (finding.level, finding.remedy) == (level, remedy)
-    assert finding.text.startswith(f"Slurm 22.05.8, partitions main*, srun speaks {default}")
+    assert finding.text.startswith(f"Slurm 22.05.8, partitions main*, srun uses {default}")
 
 
 def test_slurm_without_a_controller(path: Path) -> None:
     command(path, "sbatch", "exit 0")
     command(path, "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
-    assert doctor.check_slurm()[0].level == "warning"
+    assert doctor.check_slurm().level == "warning"
 
 
 def test_job_exits_with_the_platform_code_and_goes_on_after_a_failed_check(tmp_path: Path) -> None:
