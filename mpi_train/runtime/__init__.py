@@ -1,1 +1,1 @@
-"""The ground that every job stands on: ranks, devices, addresses, failure detection, files, errors."""
+"""Foundation of every job: ranks, devices, addresses, failure detection, files, flags, errors."""

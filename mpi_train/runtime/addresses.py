@@ -1,4 +1,4 @@
-"""The ranks under addresses of their own, for what talks past MPI: made of what MPI knows of them."""
+"""TCP addresses of the ranks, for libraries that do not use MPI (TensorFlow's gRPC, PyTorch's gloo)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
 
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
-"""Below those that Linux gives out by itself (32,768 and on)."""
+"""Range of ports below those that Linux assigns by itself (from 32,768)."""
 _CONNECT_S = 10.0
 
 
 def tf_config(world: World) -> str:
-    """The value of TF_CONFIG for this rank; on all ranks together. Raises as ``addresses``."""
+    """Return the value of TF_CONFIG for this rank. Collective; raises as ``addresses``."""
     workers = addresses(world)
     return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": world.rank}})
 
 
 def addresses(world: World) -> list[str]:
-    """``host:port`` of each rank, where nobody listens yet; on all ranks together.
+    """Return ``host:port`` of each rank, with a port on which no program listens. Collective.
 
-    Each rank is called once by another before TensorFlow is: that would wait without end for a peer that it
-    cannot reach, and keep the interpreter's lock meanwhile.
+    Each rank is first called by another rank: TensorFlow would wait for a peer that it cannot reach for ever,
+    and hold the interpreter's lock meanwhile.
 
     Raises:
-        PlatformError: no free port on some node, or a rank that another cannot reach; on all ranks.
+        PlatformError: A node has no free port, or a rank cannot reach another; on all ranks.
     """
     with ExitStack() as stack:
         with world.together():
             listener = stack.enter_context(_listen(os.environ.get("SLURM_JOB_ID"), world.local_rank))
         ports = world.gather_all(int(listener.getsockname()[1]))
-        # The name of a lone machine need not resolve.
+        # The name of a single machine need not resolve.
         hosts = ["127.0.0.1"] * world.size if len(set(world.hosts)) == 1 else list(world.hosts)
         with world.together():
             peer = (world.rank + 1) % world.size
@@ -44,7 +44,7 @@ def addresses(world: World) -> list[str]:
 
 
 def _listen(job_id: str | None, local_rank: int) -> socket.socket:
-    """Listens at a port that nobody has; under Slurm one that follows from the job's number."""
+    """Listen on a free port; under Slurm the port follows from the job's number."""
     if job_id is None:
         tried = [0]
     else:
@@ -58,7 +58,7 @@ def _listen(job_id: str | None, local_rank: int) -> socket.socket:
     raise PlatformError(
         f"expected a free TCP port on {socket.gethostname()}. "
         f"Got: {len(tried)} in use, between {min(tried)} and {max(tried)}",
-        remedy="scancel other jobs of this node, or submit again: the ports follow from the job's number",
+        remedy="scancel other jobs on this node, or submit again: the ports follow from the job's number",
     )
 
 
@@ -69,5 +69,5 @@ def _call(host: str, port: int, rank: int) -> None:
         raise PlatformError(
             f"expected rank {rank} to answer at {host}:{port}. Got: {error}",
             remedy="ask the site whether compute nodes reach each other by name over TCP, at ports "
-            f"{_FIRST_PORT} to {_FIRST_PORT + _NUM_PORTS - 1}; or jobs/mpi.py, which needs none of that",
+            f"{_FIRST_PORT} to {_FIRST_PORT + _NUM_PORTS - 1}; or jobs/mpi.py, which does not need it",
         ) from error

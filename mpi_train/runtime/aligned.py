@@ -1,4 +1,4 @@
-"""Arrays that TensorFlow can use where they lie."""
+"""Arrays whose memory TensorFlow can use without a copy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 ALIGNMENT = 64
-"""Bytes. TensorFlow wants the memory of a tensor to start on such a boundary."""
+"""Boundary in bytes on which TensorFlow requires the memory of a tensor to start."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array whose memory starts on a boundary of 64 bytes."""
+    """Return an uninitialised array whose memory starts on a boundary of 64 bytes."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(num_bytes + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
@@ -23,10 +23,10 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def as_tensor(array: np.ndarray) -> tf.Tensor:
-    """A tensor of ``array``, which must not change after this.
+    """Return a tensor of ``array``, whose content must not change afterwards.
 
-    Where it is aligned the tensor is in its memory; ``tf.convert_to_tensor`` copies arrays of uint8, for a
-    while even twice. TensorFlow takes any address this way, and ends the process when it is not aligned.
+    The tensor shares the memory of an aligned array; ``tf.convert_to_tensor`` copies arrays of uint8. Through
+    DLPack, TensorFlow accepts any address and crashes if it is not aligned, so other arrays are copied first.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""One number for many: the digest by which ranks, and runs, find out whether their weights are the same."""
+"""Digest of arrays, by which ranks and runs compare their weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 over the bytes of ``arrays``, in hex."""
+    """Return the SHA-256 over the bytes of ``arrays``, in hex."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(np.ascontiguousarray(array).tobytes())

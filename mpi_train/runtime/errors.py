@@ -1,7 +1,7 @@
-"""What can go wrong that is not a bug, and the exit code that stands for it.
+"""Errors that are not bugs, and the exit code of each.
 
-A ``JobError`` carries a message for the user (what was expected, what came) and, where there is
-one, the command that mends it. ``mpi_train.cli`` prints it once and exits with its code; any other
+A ``JobError`` has a message for the user (what was expected, what was received) and, if there is one, the
+command that fixes it. ``mpi_train.runs.job.guarded`` prints it once and exits with its code. Any other
 exception is a bug and keeps its traceback.
 """
 
@@ -19,11 +19,11 @@ EXIT_RUN_AGAIN = 75
 
 
 class JobError(Exception):
-    """A failure to explain to the user, with an exit code and a way out.
+    """Failure to explain to the user, with an exit code and a fix.
 
     Args:
-        message: What was expected and what was received.
-        remedy: The command, or the one change, that mends it.
+        message: Expected and received values.
+        remedy: Command, or the one change, that fixes it.
     """
 
     exit_code = 1
@@ -33,60 +33,52 @@ class JobError(Exception):
         self.message = message
         self.remedy = remedy
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel between ranks; the default protocol would lose the keyword argument.
-        return (_rebuild, (type(self), self.message, self.remedy))
-
     def __str__(self) -> str:
         return self.message if self.remedy is None else f"{self.message}\n  Fix: {self.remedy}"
 
 
-def _rebuild(kind: type[JobError], message: str, remedy: str | None) -> JobError:
-    return kind(message, remedy=remedy)
-
-
 class UsageError(JobError):
-    """A flag, a configuration or an output folder that cannot work."""
+    """Flag, configuration or output folder that cannot work."""
 
     exit_code = EXIT_USAGE
 
 
 class DataError(JobError):
-    """Data that is missing, corrupt or not what its manifest says."""
+    """Data that is missing, corrupt, or different from its manifest."""
 
     exit_code = EXIT_DATA
 
 
 class PlatformError(JobError):
-    """MPI, Slurm or the devices are not what the job needs."""
+    """MPI, Slurm or devices that the job cannot use."""
 
     exit_code = EXIT_PLATFORM
 
 
 class RankLostError(JobError):
-    """A rank died, or has not been heard of for too long."""
+    """Rank that died, or has been silent for too long."""
 
     exit_code = EXIT_RANK_LOST
 
 
 class RunAgainError(JobError):
-    """The run was asked to stop, and has saved where it was."""
+    """Request to stop, after the run has saved a checkpoint."""
 
     exit_code = EXIT_RUN_AGAIN
 
 
 class DivergedError(JobError):
-    """The loss or the weights became NaN or infinite, or the ranks' weights went apart."""
+    """Loss or weights that are NaN or infinite, or weights that differ between ranks."""
 
     exit_code = EXIT_DIVERGED
 
 
 class RanksApartError(DivergedError):
-    """The ranks' weights went apart: no fault of the training's, which a smaller rate could mend."""
+    """Weights that differ between ranks, which a lower learning rate does not fix."""
 
 
 def unwritable(out: Path, error: OSError) -> UsageError:
-    """What to raise where the folder of ``--out`` refuses a file."""
+    """Return the error for a folder of ``--out`` that refuses a file."""
     return UsageError(
         f"--out: expected a folder that can be written. Got: {out} ({error.strerror})",
         remedy="--out with another folder",

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, synced, then renamed."""
+"""Files that are written whole or not at all: under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Gives a temporary name in ``path``'s folder; on success the file is synced and renamed to ``path``.
+    """Yield a temporary name beside ``path``; on success the file is synced and renamed to ``path``.
 
-    On an exception the temporary file is removed and ``path`` stays as it was. Without ``sync`` it is whole
-    for all who read it, but for a power cut.
+    On an exception the temporary file is removed and ``path`` stays as it was. Without ``sync`` the file may
+    be lost in a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,20 +30,20 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` as UTF-8, whole or not at all."""
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` to ``path`` as indented JSON, whole or not at all."""
+    """Write ``value`` to ``path`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex, read in blocks of 1 MiB."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 20):  # hashlib.file_digest needs Python 3.11
             digest.update(block)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How to start ranks on this machine: the ``mpiexec`` that belongs to the MPI library in use."""
+"""Commands that start ranks on this machine, with the ``mpiexec`` that belongs to the MPI library in use."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def typed(name: str) -> str:
 
 
 def find_mpiexec() -> str:
-    """Path of ``mpiexec``: the environment's own (from the wheel) before the site's.
+    """Return the path of ``mpiexec``: the environment's own (from the wheel) before the site's.
 
     Raises:
-        PlatformError: there is none.
+        PlatformError: There is none.
     """
     beside = Path(sys.executable).parent / "mpiexec"
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("mpiexec")
     if found is None:
         raise PlatformError(
-            "expected an mpiexec in the environment or on PATH, found none",
+            "expected an mpiexec in the environment or on PATH. Got: none",
             remedy="make setup, or with the cluster's own MPI: module load it, then make setup MPI=site",
         )
     return found
 
 
 def mpiexec(num_ranks: int, command: Sequence[str]) -> list[str]:
-    """The command line that runs ``command`` as ``num_ranks`` ranks on this machine."""
+    """Return the words that run ``command`` as ``num_ranks`` ranks on this machine."""
     return [find_mpiexec(), "-n", str(num_ranks), *command]
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """``environ`` as a process needs it that starts ranks of its own.
+    """Return the environment for a process that starts ranks of its own.
 
-    Without the variables of a launcher that started *this* process, which the new ranks would take
-    for theirs; with those that let Open MPI run as root in a container and share cores politely.
+    The variables of a launcher that started *this* process are removed, as the new ranks would take them for
+    theirs. Others are added that let Open MPI run as root in a container and share cores.
     """
     clean = {k: v for k, v in environ.items() if not k.startswith(("PMI_", "PMIX_", "OMPI_COMM_", "HYDI_"))}
     for key in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_mpi_yield_when_idle"):

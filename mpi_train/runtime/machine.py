@@ -1,4 +1,4 @@
-"""Where a run took place: hosts, processor, libraries, commit, job."""
+"""Description of the machine of a run: hosts, processor, libraries, commit, Slurm job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpi_train.runtime.world import World, mpi_library
 
 
 def describe(world: World) -> dict[str, Any]:
-    """What ``run.json`` keeps of the machine. On all ranks, after TensorFlow was imported."""
+    """Return the environment for ``run.json``. Collective, after TensorFlow was imported."""
     tensorflow = sys.modules["tensorflow"]
     gpus = tensorflow.config.list_physical_devices("GPU")
     details = [tensorflow.config.experimental.get_device_details(gpu) for gpu in gpus]
@@ -30,25 +30,25 @@ def describe(world: World) -> dict[str, Any]:
         "tensorflow": tensorflow.__version__,
         "keras": importlib.metadata.version("keras"),
         "pytorch": sys.modules["torch"].__version__ if "torch" in sys.modules else None,
-        # A process of its own, which one rank need start, not a thousand.
+        # Starts a process, which one rank need do, not a thousand.
         "git_commit": git_commit() if world.is_root else None,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
 
 
 def _cores_of_root(world: World) -> int:
-    """Cores of the root's node that the ranks there may use: those of the job, not of the machine."""
+    """Count the cores of the root's node that the ranks there may use."""
     everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
     return len(set().union(*(cores for host, cores in everyone if host == world.hosts[0])))
 
 
 def command() -> str:
-    """The words that started this process."""
+    """Return the command line of this process."""
     return " ".join([os.path.basename(sys.executable), *sys.argv])
 
 
 def cpu_model() -> str:
-    """The processor's name, as the kernel tells it."""
+    """Return the processor's name, as the kernel reports it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -56,7 +56,7 @@ def cpu_model() -> str:
 
 
 def num_gpus() -> int:
-    """NVIDIA GPUs of this machine that a process may use, told without starting TensorFlow."""
+    """Count the NVIDIA GPUs of this machine that a process may use, without starting TensorFlow."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip()])
@@ -64,7 +64,7 @@ def num_gpus() -> int:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with ``-dirty`` where files differ; None outside a clone."""
+    """Return the commit of this source tree, with ``-dirty`` if files differ; None outside a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -74,11 +74,11 @@ def git_commit() -> str | None:
 
 
 def peak_rss_mib(world: World) -> float:
-    """Largest resident memory that any rank ever had, in MiB."""
+    """Return the largest resident memory that any rank ever had, in MiB. Collective."""
     return max(world.gather_all(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started, its imports included."""
+    """Return the seconds since this process was started, its imports included."""
     start_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")

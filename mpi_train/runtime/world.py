@@ -1,7 +1,7 @@
-"""The ranks of a job: who am I, how many are we, and how do we agree. The one module that imports MPI.
+"""Ranks of a job: their numbers and hosts, agreement between them, and common failure.
 
-Rank and size come from MPI alone; the launcher's variables serve only to notice that MPI and the
-launcher disagree, which is how four processes silently become four worlds of size 1.
+Rank and size come from MPI alone. The launcher's variables serve only to detect that MPI and the launcher
+disagree, in which case four processes would silently become four worlds of size 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# (variable with this process's rank, variable with the number of processes, who sets them), nearest
-# launcher first: mpiexec inside a Slurm step counts for more than the step.
+# (variable with the rank of this process, variable with the number of processes, name), nearest launcher
+# first: mpiexec inside a Slurm step counts for more than the step.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "Open MPI's mpiexec"),
     ("PMI_RANK", "PMI_SIZE", "mpiexec or srun (PMI)"),
@@ -37,9 +37,8 @@ _LAUNCHERS = (
 )
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """What the program that started this process says of it."""
+class Launcher(NamedTuple):
+    """Program that started this process, with the rank and the size that the program assigned."""
 
     name: str
     rank: int
@@ -47,7 +46,7 @@ class Launcher:
 
 
 def launcher(environ: Mapping[str, str] = os.environ) -> Launcher | None:
-    """The launcher's own count of processes, or None when this process was started alone."""
+    """Return the launcher's own count of processes, or None if this process was started alone."""
     for rank, size, name in _LAUNCHERS:
         if size in environ and rank in environ:
             return Launcher(name, int(environ[rank]), int(environ[size]))
@@ -56,12 +55,12 @@ def launcher(environ: Mapping[str, str] = os.environ) -> Launcher | None:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one job. ``World()`` is a process on its own, without MPI.
+    """Processes of one job. ``World()`` is a single process without MPI.
 
     Attributes:
-        rank: This process, from 0 to ``size - 1``; rank 0 is the root, which alone writes and speaks.
+        rank: Number of this process, from 0 to ``size - 1``. Rank 0 is the root: it alone writes and prints.
         size: Number of processes.
-        local_rank: This process among those of its node.
+        local_rank: Number of this process among those of its node.
         local_size: Number of processes on this node.
         hosts: Host name of each rank, in rank order.
         comm: MPI communicator, or None without MPI.
@@ -80,15 +79,15 @@ class World:
 
     @property
     def name(self) -> str:
-        """For messages: ``rank 2 on n3``."""
+        """Name of this rank for messages: ``rank 2 on n3``."""
         return f"rank {self.rank} on {self.hosts[self.rank]}"
 
     def gather_all(self, value: T) -> list[T]:
-        """Every rank's ``value``, in rank order. For small things outside the hot path: it pickles."""
+        """Return every rank's ``value``, in rank order. Slow, as it pickles."""
         return [value] if self.comm is None else self.comm.allgather(value)
 
     def gather_rows(self, row: np.ndarray) -> np.ndarray:
-        """Every rank's ``row``, float64 (n,), as one array (ranks, n): small, often, and without pickling."""
+        """Return every rank's ``row``, float64 (n,), as one array (ranks, n). Fast, without pickling."""
         rows = np.empty((self.size, len(row)))
         if self.comm is None:
             rows[0] = row
@@ -97,56 +96,54 @@ class World:
         return rows
 
     def broadcast(self, array: np.ndarray) -> None:
-        """Overwrites ``array`` on every rank with the root's."""
+        """Overwrite ``array`` on every rank with the root's."""
         if self.comm is not None:
             self.comm.Bcast(array, root=0)
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """The element-wise sum of ``array`` over all ranks, as a new array."""
-        total = np.array(array)
-        if self.comm is not None:
-            from mpi4py import MPI
-
-            self.comm.Allreduce(MPI.IN_PLACE, total)
-        return total
+        """Return the element-wise sum of ``array`` over all ranks, as a new array."""
+        return self._reduce(array, "SUM")
 
     def maxima(self, array: np.ndarray) -> np.ndarray:
-        """The element-wise maximum of ``array`` over all ranks, as a new array."""
-        largest = np.array(array)
+        """Return the element-wise maximum of ``array`` over all ranks, as a new array."""
+        return self._reduce(array, "MAX")
+
+    def maximum(self, value: float) -> float:
+        """Return the largest ``value`` of all ranks."""
+        return float(self.maxima(np.array([value]))[0])
+
+    def _reduce(self, array: np.ndarray, operation: Literal["SUM", "MAX"]) -> np.ndarray:
+        result = np.array(array)
         if self.comm is not None:
             from mpi4py import MPI
 
-            self.comm.Allreduce(MPI.IN_PLACE, largest, op=MPI.MAX)
-        return largest
-
-    def maximum(self, value: float) -> float:
-        """The largest ``value`` of all ranks."""
-        return float(self.maxima(np.array([value]))[0])
+            self.comm.Allreduce(MPI.IN_PLACE, result, op=getattr(MPI, operation))
+        return result
 
     def send(self, array: np.ndarray, *, to: int) -> None:
-        """Sends ``array`` to a rank that is about to ``receive`` it."""
+        """Send ``array`` to a rank that calls ``receive``."""
         assert self.comm is not None
         self.comm.Send(np.ascontiguousarray(array), dest=to)
 
     def receive(self, like: np.ndarray, *, source: int) -> np.ndarray:
-        """The array, of the shape and type of ``like``, that the rank ``source`` sends."""
+        """Receive an array of the shape and type of ``like`` from the rank ``source``."""
         assert self.comm is not None
         array = np.empty_like(like)
         self.comm.Recv(array, source=source)
         return array
 
     def send_object(self, value: Any, *, to: int) -> None:
-        """Sends anything that pickles, between ranks of one job."""
+        """Send a value that pickles to a rank that calls ``receive_object``."""
         assert self.comm is not None
         self.comm.send(value, dest=to)
 
     def receive_object(self, *, source: int) -> Any:
-        """What the rank ``source`` sends with ``send_object``."""
+        """Receive a value from the rank ``source``, which calls ``send_object``."""
         assert self.comm is not None
         return self.comm.recv(source=source)
 
     def split(self, group: int) -> World:
-        """A world of the ranks that name the same ``group``, in their order; on all together."""
+        """Return a world of the ranks that pass the same ``group``, in rank order. Collective."""
         if self.comm is None:
             return self
         comm = cast("MPI.Intracomm", self.comm.Split(group, self.rank))
@@ -155,15 +152,16 @@ class World:
         return World(comm.rank, comm.size, here.index(comm.rank), len(here), hosts, comm)
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         if self.comm is not None:
             self.comm.Barrier()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Runs a block on all ranks; a ``JobError`` on any rank is raised on all of them.
+        """Run a block on all ranks and raise a ``JobError`` of any rank on all of them.
 
-        Without this, the rank that found its shard corrupt would leave, and the others would wait
-        for it in the next collective for ever. The error of the lowest rank wins, and says where.
+        Otherwise a rank that found its shard corrupt would exit, and the others would wait for it in the next
+        collective for ever. The error of the lowest rank is raised, with the name of that rank.
         """
         mine: JobError | None = None
         try:
@@ -171,21 +169,18 @@ class World:
         except JobError as error:
             mine = error
         errors = self.gather_all(mine)
-        first = next((rank for rank, error in enumerate(errors) if error is not None), None)
-        if first is None:
-            return
-        theirs = errors[first]
-        assert theirs is not None
-        if None in errors:
-            theirs.message = f"[rank {first} on {self.hosts[first]}] {theirs.message}"
-        raise theirs
+        for rank, error in enumerate(errors):
+            if error is not None:
+                if None in errors:
+                    error.message = f"[rank {rank} on {self.hosts[rank]}] {error.message}"
+                raise error
 
 
 def alone(*, job: str) -> World:
-    """The world of a job that is one process.
+    """Return the world of a job that is one process.
 
     Raises:
-        PlatformError: a launcher started several of them, which would overwrite each other's results.
+        PlatformError: A launcher started several processes, which would overwrite each other's results.
     """
     started = launcher()
     if started is not None and started.size > 1:
@@ -197,52 +192,46 @@ def alone(*, job: str) -> World:
 
 
 def join() -> World:
-    """Starts MPI and returns this process's place in ``COMM_WORLD``.
+    """Start MPI and return this process's place in ``COMM_WORLD``.
 
-    An uncaught exception on any rank ends all of them from here on.
+    From here on an uncaught exception on any rank ends all ranks.
 
     Raises:
-        PlatformError: no MPI library, or MPI and the launcher disagree about the number of ranks.
+        PlatformError: There is no MPI library, or MPI and the launcher disagree about the number of ranks.
     """
     try:
         import mpi4py
 
-        # Some ways to exchange call MPI from two threads at once; the others would do with "serialized". But
-        # only at this level does MPICH yield the core while it waits: with 4 ranks on 2 cores a step takes
-        # 1.3 ms, not 200.
+        # Some collectives call MPI from two threads at once; "serialized" would do for the others. But MPICH
+        # yields the core while it waits at this level only: with 4 ranks on 2 cores a step takes 1.3 ms
+        # instead of 200 ms.
         mpi4py.rc.thread_level = "multiple"
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise PlatformError(
             f"MPI did not start: {str(error).splitlines()[0]}",
-            remedy="make doctor (it says which MPI library is looked for, and where)",
+            remedy="make doctor (it shows which MPI library is loaded, and from where)",
         ) from error
+    vendor = " ".join((MPI.get_vendor()[0], ".".join(map(str, MPI.get_vendor()[1]))))
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise PlatformError(
             "expected an MPI library that any thread may call (MPI_THREAD_SERIALIZED or more). "
-            f"Got: level {MPI.Query_thread()} from {MPI.get_vendor()[0]}",
+            f"Got: level {MPI.Query_thread()} from {vendor}",
             remedy="another build of the MPI library, or the wheel's: make setup MPI=wheel",
         )
     comm = MPI.COMM_WORLD
     started = launcher()
     if started is not None and started.size != comm.size:
-        vendor = " ".join((MPI.get_vendor()[0], ".".join(map(str, MPI.get_vendor()[1]))))
         raise PlatformError(
             f"{started.name} started {started.size} processes, but {vendor} sees a world of {comm.size}: "
-            f"the launcher and the MPI library do not speak the same protocol",
+            f"the launcher and the MPI library use different protocols",
             remedy="use the mpiexec of the same MPI (make doctor shows both); under Slurm, "
             "srun --mpi=pmi2 for MPICH and Intel MPI, srun --mpi=pmix for Open MPI "
             "(or export SLURM_MPI_TYPE)",
         )
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    world = World(
-        rank=comm.rank,
-        size=comm.size,
-        local_rank=node.rank,
-        local_size=node.size,
-        hosts=tuple(comm.allgather(socket.gethostname())),
-        comm=comm,
-    )
+    hosts = tuple(comm.allgather(socket.gethostname()))
+    world = World(comm.rank, comm.size, node.rank, node.size, hosts, comm)
     node.Free()
     if world.size > 1:
         _abort_on_uncaught(world)
@@ -250,7 +239,7 @@ def join() -> World:
 
 
 def speaks() -> bool:
-    """Whether this process is the one that may print: rank 0 of MPI, or of the launcher before MPI."""
+    """Return True in the process that may print: rank 0 of MPI, or of the launcher before MPI starts."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.COMM_WORLD.size > 1:
         return bool(mpi.COMM_WORLD.rank == 0)
@@ -258,63 +247,56 @@ def speaks() -> bool:
     return started is None or started.rank == 0
 
 
-def _abort_on_uncaught(world: World) -> None:
-    """Ends all ranks when one leaves by an exception: otherwise the others wait for it for ever."""
-    from mpi4py import MPI
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, MPI.Exception):
-            # Most often the rank at the other end is gone. What watches the ranks says which it was, and ends
-            # this process meanwhile.
-            time.sleep(2)
-        text = "".join(traceback.format_exception(kind, error, trace))
-        print(f"[{world.name}] uncaught exception, ending all {world.size} ranks\n{text}", file=sys.stderr)
-        abort(world, 1)
-
-    sys.excepthook = hook
-
-
 _BEFORE_ABORT: list[Callable[[], None]] = []
 
 
 def before_abort(action: Callable[[], None]) -> None:
-    """Has ``action`` called before this process ends all ranks."""
+    """Register a function to call before this process ends all ranks."""
     _BEFORE_ABORT.append(action)
 
 
-def abort(world: World, code: int) -> None:
-    """Ends every rank of the job at once with ``code``. Does not return under MPI."""
-    for action in _BEFORE_ABORT:
-        action()
-    if world.comm is not None:
-        _say_all()
-        world.comm.Abort(code)
-        os._exit(code)  # MPICH's comes back, until the launcher kills
+def _abort_on_uncaught(world: World) -> None:
+    """End all ranks if one ends by an exception; otherwise the others would wait for that rank for ever."""
+    from mpi4py import MPI
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, MPI.Exception):
+            # Mostly the rank at the other end is lost. Meanwhile the watchdog names it and ends this process.
+            time.sleep(2)
+        text = "".join(traceback.format_exception(kind, error, trace))
+        print(f"[{world.name}] uncaught exception, ending all {world.size} ranks\n{text}", file=sys.stderr)
+        for action in _BEFORE_ABORT:
+            action()
+        _flush()
+        MPI.COMM_WORLD.Abort(1)
+        os._exit(1)  # Abort of MPICH returns, until the launcher kills the process
+
+    sys.excepthook = hook
 
 
-def _say_all() -> None:
-    """Hands what was printed to the launcher, which throws away what it has not read when a rank aborts."""
+def _flush() -> None:
+    """Hand the output to the launcher, which discards what it has not read when a rank aborts."""
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(0.5)
 
 
 def leave(world: World, code: int) -> NoReturn:
-    """Ends this process at once with ``code``, from any thread; the launcher ends the others.
+    """End this process at once with ``code``, from any thread; the launcher ends the others.
 
-    Hydra, the ``mpiexec`` of MPICH and Intel MPI, kills the other ranks when one closes its connection
-    without a word. But that races with its own reaping: now and then it reports a killed rank's code instead,
-    or leaves a stopped one, and waits for it for ever. It keeps to the code of an abort.
+    Hydra, the ``mpiexec`` of MPICH and Intel MPI, kills the other ranks if one closes its connection. But
+    this races with Hydra's own reaping: sometimes Hydra reports a killed rank's code instead, or waits for a
+    stopped rank for ever. The code of an abort is always reported.
     """
-    _say_all()
+    _flush()
     if world.comm is not None and "MPI_LOCALNRANKS" in os.environ:
         threading.Thread(target=world.comm.Abort, args=(code,), daemon=True).start()
-        time.sleep(2)  # MPICH's comes back, until the launcher kills; and it may wait for a lock
+        time.sleep(2)  # Abort of MPICH returns, until the launcher kills the process; it may wait for a lock
     os._exit(code)
 
 
 def mpi_library() -> dict[str, Any]:
-    """Vendor, version and file of the MPI library that is loaded in this process."""
+    """Return vendor, version and file of the MPI library that is loaded in this process."""
     from mpi4py import MPI
 
     vendor, version = MPI.get_vendor()
