@@ -169,11 +169,11 @@ class World:
         except JobError as error:
             mine = error
         errors = self.gather_all(mine)
-        for rank, error in enumerate(errors):
-            if error is not None:
+        for rank, theirs in enumerate(errors):
+            if theirs is not None:
                 if None in errors:
-                    error.message = f"[rank {rank} on {self.hosts[rank]}] {error.message}"
-                raise error
+                    theirs.message = f"[rank {rank} on {self.hosts[rank]}] {theirs.message}"
+                raise theirs
 
 
 def alone(*, job: str) -> World:

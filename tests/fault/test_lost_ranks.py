@@ -90,10 +90,9 @@ def test_a_rank_that_dies_under_pytorch_is_named_too(start: Start) -> None:
     assert "Traceback" not in job.printed
 
 
-# Runs the job, and raises on rank 1 at the n-th call of a function.
+RAISE, SLEEP = 'raise ZeroDivisionError("made by the test")', "time.sleep(1000)"
 DRIVER = """
-import functools, pkgutil, sys
-from mpi_train.runtime import world as worlds
+import functools, pkgutil, sys, time
 
 owner, _, name = {function!r}.rpartition(".")
 owner = pkgutil.resolve_name(owner)
@@ -103,15 +102,26 @@ whole, calls = getattr(owner, name), 0
 def broken(*args, **kwargs):
     global calls
     calls += 1
-    if calls == {nth} and sys.modules["mpi4py.MPI"].COMM_WORLD.rank == 1:
-        raise ZeroDivisionError("made by the test")
+    if calls == {nth} and sys.modules["mpi4py.MPI"].COMM_WORLD.rank == {rank}:
+        {fault}
     return whole(*args, **kwargs)
 
 setattr(owner, name, broken)
-from mpi_train.cli import run_training
-from mpi_train.strategies.mpi.config import MpiConfig
-run_training("mpi", MpiConfig, description="", mpi=True)
+from mpi_train.cli import main
+main({job!r})
 """
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a script that runs a job with a fault on one rank, at the n-th call of a function."""
+
+    def write(function: str, nth: int, *, job: str = "mpi", rank: int = 1, fault: str = RAISE) -> Path:
+        path = tmp_path / "driver.py"
+        path.write_text(DRIVER.format(function=function, nth=nth, job=job, rank=rank, fault=fault))
+        return path
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -125,12 +135,11 @@ run_training("mpi", MpiConfig, description="", mpi=True)
     ],
 )
 def test_an_exception_on_one_rank_ends_all_with_one_traceback(
-    function: str, nth: int, times: int, start: Start, tmp_path: Path
+    function: str, nth: int, times: int, start: Start, driver: Callable[..., Path]
 ) -> None:
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER.format(function=function, nth=nth))
+    script = driver(function, nth)
     for number in range(max(1, times // 5)):  # the five places come to ten together
-        job = start("mpi", driver=driver, ranks=2, out=f"broken-{number}")
+        job = start("mpi", driver=script, ranks=2, out=f"broken-{number}")
         assert job.ended(within_s=60) != 0, job.printed
         assert "made by the test" in job.printed
         assert job.printed.count("Traceback (most recent call last)") == 1, job.printed
@@ -139,12 +148,11 @@ def test_an_exception_on_one_rank_ends_all_with_one_traceback(
 
 
 @pytest.mark.peers
-def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(start: Start, tmp_path: Path) -> None:
-    driver = tmp_path / "driver.py"
-    text = DRIVER.replace('run_training("mpi", MpiConfig', 'run_training("ddp", RanksConfig')
-    text = text.replace("import MpiConfig", "import RanksConfig")
-    driver.write_text(text.format(function="mpi_train.strategies.pytorch.loop:Loop.prepare", nth=2))
-    job = start("ddp", driver=driver, ranks=2)
+def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(
+    start: Start, driver: Callable[..., Path]
+) -> None:
+    script = driver("mpi_train.strategies.pytorch.loop:Loop.prepare", 2, job="ddp")
+    job = start("ddp", driver=script, ranks=2)
     assert job.ended(within_s=60) != 0, job.printed
     assert "ZeroDivisionError: made by the test" in job.printed
     assert job.printed.count("Traceback (most recent call last)") == 1, job.printed
@@ -153,12 +161,9 @@ def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(start: Star
 
 @slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: Path) -> None:
-    driver = tmp_path / "driver.py"
-    sleeps = DRIVER.replace('raise ZeroDivisionError("made by the test")', "import time; time.sleep(1000)")
-    sleeps = sleeps.replace(".rank == 1", f".rank == {victim}")
-    driver.write_text(sleeps.format(function="mpi_train.runs.session:Session.limit", nth=20))
-    job = start("mpi", "--stall-timeout", "5", driver=driver, ranks=3)
+def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, driver: Callable[..., Path]) -> None:
+    script = driver("mpi_train.runs.session:Session.limit", 20, rank=victim, fault=SLEEP)
+    job = start("mpi", "--stall-timeout", "5", driver=script, ranks=3)
     assert job.ended(within_s=60) == 6, job.printed
     message = rf"error: rank {victim} on \S+ hangs: the others have waited 8 s for it in a step"
     assert re.search(message, job.printed), job.printed
@@ -167,14 +172,10 @@ def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, tmp_path: P
 
 @slow
 def test_a_rank_that_does_not_come_to_tensorflows_cluster_holds_up_nobody(
-    start: Start, tmp_path: Path
+    start: Start, driver: Callable[..., Path]
 ) -> None:
-    driver = tmp_path / "driver.py"
-    sleeps = DRIVER.replace('raise ZeroDivisionError("made by the test")', "import time; time.sleep(1000)")
-    sleeps = sleeps.replace('run_training("mpi", MpiConfig', 'run_training("multiworker", RanksConfig')
-    sleeps = sleeps.replace("import MpiConfig", "import RanksConfig")
-    driver.write_text(sleeps.format(function="mpi_train.runtime.devices.quiet_start", nth=2))
-    job = start("multiworker", "--stall-timeout", "5", driver=driver, ranks=2)
+    script = driver("mpi_train.runtime.devices.quiet_start", 2, job="multiworker", fault=SLEEP)
+    job = start("multiworker", "--stall-timeout", "5", driver=script, ranks=2)
     assert job.ended(within_s=90) == 6, job.printed
     # While it waits, TensorFlow holds the interpreter's lock, so that rank 0 cannot be heard.
     assert "last known: start of TensorFlow's cluster, which waits for every rank" in job.printed
