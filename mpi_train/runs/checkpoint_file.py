@@ -1,13 +1,11 @@
-"""One checkpoint on disk: arrays, and what must be known of them, in one file that is whole or refused.
+"""Checkpoint files: arrays and a JSON state in the safetensors format, protected by a SHA-256 digest.
 
-    8 bytes    MPITRAIN
-    8 bytes    length of the header, little-endian
-    header     JSON: ``state``, and name, rank, dtype and shape of each array
-    arrays     their bytes, one after another, little-endian
-    32 bytes   SHA-256 of all before
+Any safetensors library can open the file. An array that all ranks share is stored as ``NAME``, an array of
+rank 3 as ``rank3/NAME``. The state is JSON text in the metadata. The last tensor, ``sha256``, is the digest
+of all bytes before its own 32, so that one file holds data and checksum.
 
-Not HDF5, whose library cannot close a file on a full disk, and which has a parser to attack. Nothing
-here is code, and no more memory is taken than the file has bytes.
+The library reads the file but does not write it: its writer needs all arrays in memory at once, whereas
+``write`` needs only their shapes in advance and takes the arrays one at a time.
 """
 
 from __future__ import annotations
@@ -16,29 +14,32 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from mpi_train.runtime import files
 from mpi_train.runtime.errors import DataError
 
-MAGIC = b"MPITRAIN"
-_DTYPES = {"<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "|b1"}
-_MAX_HEADER = 64 << 20
+DIGEST = "sha256"
+_DIGEST_BYTES = 32
+_OLD_MAGIC = b"MPITRAIN"
+"""First bytes of the format that preceded safetensors."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An array in the file.
+class Entry(NamedTuple):
+    """Description of an array in a checkpoint file.
 
     Attributes:
-        name: What it is.
-        rank: Whose it is, or None where all ranks have the same.
-        dtype: As NumPy writes it, little-endian: ``<f4``.
-        shape: Its shape.
+        name: Name of the array.
+        rank: Rank that owns the array, or None if all ranks share it.
+        dtype: Little-endian NumPy type, such as ``<f4``.
+        shape: Shape of the array.
     """
 
     name: str
@@ -55,133 +56,120 @@ class Entry:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def num_bytes(state: dict[str, Any], entries: Iterable[Entry]) -> int:
-    """Size of the file that ``write`` makes of these."""
-    listed = list(entries)
-    return 16 + len(_header(state, listed)) + sum(entry.num_bytes for entry in listed) + 32
-
-
-def write(path: Path, state: dict[str, Any], entries: list[Entry], arrays: Iterable[np.ndarray]) -> None:
-    """Writes a checkpoint and syncs it; whoever calls renames it when that has come to an end.
+def write(path: Path, state: dict[str, Any], entries: Sequence[Entry], arrays: Iterable[np.ndarray]) -> None:
+    """Write a checkpoint file, which gets its name when it is complete and synced to disk.
 
     Args:
-        path: A temporary name.
-        state: What JSON can hold.
-        entries: What is to come.
-        arrays: One for each entry, in the same order; asked for one at a time.
+        path: Path of the file.
+        state: JSON object.
+        entries: Descriptions of the arrays.
+        arrays: Arrays in the order of ``entries``, taken one at a time.
 
     Raises:
-        OSError: the disk. The arrays may then not all have been asked for.
+        OSError: The disk refuses a write. Some of ``arrays`` may then not have been taken.
     """
-    header = _header(state, entries)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
 
-        def put(data: bytes | memoryview) -> None:
-            digest.update(data)
-            file.write(data)
-
-        put(MAGIC + len(header).to_bytes(8, "little") + header)
+    def blocks() -> Iterator[bytes | memoryview]:
+        yield _header(state, entries)
         for entry, array in zip(entries, arrays, strict=True):
-            own = np.ascontiguousarray(array, np.dtype(entry.dtype))
-            put(own.reshape(-1).view(np.uint8).data)
+            yield np.ascontiguousarray(array, np.dtype(entry.dtype)).reshape(-1).view(np.uint8).data
+
+    digest = hashlib.sha256()
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        for block in blocks():
+            digest.update(block)
+            file.write(block)
         file.write(digest.digest())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(state: dict[str, Any], entries: Iterable[Entry]) -> bytes:
-    listed = [[entry.name, entry.rank, entry.dtype, list(entry.shape)] for entry in entries]
-    return json.dumps({"state": state, "arrays": listed}, allow_nan=False).encode()
+    """Compose the safetensors header: 8 bytes with its length, then JSON padded to a multiple of 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": {"state": json.dumps(state, allow_nan=False)}}
+    end = 0
+    for entry in [*entries, Entry(DIGEST, None, "|u1", (_DIGEST_BYTES,))]:
+        begin, end = end, end + entry.num_bytes
+        kind = "BOOL" if entry.dtype == "|b1" else f"{entry.dtype[1].upper()}{8 * int(entry.dtype[2:])}"
+        key = entry.name if entry.rank is None else f"rank{entry.rank}/{entry.name}"
+        header[key] = {"dtype": kind, "shape": entry.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 class CheckpointFile:
-    """A checkpoint that was found whole.
+    """Checkpoint file whose digest has been verified.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
 
     Attributes:
-        state: As it was written.
-        entries: The arrays in it.
+        state: JSON object that was given to ``write``.
+        owners: Ranks that own an array, by the array's name; ``{None}`` if all ranks share it.
 
     Raises:
-        DataError: it cannot be read, or is not what ``write`` wrote.
+        DataError: The file cannot be read, is incomplete or damaged, or has an old format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open(path, "rb") as file:
-                self._read_header(file)
-        except OSError as error:
-            raise self._bad(error.strerror or str(error)) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._bad(" ".join(str(error).split())) from error
+        self.owners: dict[str, set[int | None]] = {}
+        with self._refusing():
+            self._verify()
+            with self._open() as file:
+                self.state: dict[str, Any] = dict(json.loads(file.metadata()["state"]))
+                keys = file.offset_keys()
+            for key in keys:
+                owner = re.match(r"rank(\d+)/", key)
+                name = key[owner.end() :] if owner else key
+                self.owners.setdefault(name, set()).add(int(owner[1]) if owner else None)
+            del self.owners[DIGEST]
 
     def read(self, name: str, rank: int | None = None) -> np.ndarray:
-        """The array ``name``: that of ``rank``, or the one that all ranks have in common.
+        """Read the array ``name`` of ``rank``, or the one that all ranks share, and no other array.
 
         Raises:
-            DataError: there is none, or it can no longer be read.
+            DataError: The file has no such array or can no longer be read.
         """
-        for wanted in (rank, None):
-            for entry, start in zip(self.entries, self._starts, strict=True):
-                if (entry.name, entry.rank) == (name, wanted):
-                    return self._array(entry, start)
-        raise self._bad(f"no array {name}" + ("" if rank is None else f" of rank {rank}"))
+        with self._refusing(), self._open() as file:
+            owners = self.owners.get(name, set())
+            if not owners & {rank, None}:
+                raise ValueError(f"no array {name}" + ("" if rank is None else f" of rank {rank}"))
+            key = f"rank{rank}/{name}" if rank is not None and rank in owners else name
+            return np.asarray(file.get_tensor(key))
 
-    def _array(self, entry: Entry, start: int) -> np.ndarray:
-        array = np.empty(math.prod(entry.shape), np.dtype(entry.dtype))
+    def _open(self) -> Any:
+        # Reads instead of a memory map: a disk error in a mapped page would kill the process.
+        return safe_open(self.path, framework="np", backend="pread")
+
+    def _verify(self) -> None:
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            if file.read(len(_OLD_MAGIC)) == _OLD_MAGIC:
+                raise DataError(
+                    f"{self.path}: expected a checkpoint in the safetensors format. Got: an older format",
+                    remedy="--resume never, or resume with the version of mpi_train that wrote it",
+                )
+            left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
+            file.seek(0)
+            while left > 0 and (block := file.read(min(1 << 20, left))):
+                digest.update(block)
+                left -= len(block)
+            if file.read() != digest.digest():
+                raise ValueError("bytes that do not match their SHA-256")
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn an error of the disk, the library, JSON or NumPy into a ``DataError``."""
         try:
-            with open(self.path, "rb") as file:
-                file.seek(start)
-                count = file.readinto(array.view(np.uint8).data)
-        except OSError as error:
-            raise self._bad(error.strerror or str(error)) from error
-        if count != entry.num_bytes:
-            raise self._bad(f"{count} of {entry.num_bytes} bytes of {entry.name}")
-        try:
-            return array.reshape(entry.shape)
-        except ValueError as error:  # a length of 0 beside one that no array can have
-            raise self._bad(str(error)) from error
-
-    def _read_header(self, file: BinaryIO) -> None:
-        size = os.fstat(file.fileno()).st_size
-        begin = file.read(16)
-        length = int.from_bytes(begin[8:], "little")
-        if begin[:8] != MAGIC or length > min(size - 48, _MAX_HEADER):
-            raise ValueError("another kind of file, or the beginning of one")
-        digest = hashlib.sha256(begin)
-        left = size - 48
-        raw = file.read(length)
-        digest.update(raw)
-        left -= length
-        while left > 0 and (block := file.read(min(1 << 20, left))):
-            digest.update(block)
-            left -= len(block)
-        if file.read(33) != digest.digest():
-            raise ValueError("bytes that do not match their SHA-256")
-        header = json.loads(raw)
-        self.state: dict[str, Any] = header["state"]
-        self.entries = [_entry(*fields) for fields in header["arrays"]]
-        sizes = [entry.num_bytes for entry in self.entries]
-        self._starts = [16 + length + sum(sizes[:index]) for index in range(len(sizes))]
-        if not isinstance(self.state, dict) or 16 + length + sum(sizes) + 32 != size:
-            raise ValueError("arrays that do not fill the file")
-
-    def _bad(self, received: str) -> DataError:
-        return DataError(f"{self.path}: expected a whole checkpoint. Got: {received}")
-
-
-def _entry(name: Any, rank: Any, dtype: Any, shape: Any) -> Entry:
-    sound = (
-        isinstance(name, str)
-        and (rank is None or (type(rank) is int and rank >= 0))
-        and dtype in _DTYPES
-        and isinstance(shape, list)
-        and all(type(length) is int and length >= 0 for length in shape)
-    )
-    if not sound:
-        raise ValueError(f"an array described as {name!r}, {rank!r}, {dtype!r}, {shape!r}"[:200])
-    return Entry(name, rank, dtype, tuple(shape))
+            yield
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            text = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:300]
+            raise DataError(f"{self.path}: expected a whole checkpoint. Got: {text}") from error

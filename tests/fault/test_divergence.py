@@ -50,7 +50,7 @@ def test_the_step_and_the_rank_are_named_and_the_last_good_checkpoint_is_kept(
     assert job.printed.count("error: ") == 1
     assert "the loss or the weights became NaN or infinite on rank 1 on" in job.printed
     assert "epoch 2, between step " in job.printed
-    paths = sorted((job.out / "checkpoints").glob("*.ckpt"))
+    paths = sorted((job.out / "checkpoints").glob("*.safetensors"))
     assert paths
     for path in paths:
         assert CheckpointFile(path).state["position"]["epoch"] <= 2

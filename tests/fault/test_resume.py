@@ -180,7 +180,7 @@ def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_wit
     (first.out / "run.json").unlink()  # as if it had been interrupted
     other = start("mpi", "--epochs", "2", "--seed", "2")
     assert other.ended(within_s=60) == 2
-    assert "is of another run: seed is 1 there, and 2 here" in other.printed
+    assert "other settings: seed is 1 in the checkpoint, 2 in this run" in other.printed
     assert "--resume never" in other.printed
     anew = start("mpi", "--epochs", "2", "--seed", "2", "--resume", "never")
     assert anew.ended(within_s=60) == 0, anew.printed
@@ -200,7 +200,7 @@ def test_more_epochs_after_the_end(start: Start) -> None:
     assert whole.ended(within_s=60) == 0, whole.printed
     first = start("mpi", "--epochs", "4", ranks=2)
     assert first.ended(within_s=60) == 0, first.printed
-    last = first.out / "checkpoints/epoch-0005-step-0000000.ckpt"
+    last = first.out / "checkpoints/epoch-0005-step-0000000.safetensors"
     more = start("mpi", "--epochs", "6", "--resume", str(last), ranks=2)
     assert more.ended(within_s=60) == 0, more.printed
     assert more.record().weights_sha256 == whole.record().weights_sha256
@@ -221,7 +221,7 @@ def test_fewer_epochs_than_are_done_and_other_shards_are_refused(start: Start, t
     write_shards(synthetic.draw(seed=1, num_train=509, num_test=131), other, num_shards=3, seed=1)
     recut = start("mpi", "--epochs", "4", "--data", str(other))
     assert recut.ended(within_s=60) == 2
-    assert "is of another run: shards_sha256 is " in recut.printed
+    assert "other settings: shards_sha256 is " in recut.printed
 
 
 def test_a_checkpoint_that_is_not_there(start: Start, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def weights_after_an_epoch(
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
-    file = CheckpointFile(out / "checkpoints/epoch-0002-step-0000000.ckpt")
-    arrays = {entry.name: file.read(entry.name, 0) for entry in file.entries}
+    file = CheckpointFile(out / "checkpoints/epoch-0002-step-0000000.safetensors")
+    arrays = {name: file.read(name, 0) for name in file.owners}
     if job == "ddp":
         return [arrays[f"model/{i}"] for i in range(sum(name.startswith("model/") for name in arrays))]
     flat = FlatModel(zoo.build(model, (28, 28, 1), 10, seed=1, dtype="float32"))

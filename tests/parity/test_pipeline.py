@@ -28,7 +28,7 @@ def weights(job: str, ranks: int, flags: list[str], shards: Path, out: Path) -> 
         "1", "--optimizer", "sgd", "--learning-rate", "0.05", "--out", out, *flags, ranks=ranks,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    file = CheckpointFile(out / "checkpoints/epoch-0002-step-0000000.ckpt")
+    file = CheckpointFile(out / "checkpoints/epoch-0002-step-0000000.safetensors")
     return [file.read("weights", rank) for rank in range(ranks)]
 
 

@@ -1,16 +1,23 @@
-"""Checkpoints on disk: whole or refused, whatever happens while they are written, or to them after."""
+"""Checkpoint files: complete or refused, whatever happens to them while or after they are written."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mpi_train.runs import checkpoint_file
 from mpi_train.runs.checkpoint_file import CheckpointFile, Entry
@@ -30,10 +37,10 @@ def write(path: Path, *, scale: float = 1.0) -> dict[str, np.ndarray]:
         "weights": np.arange(1000, dtype=np.float32) * np.float32(scale),
         "optimizer/0": np.array(7, np.int64),
         "states/0": np.array([], np.uint8),
+        "flags": np.array([[True], [False]]),
     }
     entries = [Entry.of(name, None, array) for name, array in arrays.items()]
     checkpoint_file.write(path, {"position": 1}, entries, arrays.values())
-    assert path.stat().st_size == checkpoint_file.num_bytes({"position": 1}, entries)
     return arrays
 
 
@@ -42,8 +49,8 @@ def position(epoch: int, step: int = 0) -> Position:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    arrays = write(tmp_path / "a.ckpt")
-    file = CheckpointFile(tmp_path / "a.ckpt")
+    arrays = write(tmp_path / "a.safetensors")
+    file = CheckpointFile(tmp_path / "a.safetensors")
     assert file.state == {"position": 1}
     for name, array in arrays.items():
         found = file.read(name)
@@ -53,12 +60,42 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         file.read("other")
 
 
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    arrays = write(tmp_path / "a.safetensors")
+    loaded = load_file(tmp_path / "a.safetensors")
+    assert loaded.pop("sha256").tobytes() == (tmp_path / "a.safetensors").read_bytes()[-32:]
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape)
+        assert (loaded[name] == array).all()
+
+
+def test_arrays_are_written_one_at_a_time(tmp_path: Path) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def ranks() -> Iterator[np.ndarray]:
+        for rank in range(8):
+            array = np.full(1000, rank, np.float32)
+            made.append(weakref.ref(array))
+            yield array
+            del array
+            assert sum(other() is not None for other in made) <= 1
+
+    entries = [Entry("slot", rank, "<f4", (1000,)) for rank in range(8)]
+    checkpoint_file.write(tmp_path / "a.safetensors", {}, entries, ranks())
+    file = CheckpointFile(tmp_path / "a.safetensors")
+    assert file.owners == {"slot": set(range(8))}
+    assert all((file.read("slot", rank) == rank).all() for rank in range(8))
+    with pytest.raises(DataError, match="no array slot of rank 8"):
+        file.read("slot", 8)
+
+
 def test_500_mutations_are_refused_or_read_as_they_were(tmp_path: Path) -> None:
-    whole = tmp_path / "a.ckpt"
+    whole = tmp_path / "a.safetensors"
     arrays = write(whole)
     good = whole.read_bytes()
     rng = random.Random(1)
-    path = tmp_path / "b.ckpt"
+    path = tmp_path / "b.safetensors"
     for number in range(500):
         data = bytearray(good)
         kind = number % 5
@@ -70,7 +107,7 @@ def test_500_mutations_are_refused_or_read_as_they_were(tmp_path: Path) -> None:
             a, b = sorted(rng.sample(range(len(data)), 2))
             data[a], data[b] = data[b], data[a]
         elif kind == 3:
-            data[8:16] = rng.randrange(2**64).to_bytes(8, "little")
+            data[0:8] = rng.randrange(2**64).to_bytes(8, "little")
         else:
             data += bytes(rng.randrange(256) for _ in range(rng.randrange(1, 100)))
         path.write_bytes(data)
@@ -82,36 +119,56 @@ def test_500_mutations_are_refused_or_read_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arrays",
+    "header",
     [
-        [["weights", None, "<f4", [2**62, 2**62]]],
-        [["weights", None, "|O8", [1]]],
-        [["weights", None, "<f4", [-1]]],
-        [["weights", None, "<f4", [1.5]]],
-        [["weights", -1, "<f4", [0]]],
-        [[{}, None, "<f4", [0]]],
+        {"weights": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 32]}},
+        {"weights": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+        {"weights": {"dtype": "F32", "shape": [9], "data_offsets": [0, 32]}},
+        {"weights": {"dtype": "O8", "shape": [4], "data_offsets": [0, 32]}},
+        {"weights": {"dtype": "F32", "shape": [-8], "data_offsets": [0, 32]}},
+        {"weights": {"dtype": "F32", "shape": [8.0], "data_offsets": [0, 32]}},
+        {"weights": {"dtype": "F32", "shape": [8], "data_offsets": [-32, 0]}},
+        {"weights": []},
         {"weights": 1},
-        [[]],
+        {"__metadata__": {"state": "[1]"}},
+        {"__metadata__": {"state": "{"}},
+        {"__metadata__": {"state": 10_000 * "["}},
+        {"__metadata__": {"other": "{}"}},
+        {"__metadata__": 1},
+        [],
     ],
+    ids=str,
 )
-def test_a_header_that_lies_is_refused_before_memory_is_taken(arrays: object, tmp_path: Path) -> None:
-    import hashlib
-    import json
-
-    header = json.dumps({"state": {}, "arrays": arrays}).encode()
-    data = checkpoint_file.MAGIC + len(header).to_bytes(8, "little") + header + bytes(64)
-    (tmp_path / "a.ckpt").write_bytes(data + hashlib.sha256(data).digest())
+def test_a_header_that_lies_is_refused_before_memory_is_taken(header: object, tmp_path: Path) -> None:
+    num_bytes = 0
+    if isinstance(header, dict):
+        num_bytes = 32 if "weights" in header else 0
+        header = {
+            "__metadata__": {"state": "{}"},
+            "sha256": {"dtype": "U8", "shape": [32], "data_offsets": [num_bytes, num_bytes + 32]},
+            **header,
+        }
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + bytes(num_bytes)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data + hashlib.sha256(data).digest())
     with pytest.raises(DataError, match="expected a whole checkpoint"):
-        CheckpointFile(tmp_path / "a.ckpt")
+        CheckpointFile(path)
 
 
-def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
+def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"weights": np.zeros(100)}, tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match="bytes that do not match their SHA-256"):
+        CheckpointFile(tmp_path / "a.safetensors")
+
+
+def test_the_newest_are_kept_and_a_damaged_one_is_skipped(tmp_path: Path) -> None:
     lines: list[str] = []
     checkpoints = Checkpoints(tmp_path, World(), WORK, lines.append)
     for step in range(1, 6):
         assert checkpoints.save(position(1, step), {"weights": np.full(10, step, np.float32)})
     names = sorted(path.name for path in checkpoints.folder.iterdir())
-    assert names == [f"epoch-0001-step-000000{step}.ckpt" for step in (3, 4, 5)]
+    assert names == [f"epoch-0001-step-000000{step}.safetensors" for step in (3, 4, 5)]
     assert len(names) == KEPT
     newest = checkpoints.folder / names[-1]
     newest.write_bytes(newest.read_bytes()[:-1])
@@ -121,34 +178,58 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) ->
     assert (found.arrays["weights"] == 4).all()
     assert work_of(tmp_path, "auto") == work_of(tmp_path, str(found.path)) == WORK
     assert work_of(tmp_path, "never") == work_of(tmp_path / "elsewhere", "auto") == {}
-    assert "passed over" in lines[0]
+    assert "skipped: " in lines[0]
     assert names[-1] in lines[0]
     for path in checkpoints.folder.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(DataError, match=r"no checkpoint in .* is usable"):
         checkpoints.find("auto")
     assert checkpoints.find("never") is None
     assert not list(checkpoints.folder.iterdir())
 
 
+def test_the_old_format_is_refused(tmp_path: Path) -> None:
+    lines: list[str] = []
+    checkpoints = Checkpoints(tmp_path, World(), WORK, lines.append)
+    old = checkpoints.folder / "epoch-0001-step-0000002.ckpt"
+    checkpoints.folder.mkdir()
+    old.write_bytes(b"MPITRAIN" + bytes(100))
+    for resume in ("auto", str(old)):
+        with pytest.raises(DataError, match="expected a checkpoint in the safetensors format") as caught:
+            checkpoints.find(resume)
+        assert "Got: an older format" in str(caught.value)
+        assert "Fix: --resume never, or resume with the version of mpi_train that wrote it" in str(
+            caught.value
+        )
+    assert checkpoints.save(position(1, 1), {"weights": np.zeros(1)})
+    found = checkpoints.find("auto")
+    assert found is not None
+    assert found.position.step == 1
+    assert "skipped: " in lines[-1]
+    assert checkpoints.find("never") is None
+    assert not old.exists()
+
+
 def test_an_empty_array_of_a_shape_that_cannot_be_is_refused(tmp_path: Path) -> None:
     entry = Entry("weights", None, "<f4", (0, 2**62))
-    checkpoint_file.write(tmp_path / "a.ckpt", {}, [entry], [np.zeros(0, np.float32)])
-    file = CheckpointFile(tmp_path / "a.ckpt")
+    checkpoint_file.write(tmp_path / "a.safetensors", {}, [entry], [np.zeros(0, np.float32)])
+    file = CheckpointFile(tmp_path / "a.safetensors")
     with pytest.raises(DataError, match="expected a whole checkpoint"):
         file.read("weights")
 
 
-def test_what_is_later_than_the_place_to_go_on_from_is_forgotten(tmp_path: Path) -> None:
+def test_checkpoints_later_than_the_one_resumed_from_are_removed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, World(), WORK)
     for step in (1, 2, 3):
         checkpoints.save(position(1, step), {"weights": np.full(10, step, np.float32)})
-    first = checkpoints.folder / "epoch-0001-step-0000001.ckpt"
+    first = checkpoints.folder / "epoch-0001-step-0000001.safetensors"
     found = checkpoints.find(str(first))
     assert found is not None
     checkpoints.forget_after(found.position)
     assert list(checkpoints.folder.iterdir()) == [first]
-    (checkpoints.folder / ".epoch-0001-step-0000009.ckpt.tmp").write_bytes(b"of a run that was killed")
+    (checkpoints.folder / ".epoch-0001-step-0000009.safetensors.7.tmp").write_bytes(
+        b"left by a run that was killed"
+    )
     assert checkpoints.save(position(1, 2), {"weights": np.full(10, 5, np.float32)})
     assert len(list(checkpoints.folder.iterdir())) == 2
     newest = checkpoints.find("auto")
@@ -156,16 +237,18 @@ def test_what_is_later_than_the_place_to_go_on_from_is_forgotten(tmp_path: Path)
     assert (newest.arrays["weights"] == 5).all()
 
 
-def test_a_position_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_position_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, World(), WORK)
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     for bad in (
         {},
         {"position": 3, "work": WORK, "size": 1},
-        {"position": position(2).as_json(), "work": WORK, "size": 1},
-        {"position": position(1).as_json(), "work": WORK, "size": 0},
+        {"position": dataclasses.asdict(position(2)), "work": WORK, "size": 1},
+        {"position": dataclasses.asdict(position(1)), "work": WORK, "size": 0},
+        {"position": dataclasses.asdict(position(1)), "work": WORK, "size": None},
+        {"position": dataclasses.asdict(position(1)), "work": 1, "size": 1},
         {
-            "position": {**position(1).as_json(), "segments": [{"size": 0, "num_steps": 1}]},
+            "position": {**dataclasses.asdict(position(1)), "segments": [{"size": 0, "num_steps": 1}]},
             "work": WORK,
             "size": 1,
         },
@@ -173,8 +256,13 @@ def test_a_position_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         checkpoint_file.write(path, bad, [], [])
         with pytest.raises(DataError, match="expected a run's checkpoint"):
             checkpoints.find(str(path))
-    checkpoint_file.write(path, {"position": position(1).as_json(), "work": {}, "size": 1}, [], [])
-    with pytest.raises(UsageError, match="is of another run: model is None there, and mlp here"):
+    whole = {"position": dataclasses.asdict(position(1)), "work": {}, "size": 1}
+    entries = [Entry("weights", rank, "<f4", ()) for rank in range(2)]
+    checkpoint_file.write(path, whole, entries, 2 * [np.zeros((), np.float32)])
+    with pytest.raises(DataError, match="weights of 2 ranks instead of 1"):
+        checkpoints.find(str(path))
+    checkpoint_file.write(path, whole, [], [])
+    with pytest.raises(UsageError, match="other settings: model is None in the checkpoint, mlp in this run"):
         checkpoints.find(str(path))
 
 
@@ -192,9 +280,9 @@ def test_each_rank_gets_its_own_arrays_and_on_another_size_their_mean(world: Wor
     for name, array in arrays.items():
         assert found.arrays[name].shape == array.shape
         assert (found.arrays[name] == array).all()
-    # What a job of another size makes of it.
+    # A checkpoint of another number of ranks.
     if world.is_root:
-        (path,) = checkpoints.folder.glob("*.ckpt")
+        (path,) = checkpoints.folder.glob("*.safetensors")
         file = CheckpointFile(path)
         file.state["size"] = 3
         entries = [Entry.of("own", rank, own) for rank in range(3)]
@@ -208,43 +296,53 @@ def test_each_rank_gets_its_own_arrays_and_on_another_size_their_mean(world: Wor
     world.barrier()
 
 
-# Writes checkpoints one after another; each says of itself which it is.
+# Forks a child for each line of input. A child writes checkpoints, whose arrays hold their step, until killed.
 WRITER = """
-import sys, numpy as np
+import os, sys, numpy as np
 from pathlib import Path
 from mpi_train.runs.checkpoints import Checkpoints, Position
 from mpi_train.training.steps import Segment
 from mpi_train.runtime.world import World
-checkpoints = Checkpoints(Path(sys.argv[1]), World(), {})
-found = checkpoints.find("auto")
-first = found.position.step + 1 if found else 1
-print(first, flush=True)
-for step in range(first, 10**6):
-    array = np.full(1_000_000, step, np.float32)
-    checkpoints.save(Position(segments=(Segment(1, step),)), {"weights": array})
+for _ in sys.stdin:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        continue
+    checkpoints = Checkpoints(Path(sys.argv[1]), World(), {})
+    found = checkpoints.find("auto")
+    first = found.position.step + 1 if found else 1
+    print(os.getpid(), first, flush=True)
+    for step in range(first, 10**6):
+        array = np.full(1_000_000, step, np.float32)
+        checkpoints.save(Position(segments=(Segment(1, step),)), {"weights": array})
 """
 
 
 @pytest.mark.mpi_skip
-def test_killed_while_writing_it_always_goes_on_from_a_whole_one(tmp_path: Path) -> None:
+def test_a_run_killed_while_writing_resumes_from_a_complete_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(1)
     last = 0
-    for _ in range(20):
-        child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        first = int(child.stdout.readline())
-        assert first >= last
-        time.sleep(rng.uniform(0.02, 0.3))
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        found = Checkpoints(tmp_path, World(), {}).find("auto")
-        assert found is not None or first == 1
-        if found is not None:
-            assert (found.arrays["weights"] == found.position.step).all()
-            assert found.position.step >= first - 1
-            last = found.position.step
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as parent:  # fmt: skip
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for _ in range(20):
+            print(file=parent.stdin, flush=True)
+            child, first = map(int, parent.stdout.readline().split())
+            assert first >= last
+            time.sleep(rng.uniform(0.02, 0.3))
+            os.kill(child, signal.SIGKILL)
+            while Path(f"/proc/{child}").exists():
+                time.sleep(0.001)
+            found = Checkpoints(tmp_path, World(), {}).find("auto")
+            assert found is not None or first == 1
+            if found is not None:
+                assert (found.arrays["weights"] == found.position.step).all()
+                assert found.position.step >= first - 1
+                last = found.position.step
+        parent.stdin.close()
     assert last > 20
 
 
@@ -258,7 +356,7 @@ def mount(folder: Path, mib: int) -> None:
 
 
 @pytest.mark.mpi_skip
-def test_a_disk_that_fills_up_leaves_the_last_good_one(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     mount(disk, 4)
     try:
@@ -287,7 +385,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi_skip
-def test_a_job_on_a_disk_that_fills_up_trains_on(tmp_path: Path, tiny_shards: Path) -> None:
+def test_a_job_continues_on_a_disk_that_fills_up(tmp_path: Path, tiny_shards: Path) -> None:
     from mpi_train.runs.record import read_run
     from mpi_train.runtime import launch
 
@@ -308,7 +406,7 @@ def test_a_job_on_a_disk_that_fills_up_trains_on(tmp_path: Path, tiny_shards: Pa
         assert "No space left on device" in result.stdout
         assert "MiB needed" in result.stdout
         assert len(read_run(out / "run.json").epochs) == 4
-        for path in (out / "checkpoints").glob("*.ckpt"):
+        for path in (out / "checkpoints").glob("*.safetensors"):
             CheckpointFile(path)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
