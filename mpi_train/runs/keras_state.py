@@ -1,4 +1,4 @@
-"""The variables of a Keras model and its optimizer, as a checkpoint holds them."""
+"""State of a Keras model and its optimizer for checkpoints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from mpi_train.runs.resumable import copies
 
 
 class KerasState:
-    """Args:
-    model, optimizer: Both built.
-    scope: Where their variables were made.
+    """Variables of a model and its optimizer, by name.
+
+    Args:
+        model, optimizer: Model and optimizer, both built.
+        scope: Context in which their variables were made.
     """
 
     def __init__(

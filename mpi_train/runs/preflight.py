@@ -1,6 +1,6 @@
-"""What is looked at on every node before TensorFlow is imported, which takes seconds and half a gigabyte.
+"""Checks on every node before TensorFlow is imported, which takes seconds and half a gigabyte.
 
-A job that cannot work says so at once, with one message, instead of half a minute later, or by being killed.
+A job that cannot work ends at once with one message, instead of half a minute later or by being killed.
 """
 
 from __future__ import annotations
@@ -22,84 +22,77 @@ from mpi_train.runtime.errors import DataError, PlatformError
 from mpi_train.runtime.world import World
 
 RANK_MIB = 600
-"""What a rank takes beside its data: Python, TensorFlow, a small model, MPI (measured: 600 to 640)."""
+"""Memory of a rank without its data: Python, TensorFlow, a small model, MPI (measured: 600 to 640 MiB)."""
 SKEW_S = 10.0
-"""Difference between the clocks of two nodes that makes their logs hard to read together."""
+"""Difference between the clocks of two nodes that makes their logs hard to compare."""
 
 
 def check(config: TrainConfig, world: World) -> None:
-    """Looks at data, output folder, memory and clocks; on all ranks together.
+    """Check data, output folder, memory and clocks; on all ranks together.
 
     Raises:
-        UsageError: the output folder cannot be written from the root's node.
-        DataError: a node cannot read the shards' manifest.
-        PlatformError: too little memory.
+        UsageError: The root cannot write to the output folder.
+        DataError: A node cannot read the manifest of the shards.
+        PlatformError: A node has too little memory.
     """
     with world.together():
         shards = ShardSet.open(config.data_dir, config.dataset)
-        shape = shards.manifest.image_shape
-        num_bytes = sum(shards.num_examples(split) for split in shards.manifest.splits) * math.prod(shape)
+        num_examples = sum(shards.num_examples(split) for split in shards.manifest.splits)
+        num_bytes = num_examples * math.prod(shards.manifest.image_shape)
         check_memory(world, RANK_MIB + num_bytes / world.size / 2**20)
     RunFolder(config.out or Path("results"), world).open()
     skew_s = clock_skew_s(world)
     if skew_s > SKEW_S and world.is_root:
-        warning = f"warning: the nodes' clocks differ by {skew_s:.0f} s: beware when you compare their logs"
+        warning = f"warning: the clocks of the nodes differ by {skew_s:.0f} s; their logs are hard to compare"
         print(warning, file=sys.stderr, flush=True)
 
 
 def is_finished(config: TrainConfig, world: World) -> bool:
-    """Whether this is a Slurm job that was queued again after it had written its record."""
-    job = os.environ.get("SLURM_JOB_ID")
+    """Return True for a Slurm job that was queued again although it had written its record."""
     finished = False
     if world.is_root and config.out is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         with suppress(DataError):
-            finished = read_run(config.out / "run.json").environment.get("slurm_job_id") == job
+            environment = read_run(config.out / "run.json").environment
+            finished = environment.get("slurm_job_id") == os.environ.get("SLURM_JOB_ID")
     return world.gather_all(finished)[0]
 
 
 def check_memory(world: World, rank_mib: float) -> None:
-    """Raises ``PlatformError`` when this node has too little memory for its ranks."""
-    free = free_mib()
-    needed = rank_mib * world.local_size
+    """Raise ``PlatformError`` if this node has too little memory for its ranks of ``rank_mib`` each."""
+    free, needed = free_mib(), rank_mib * world.local_size
     if free < needed:
+        ranks = "1 rank" if world.local_size == 1 else f"{world.local_size} ranks"
         raise PlatformError(
-            f"expected {needed:,.0f} MiB of free memory for {world.local_size} "
-            f"{'rank' if world.local_size == 1 else 'ranks'} on {world.hosts[world.rank]}. "
+            f"expected {needed:,.0f} MiB of free memory for {ranks} on {world.hosts[world.rank]}. "
             f"Got: {free:,.0f} MiB",
             remedy="fewer ranks a node, or more memory: sbatch --mem=...",
         )
 
 
 def free_mib() -> float:
-    """Memory that this process's node, or the control group of its job, has left."""
+    """Measure the free memory of this node, or of the control groups of this process if that is less."""
     free = float(_fields(Path("/proc/meminfo"))["MemAvailable:"]) / 1024
     root = Path("/sys/fs/cgroup")
-    try:
-        own = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-    except OSError:
-        return free
-    for group in (own, *own.parents):
-        if not group.is_relative_to(root):
-            break
-        try:
-            limit = int((group / "memory.max").read_text())  # "max" where there is none
-            stat = _fields(group / "memory.stat")
-            used = int((group / "memory.current").read_text())
-        except (OSError, ValueError):
-            continue
-        # What files have left in memory is given back when it is needed.
-        used -= int(stat["inactive_file"]) + int(stat["active_file"])
-        free = min(free, (limit - used) / 2**20)
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+        for group in (root / own, *(root / own).parents[: len(Path(own).parts)]):
+            with suppress(OSError, ValueError):  # a limit of "max" is none
+                limit = int((group / "memory.max").read_text())
+                used = int((group / "memory.current").read_text())
+                # Linux frees the cache of files when memory is needed.
+                stat = _fields(group / "memory.stat")
+                used -= int(stat["inactive_file"]) + int(stat["active_file"])
+                free = min(free, (limit - used) / 2**20)
     return free
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """The second word of each line, by the first."""
+    """Read the second word of each line, by the first word."""
     return {words[0]: words[1] for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}
 
 
 def clock_skew_s(world: World) -> float:
-    """Difference between the fastest and the slowest of the nodes' clocks, as far as a barrier can tell."""
+    """Measure the difference between the fastest and the slowest clock, to the precision of a barrier."""
     world.barrier()
     now = time.time()
     highest, lowest = world.maxima(np.array([now, -now]))

@@ -19,7 +19,7 @@ from mpi_train.monitor.status import StatusFile
 from mpi_train.runs import run_id
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runs.folder import RunFolder
-from mpi_train.runs.loggers import About, Sinks, chosen
+from mpi_train.runs.loggers import Loggers, RunInfo, make
 from mpi_train.runs.record import EpochRecord, RunRecord, median_rate
 from mpi_train.runtime import machine, watchdog
 from mpi_train.runtime.errors import DivergedError
@@ -49,7 +49,7 @@ class Run:
         is_finished: On the root, True if the folder held the record of a finished run.
         epochs: Records of the finished epochs.
         run_id: Id of the run; empty before ``begin``.
-        sinks: Loggers that get the records of the epochs.
+        loggers: Loggers that get the records of the epochs.
 
     Raises:
         DataError, UsageError: the data or the output folder cannot be used. Raised on all ranks.
@@ -79,7 +79,7 @@ class Run:
             speaks=world.is_root, style=config.style, status=StatusFile(self.out, strategy, world.hosts)
         )
         self.run_id = ""
-        self.sinks = Sinks(chosen(config, self.out) if world.is_root else [], self.progress.warn)
+        self.loggers = Loggers(make(config, self.out) if world.is_root else [], self.progress.warn)
 
     def read(self, split: str) -> Examples:
         """Read this rank's examples of ``split``. Raises ``DataError`` on all ranks."""
@@ -120,7 +120,7 @@ class Run:
         self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
         self._startup_s = max(sum(rank.values()) for rank in everyone)
         self.environment = machine.describe(self.world)
-        self.sinks.start(self._about(), self.epochs)
+        self.loggers.start(self._info(), self.epochs)
         self.world.barrier()
         self.event("init_stop")
         self.event("global_batch_size", self.config.batch_size)
@@ -205,7 +205,7 @@ class Run:
         )
         self.epochs.append(record)
         timeline.end_epoch()
-        self.sinks.epoch(record)
+        self.loggers.epoch(record)
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
             f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
@@ -219,7 +219,7 @@ class Run:
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
         """Return to the point at which only these epochs were finished."""
         self.epochs = list(epochs)
-        self.sinks.rewind(epochs)
+        self.loggers.rewind(epochs)
 
     def finish(
         self,
@@ -269,7 +269,7 @@ class Run:
             checkpoint_s=checkpoint_s,
         )
         self._folder.write(record)
-        self.sinks.finish(record)
+        self.loggers.finish(record)
         self.progress.leave("finished")
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
@@ -282,8 +282,8 @@ class Run:
         )
         return record
 
-    def _about(self) -> About:
-        return About(
+    def _info(self) -> RunInfo:
+        return RunInfo(
             run_id=self.run_id,
             strategy=self.strategy,
             command=machine.command(),

@@ -1,9 +1,9 @@
-"""The name of a run: sorts by time, says what it is, and can stand in file names and addresses.
+"""Run ids, which sort by time and are valid in file names and URLs.
 
     20261121T110222Z-mpi-4x-cnn-fashion_mnist-s1-3f9a
 
-Start (UTC), strategy, ranks, model, data set, seed; and four digits by chance, as two runs may start within
-a second.
+An id holds start (UTC), strategy, ranks, model, data set and seed, and four random digits, because two runs
+may start within a second.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LONGEST_PART = 40
 
 
 def new(started_s: float, parts: Sequence[str]) -> str:
-    """A name that no other run has.
+    """Make a unique run id.
 
     Args:
-        started_s: When it was started, in seconds since the epoch.
-        parts: What it is; a model of the user's own may have any characters.
+        started_s: Start of the run, in seconds since 1970.
+        parts: Descriptions of the run; characters that a file name cannot have are replaced.
     """
     stamp = datetime.fromtimestamp(started_s, timezone.utc).strftime(_STAMP)
     safe = (re.sub(r"[^A-Za-z0-9_.]+", "-", part)[:_LONGEST_PART] for part in parts)
@@ -31,10 +31,10 @@ def new(started_s: float, parts: Sequence[str]) -> str:
 
 
 def started(run_id: str) -> str:
-    """When a run was started, in UTC as ISO 8601 has it: ``2026-11-21T11:02:22Z``."""
+    """Return the start of a run, in UTC and ISO 8601: ``2026-11-21T11:02:22Z``."""
     return datetime.strptime(run_id.split("-")[0], _STAMP).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def is_one(text: object) -> bool:
-    """Whether ``text`` is the name of a run, so that a folder can be called so."""
+    """Return True if ``text`` is a run id, and therefore safe as the name of a folder."""
     return isinstance(text, str) and _PATTERN.fullmatch(text) is not None

@@ -296,7 +296,7 @@ def test_each_rank_gets_its_own_arrays_and_on_another_size_their_mean(world: Wor
     world.barrier()
 
 
-# Forks a child for each line of input. A child writes checkpoints, whose arrays hold their step, until killed.
+# Forks a child for each line of input. Each writes checkpoints, whose arrays hold their step, until killed.
 WRITER = """
 import os, sys, numpy as np
 from pathlib import Path

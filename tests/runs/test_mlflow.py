@@ -1,4 +1,4 @@
-"""MLflow, read back by its own client; and a server that is not there."""
+"""MLflow logger: read back by the client of MLflow, and without a server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps({
 """
 
 
-def test_mlflow_has_what_the_record_has(
+def test_mlflow_gets_the_figures_of_the_record(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
@@ -53,20 +53,20 @@ def test_mlflow_has_what_the_record_has(
     job = start("mpi", ranks=2)
     assert job.ended(within_s=60) == 0, job.printed
     assert "warning" not in job.printed
-    told = json.loads(
+    found = json.loads(
         subprocess.run([sys.executable, "-c", READ_BACK], check=True, capture_output=True).stdout
     )
     record = job.record()
-    assert (told["status"], told["name"]) == ("FINISHED", record.run_id)
-    assert told["tags"]["run_id"] == record.run_id
-    assert told["params"]["batch_size"] == "12"
-    assert told["history"] == [[epoch.epoch, epoch.test_accuracy] for epoch in record.epochs]
-    assert told["artifacts"] == ["run.json"]
+    assert (found["status"], found["name"]) == ("FINISHED", record.run_id)
+    assert found["tags"]["run_id"] == record.run_id
+    assert found["params"]["batch_size"] == "12"
+    assert found["history"] == [[epoch.epoch, epoch.test_accuracy] for epoch in record.epochs]
+    assert found["artifacts"] == ["run.json"]
 
 
-def test_a_server_that_is_not_there_costs_a_warning(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_costs_a_warning(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     job = start("mpi", "--epochs", "2", ranks=2)
     assert job.ended(within_s=60) == 0, job.printed
-    assert job.printed.count("warning: MLflow is left out") == 1
+    assert job.printed.count("warning: MLflow is disabled") == 1
     assert len(job.record().epochs) == 2

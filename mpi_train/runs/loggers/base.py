@@ -1,22 +1,22 @@
-"""What a sink is told of a run, and when."""
+"""Interface of the loggers, and the figures of an epoch that they log."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from mpi_train.runs.record import EpochRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
-    """What is known of a run before its first step.
+class RunInfo:
+    """Facts about a run that are known before its first step.
 
     Attributes:
-        run_id, strategy, command, world_size, environment: As ``RunRecord`` has them.
-        config: The flags, as JSON can hold them.
+        run_id, strategy, command, world_size, environment: Fields of ``RunRecord``.
+        config: Flags, as JSON values.
     """
 
     run_id: str
@@ -27,30 +27,29 @@ class About:
     config: dict[str, Any]
 
 
-class Sink(Protocol):
-    """Where a run is told; by the root, between its epochs. May raise anything."""
+class Logger:
+    """Destination of a run's figures. Rank 0 calls it between epochs; every method may raise anything."""
 
     name: str
-    """For a warning."""
+    """Name in a warning."""
 
-    def start(self, about: About, epochs: Sequence[EpochRecord]) -> None:
-        """The first step is next; of a run that goes on, these epochs are done, and may have been told."""
+    def start(self, info: RunInfo, epochs: Sequence[EpochRecord]) -> None:
+        """Begin the log. A resumed run has completed ``epochs``, which may have been logged before."""
 
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
-        """The run went back: of its epochs these are left."""
+        """Discard all epochs but ``epochs``, to which the run was rolled back."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch has ended."""
+        """Log a completed epoch."""
 
     def finish(self, record: RunRecord) -> None:
-        """The run has come to its end, and its record is written."""
+        """Close the log of a completed run, whose record has been written."""
 
 
 def scalars(record: EpochRecord) -> dict[str, float]:
-    """The figures of an epoch by name, those of a group with a common beginning; times in seconds.
+    """Collect the figures of an epoch by name, with a prefix for each group; times in seconds.
 
-    Of what differs between ranks, the mean and the largest: the slowest computes longest, and is
-    waited for by the one that waits longest.
+    A time that differs between ranks gives two figures: mean and maximum over the ranks.
     """
     figures = {
         "train/loss": record.train_loss,
@@ -62,10 +61,9 @@ def scalars(record: EpochRecord) -> dict[str, float]:
         "speed/eval_s": record.eval_s,
         "speed/sync_s": record.sync_s,
     }
-    if record.by_rank:
-        hidden = ("hidden_s",) if any(rank.hidden_s for rank in record.by_rank) else ()
-        for part in ("compute_s", "moving_s", "waiting_s", "host_s", *hidden):
-            seconds = [getattr(rank, part) for rank in record.by_rank]
-            figures[f"ranks/{part}_mean"] = statistics.fmean(seconds)
-            figures[f"ranks/{part}_max"] = max(seconds)
+    for name in ("compute_s", "moving_s", "waiting_s", "host_s", "hidden_s"):
+        seconds = [getattr(rank, name) for rank in record.by_rank]
+        if any(seconds) or (seconds and name != "hidden_s"):  # few methods hide an exchange
+            figures[f"ranks/{name}_mean"] = statistics.fmean(seconds)
+            figures[f"ranks/{name}_max"] = max(seconds)
     return figures
