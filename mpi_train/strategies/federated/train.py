@@ -24,7 +24,7 @@ from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import epochs
-from mpi_train.runs.loggers import About
+from mpi_train.runs.loggers import Logger, RunInfo
 from mpi_train.runs.record import EpochRecord, RunRecord
 from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
@@ -72,7 +72,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
     evaluator.trace()
     log = _RoundsLog(run.out / ROUNDS)
     if world.is_root:
-        run.sinks.add(log)
+        run.loggers.add(log)
 
     def train_round(resumable: ResumableRun) -> None:
         totals, log.reports = _train_round(resumable, own_clients, server, clients, config)
@@ -191,7 +191,7 @@ def _train_round(
     ), all_reports
 
 
-class _RoundsLog:
+class _RoundsLog(Logger):
     """Logger of ``rounds.jsonl``: one line a round, with the reports of its clients.
 
     Args:
@@ -204,7 +204,7 @@ class _RoundsLog:
         self._lines: list[str] = []
         self.reports: list[ClientReport] = []
 
-    def start(self, about: About, epochs: Sequence[EpochRecord]) -> None:
+    def start(self, info: RunInfo, epochs: Sequence[EpochRecord]) -> None:
         """Read the rounds of the interrupted run."""
         if epochs and self._path.exists():
             self._lines = self._path.read_text(encoding="utf-8").splitlines()
@@ -219,9 +219,6 @@ class _RoundsLog:
         line = {"round": record.epoch, "test_loss": record.test_loss, "test_accuracy": record.test_accuracy}
         self._lines.append(json.dumps({**line, "clients": [asdict(report) for report in self.reports]}))
         files.write_text(self._path, "\n".join(self._lines) + "\n")
-
-    def finish(self, record: RunRecord) -> None:
-        """Leave the file as it is."""
 
 
 def _describe(run: Run, own_clients: RankClients, evaluator: Evaluator) -> None:
