@@ -7,13 +7,12 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from mpi_train.runs.config import TrainConfig
-from mpi_train.runs.loggers import Loggers, RunInfo, make
+from mpi_train.runs.loggers import Logger, Loggers, RunInfo, make
 from mpi_train.runs.loggers.base import scalars
 from mpi_train.runs.loggers.csv import EpochsCsv
 from mpi_train.runs.loggers.tensorboard import TensorBoard
@@ -161,10 +160,10 @@ def test_without_its_package_mlflow_is_disabled(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_long_error_becomes_one_line() -> None:
-    class Failing:
+    class Failing(Logger):
         name = "a logger"
 
-        def __getattr__(self, _: str) -> Any:
+        def epoch(self, record: EpochRecord) -> None:
             raise RuntimeError("cause\n" + 1000 * "and a story\n")
 
     warnings: list[str] = []
