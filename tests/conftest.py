@@ -1,23 +1,20 @@
-"""What all tests share: ranks that agree on each verdict, one voice, a small data set.
+"""Shared parts of all tests: ranks that agree on each verdict, marks that follow from fixtures, a small data set.
 
 Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every test on every rank.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import io
 import os
-import pty
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +22,14 @@ from mpi_train.data.shards import ShardSet
 from mpi_train.runtime import devices
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.world import World
+from tests import programs as programs_module
+from tests.in_process import TrainJob, split_devices
+from tests.programs import HARMLESS, Terminal
 
 WORLD = pytest.StashKey[World]()
+
+
+# ---- Ranks ----------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(trylast=True)
@@ -38,24 +41,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if not world.is_root:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         reporter._tw._file = io.StringIO()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("peers") and importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed here; make test-peers makes an environment that has it")
+    sys.addaudithook(_refuse_programs)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # Two devices for the strategies that need several, before anything is placed on the first.
-    tf = sys.modules.get("tensorflow")
-    if tf is not None:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    if "tensorflow" in sys.modules:
+        split_devices()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """A test under MPI passes when it passes on every rank, and rank 0 shows why it did not."""
+    """Let a test under MPI pass when it passes on every rank, and show on rank 0 why it did not."""
     report: pytest.TestReport = yield  # type: ignore[misc, assignment]
     world = item.config.stash[WORLD]
     # A rank that fails in the setup must take the others along, or they would wait for it in the call.
@@ -68,15 +64,96 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report  # type: ignore[return-value]
 
 
+# ---- Marks ----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start programs, which ranks must not do, and those that need more than 2 ranks."""
+    for item in items:
+        if "programs" in getattr(item, "fixturenames", ()):
+            item.add_marker("launches")
+        if item.get_closest_marker("launches"):
+            item.add_marker("mpi_skip")
+        if any(mark.kwargs.get("min_size", 0) > 2 for mark in item.iter_markers("mpi")):
+            item.add_marker(pytest.mark.ranks(4))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("peers") and importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed here; make test-peers makes an environment that has it")
+
+
+_running: list[pytest.Item] = []
+"""The test that runs, if any."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _running.append(item)
+    try:
+        return (yield)  # type: ignore[return-value]
+    finally:
+        _running.clear()
+
+
+def _refuse_programs(event: str, arguments: tuple[Any, ...]) -> None:
+    """Fail a test that starts a program without the mark ``launches``."""
+    if event not in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec") or not _running:
+        return
+    program = os.path.basename(os.fsdecode(arguments[0]))
+    if program not in HARMLESS and not _running[0].get_closest_marker("launches"):
+        pytest.fail(
+            f"{_running[0].nodeid} starts {program}, and is not marked as a test that starts programs. "
+            "Fix: start it through a fixture (launch, terminal), or add @pytest.mark.launches"
+        )
+
+
+@pytest.fixture(scope="session")
+def programs() -> None:
+    """Mark of the fixtures that start programs: a test that uses one of them gets the mark ``launches``."""
+
+
+@pytest.fixture
+def launch(programs: None) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Give the function that runs a job as a program: ``launch("mpi", "--epochs", "1", ranks=2)``."""
+    return programs_module.start
+
+
+@pytest.fixture
+def terminal(programs: None) -> Iterator[type[Terminal]]:
+    """Give the class that starts a program under a pseudo-terminal, and end these programs afterwards."""
+    started: list[Terminal] = []
+
+    class Started(Terminal):
+        def __init__(self, words: list[str], columns: int) -> None:
+            super().__init__(words, columns)
+            started.append(self)
+
+    yield Started
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+@pytest.fixture
+def pythonpath(tmp_path: Path) -> str:
+    """Return a ``PYTHONPATH`` for programs that import modules from ``tmp_path``."""
+    return os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+
+# ---- Data and training ----------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
 def world(request: pytest.FixtureRequest) -> World:
-    """The ranks that run this test; one process without MPI under plain ``pytest``."""
+    """Return the ranks that run the tests; one process without MPI under plain ``pytest``."""
     return request.config.stash[WORLD]
 
 
 @pytest.fixture(scope="session")
 def tiny_shards(world: World) -> Iterator[Path]:
-    """A folder with 509 training and 131 test images of the stand-in, in 4 shards, seen by all ranks."""
+    """Make a folder with 509 training and 131 test images of the stand-in, in 4 shards, seen by all ranks."""
     from mpi_train.data import synthetic
     from mpi_train.data.shards import write_shards
 
@@ -97,84 +174,13 @@ def tiny(tiny_shards: Path) -> ShardSet:
     return ShardSet.open(tiny_shards, "synthetic")
 
 
-class Terminal:
-    """A program under a pseudo-terminal, and what a terminal emulator makes of what it writes.
-
-    Args:
-        words: The program; it is started in the repository's root.
-        columns: Width.
-
-    Attributes:
-        process: The program.
-        written: Each piece that came from it. The terminal passes a write on whole.
-        screen: As it is now.
-        unbounded: The same on a screen on which nothing can wrap.
-    """
-
-    LINES = 24
-
-    def __init__(self, words: list[str], columns: int) -> None:
-        import pyte
-
-        self.screen, self.unbounded = pyte.Screen(columns, self.LINES), pyte.Screen(1000, self.LINES)
-        self._streams = [pyte.ByteStream(screen) for screen in (self.screen, self.unbounded)]
-        for screen in (self.screen, self.unbounded):
-            screen.set_mode(pyte.modes.LNM)
-        self._own, theirs = pty.openpty()
-        # A newline that the terminal had to translate would part a write.
-        attributes = termios.tcgetattr(theirs)
-        attributes[1] &= ~termios.OPOST
-        attributes[3] &= ~termios.ECHO
-        termios.tcsetattr(theirs, termios.TCSANOW, attributes)
-        self.resize(columns)
-        environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-        environ |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
-        self.process = subprocess.Popen(
-            words, cwd=Path(__file__).parents[1], env=environ, stdin=theirs, stdout=theirs, stderr=theirs
-        )
-        os.close(theirs)
-        self.written: list[bytes] = []
-
-    def resize(self, columns: int) -> None:
-        """As when its window is made narrower or wider."""
-        fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", self.LINES, columns, 0, 0))
-        self.screen.resize(self.LINES, columns)
-
-    def enter(self) -> None:
-        """Types a newline."""
-        os.write(self._own, b"\n")
-
-    def screens(self) -> Iterator[list[str]]:
-        """The lines on the screen after each piece that is written, until the program has ended."""
-        while True:
-            try:
-                piece = os.read(self._own, 1 << 16)
-            except OSError:  # Linux has it so when the other end is closed
-                break
-            self.written.append(piece)
-            for stream in self._streams:
-                stream.feed(piece)
-            yield self.lines
-        os.close(self._own)
-        self.process.wait()
-
-    @property
-    def lines(self) -> list[str]:
-        """On the screen, but for those that are empty."""
-        return [line.rstrip() for line in self.screen.display if line.strip()]
+@pytest.fixture
+def shared_path(world: World, tmp_path: Path) -> Path:
+    """Return the root's ``tmp_path``, on all ranks."""
+    return world.gather_all(tmp_path)[0]
 
 
 @pytest.fixture
-def terminal() -> Iterator[type[Terminal]]:
-    """Starts a program under a pseudo-terminal."""
-    started: list[Terminal] = []
-
-    class Started(Terminal):
-        def __init__(self, words: list[str], columns: int) -> None:
-            super().__init__(words, columns)
-            started.append(self)
-
-    yield Started
-    for each in started:
-        each.process.kill()
-        each.process.wait()
+def train_job(world: World, tiny_shards: Path, shared_path: Path) -> TrainJob:
+    """Give what trains in this process: ``train_job("mpi", "--epochs", "1", ranks=2)`` returns the record."""
+    return TrainJob(world, tiny_shards, shared_path)

@@ -182,6 +182,9 @@ def local_devices(count: int | None) -> list[str]:
     count = count or len(gpus) or len(os.sched_getaffinity(0))
     if not gpus:
         one: tf.config.LogicalDeviceConfiguration = tf.config.LogicalDeviceConfiguration()
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [one] * count)
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        # A process that has trained before has its devices already.
+        if len(tf.config.get_logical_device_configuration(cpu) or ()) < count:
+            tf.config.set_logical_device_configuration(cpu, [one] * count)
     start_tensorflow()
     return [f"/{'GPU' if gpus else 'CPU'}:{number}" for number in range(count)]

@@ -12,6 +12,7 @@ from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 def test_rumours_reach_everybody_and_keep_the_mean(world: World) -> None:
     meet = Neighbours(world, 16)
@@ -24,6 +25,7 @@ def test_rumours_reach_everybody_and_keep_the_mean(world: World) -> None:
     assert meet.bytes_per_call == 64
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 def test_a_round_of_rumours_is_the_exact_mean_of_a_power_of_two_of_ranks(world: World) -> None:
     if world.size & (world.size - 1):
@@ -35,6 +37,7 @@ def test_a_round_of_rumours_is_the_exact_mean_of_a_power_of_two_of_ranks(world: 
     assert (vector == (world.size - 1) / 2).all()
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, small) -> None:
     def gossip(flat: FlatModel) -> Nothing:
@@ -49,7 +52,6 @@ def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, sma
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
     def diloco(flat: FlatModel) -> Nothing:
@@ -65,7 +67,6 @@ def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
     assert np.abs(ours - expected).max() < 1e-5
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
     rate, momentum, every = 0.7, 0.9, 4
@@ -89,7 +90,6 @@ def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
         assert np.abs(trainer.flat.weights.numpy() - origin).max() < 1e-5
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", ["gossip", "diloco"])
 def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, world: World, small) -> None:

@@ -23,6 +23,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
 @pytest.mark.parametrize("length", [1, 16, 1001, 300_000])
@@ -51,6 +52,7 @@ def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllRedu
     assert reduce.take_traffic(world).sent_bytes == 200 * reduce.bytes_per_call
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("node_of", LAYOUTS)
 @pytest.mark.parametrize("length", [1, 16, 1001, 100_000])
@@ -62,6 +64,7 @@ def test_in_two_levels_it_is_the_mean_whoever_shares_a_node(
     check_mean(HierarchicalAllReduce(world, length), length)
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=4)
 def test_leaders_alone_send_to_other_nodes_and_each_its_part(
     world: World, monkeypatch: pytest.MonkeyPatch

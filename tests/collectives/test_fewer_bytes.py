@@ -62,6 +62,7 @@ class Exchange:
         return np.mean(world.gather_all(np.array(kept["error"])), axis=0)
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.parametrize("length", [1, 16, 1001, 300_000])
 def test_bfloat16_is_the_mean_within_two_roundings(world: World, length: int) -> None:
     reduce = BFloat16AllReduce(world, length)
@@ -84,6 +85,7 @@ def test_bfloat16_is_exact_where_8_bits_are_enough(world: World) -> None:
     assert (BFloat16AllReduce(world, 1000).mean(mine) == np.sum(vectors, axis=0)).all()
 
 
+@pytest.mark.ranks(4)
 def test_each_sends_as_little_as_it_says(world: World) -> None:
     flat = build("cnn")
     gradient, sent = draw(flat, world.rank), {}
@@ -123,6 +125,7 @@ def test_powersgd_is_exact_where_the_rank_is_enough(world: World) -> None:
         check_equal(world, [mean], when="after a step")
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.parametrize("name", ["powersgd", "topk"])
 def test_what_is_not_sent_is_kept(name: str, world: World) -> None:
     flat = build()
@@ -154,6 +157,7 @@ def test_a_gradient_that_stays_the_same_arrives(name: str, settings: dict[str, A
     assert early < 50 * np.linalg.norm(np.mean(world.gather_all(gradient), axis=0))
 
 
+@pytest.mark.ranks(4)
 def test_topk_of_all_numbers_is_the_mean(world: World) -> None:
     vectors = [np.random.default_rng(rank).standard_normal(5000, np.float32) for rank in range(world.size)]
     reduce = TopK(world, 5000, 1.0)
@@ -247,7 +251,6 @@ def expected(world: World, tiny: ShardSet) -> list[float]:
     return [whole.epoch(number) for number in range(1, 5)]
 
 
-@pytest.mark.pair
 @pytest.mark.parametrize(
     ("name", "settings"), [("bfloat16", {}), ("powersgd", {}), ("topk", {"topk_fraction": 0.05})]
 )
@@ -260,7 +263,6 @@ def test_training_comes_near_to_where_whole_gradients_bring_it(
     assert losses[7] < expected[3]
 
 
-@pytest.mark.pair
 @pytest.mark.parametrize("name", WAYS)
 def test_training_goes_on_in_the_same_bits(name: str, world: World, tiny: ShardSet) -> None:
     one = Training(world, tiny, name)

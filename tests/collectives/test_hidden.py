@@ -30,7 +30,6 @@ def delayed(world: World, flat: FlatModel) -> Delayed:
     return Delayed(PlainAllReduce(world, flat.num_padded), world, flat.num_padded)
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small) -> None:
     ours = small.trainer(lambda flat: delayed(world, flat))
@@ -67,7 +66,6 @@ def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, sma
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, small) -> None:
     one, other = (small.trainer(lambda flat: delayed(world, flat), optimizer="adam") for _ in range(2))
@@ -126,7 +124,6 @@ def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
     assert background._durations == [9.0]  # that one is still waited for
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize(("model", "bucket_bytes"), [("mlp", 1), ("cnn", BUCKET_BYTES)])
 def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, small) -> None:

@@ -10,6 +10,7 @@ from mpi_train.runtime.aligned import ALIGNMENT
 from mpi_train.runtime.world import World
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 def test_what_was_written_before_a_meeting_is_read_after_it(world: World) -> None:
     length = 10_000

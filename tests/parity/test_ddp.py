@@ -11,7 +11,7 @@ from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
 from mpi_train.runs.checkpoint_file import CheckpointFile
 from mpi_train.runs.record import read_run
-from tests.jobs.test_jobs import assert_one_message, start
+from tests.programs import assert_one_message, start
 
 pytestmark = [pytest.mark.peers, pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

@@ -119,18 +119,23 @@ def largest_difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
-# 24 divides by 2, 3 and 4 ranks; 25 leaves the ranks unequal batches in every step.
+SMOOTH = f"{__name__}:smooth_cnn"
+CASES = [
+    # 4 ranks take three times as long as 2, and show the same: one case does.
+    pytest.param(model, average, marks=[pytest.mark.ranks(4)] * ((model, average) == (SMOOTH, "gradients")))
+    for model in NUM_STEPS
+    for average in ("weights", "gradients", "weights+slots")
+]
+
+
+# 25 leaves 2, 3 and 4 ranks unequal batches in every step.
 @pytest.mark.mpi
-@pytest.mark.parametrize("batch_size", [24, 25])
-@pytest.mark.parametrize("average", ["weights", "gradients", "weights+slots"])
-@pytest.mark.parametrize("model", NUM_STEPS)
+@pytest.mark.parametrize(("model", "average"), CASES)
 def test_ranks_with_momentum_equal_one_keras_process(
-    world: World, tiny: ShardSet, average: str, batch_size: int, model: str
+    world: World, tiny: ShardSet, model: str, average: str
 ) -> None:
-    ours = train_on_ranks(world, tiny, momentum(), average=average, batch_size=batch_size, model=model)
-    theirs = train_with_keras(
-        global_batches(tiny, world.size, batch_size, NUM_STEPS[model]), momentum(), model
-    )
+    ours = train_on_ranks(world, tiny, momentum(), average=average, batch_size=25, model=model)
+    theirs = train_with_keras(global_batches(tiny, world.size, 25, NUM_STEPS[model]), momentum(), model)
     assert largest_difference(ours, theirs) < TOLERANCE
     moved = largest_difference(ours, [v.numpy() for v in build(model).trainable_variables])
     assert moved > 100 * TOLERANCE

@@ -12,7 +12,7 @@ import pytest
 
 from mpi_train.runs.checkpoint_file import CheckpointFile
 from mpi_train.runs.record import read_run
-from tests.jobs.test_jobs import assert_one_message, start
+from tests.programs import assert_one_message, start
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

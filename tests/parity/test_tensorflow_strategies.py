@@ -13,7 +13,7 @@ import pytest
 from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
 from mpi_train.runs.record import RunRecord, read_run
-from tests.jobs.test_jobs import start
+from tests.programs import start
 
 pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
 

@@ -266,6 +266,7 @@ def test_an_impossible_position_is_refused(tmp_path: Path) -> None:
         checkpoints.find(str(path))
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi
 def test_each_rank_gets_its_own_arrays_and_on_another_size_their_mean(world: World, tmp_path: Path) -> None:
     folder = Path(world.gather_all(str(tmp_path))[0])

@@ -34,6 +34,7 @@ def test_time_asks_for_checkpoints_too() -> None:
     assert not control.agree(first=2, stop=3, elapsed_s=0, finite=True).save
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi
 def test_what_one_rank_knows_all_ranks_do(world: World) -> None:
     last = world.rank == world.size - 1

@@ -13,6 +13,7 @@ from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi
 def test_every_rank_has_an_address_and_knows_its_own(world: World) -> None:
     config = json.loads(addresses.tf_config(world))

@@ -36,6 +36,7 @@ def test_cores_are_shared_evenly_or_kept_as_bound() -> None:
     assert [share_of([few] * 4, rank) for rank in range(4)] == [(0, 1)] * 4
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi
 def test_an_error_of_one_rank_is_raised_on_all(world: World) -> None:
     last = world.size - 1
@@ -60,6 +61,7 @@ def test_sums_and_broadcasts(world: World) -> None:
     assert world.gather_all(world.rank) == list(range(world.size))
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=3)
 def test_ranks_that_went_apart_are_named(world: World) -> None:
     weights = np.zeros(4, np.float32)

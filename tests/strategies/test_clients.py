@@ -11,7 +11,7 @@ import pytest
 from mpi_train.data.shards import ShardSet
 from mpi_train.runtime.errors import UsageError
 from mpi_train.strategies.federated.clients import choose, clients_of
-from tests.jobs.test_jobs import assert_one_message, start
+from tests.programs import assert_one_message, start
 
 pytestmark = pytest.mark.mpi_skip
 

@@ -242,6 +242,7 @@ def test_dropout_has_a_seed_of_its_own_on_each_rank(world: World) -> None:
     assert len({tuple(s) for s in world.gather_all(seeds)}) == world.size
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.mpi
 def test_evaluation_is_that_of_one_process_on_the_whole_test_set(world: World, tiny: ShardSet) -> None:
     model = build()
