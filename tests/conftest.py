@@ -1,4 +1,4 @@
-"""Shared parts of all tests: ranks that agree on each verdict, marks that follow from fixtures, a small data set.
+"""Shared parts of all tests: ranks that agree on each verdict, marks, trainings, a small data set.
 
 Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every test on every rank.
 """

@@ -1,4 +1,4 @@
-"""Training jobs inside the test process: all that a job does after its flags are read, without a new program."""
+"""Training jobs inside the test process: what a job does after its flags are read."""
 
 from __future__ import annotations
 
@@ -10,28 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.runs import config as configs
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runs.record import RunRecord
 from mpi_train.runtime import machine
 from mpi_train.runtime.errors import JobError
+from mpi_train.runtime.flags import parse
 from mpi_train.runtime.world import World
+from mpi_train.strategies.registry import STRATEGIES
 
 NUM_DEVICES = 3
 """Logical CPU devices of a test process, for the strategies that train over several."""
-
-STRATEGIES = {
-    "baseline": ("BaselineConfig", "baseline"),
-    "mpi": ("MpiConfig", "mpi"),
-    "mirrored": ("DevicesConfig", "mirrored"),
-    "custom": ("DevicesConfig", "custom"),
-    "custom_dataset": ("DevicesConfig", "custom_dataset"),
-    "multiworker": ("RanksConfig", "multiworker"),
-    "tpu": ("TrainConfig", "tpu"),
-    "pipeline": ("PipelineConfig", "pipeline.train"),
-    "federated": ("FederatedConfig", "federated.train"),
-    "ddp": ("RanksConfig", "pytorch.train"),
-}
 
 
 def config_of(strategy: str, *flags: str | Path) -> TrainConfig:
@@ -40,9 +28,7 @@ def config_of(strategy: str, *flags: str | Path) -> TrainConfig:
     Raises:
         UsageError: An unknown flag or a value outside its range.
     """
-    kind = getattr(configs, STRATEGIES[strategy][0])
-    config: TrainConfig = configs.parse(kind, [str(flag) for flag in flags], description="", prog=strategy)
-    return config
+    return parse(STRATEGIES[strategy].config, [str(flag) for flag in flags], description="", prog=strategy)
 
 
 def split_devices() -> None:
@@ -88,7 +74,7 @@ class TrainJob:
             strategy, "--dataset", "synthetic", "--data", self._data, "--model", "mlp",
             "--out", self.folder / out, *flags,
         )  # fmt: skip
-        train = pkgutil.resolve_name(f"mpi_train.strategies.{STRATEGIES[strategy][1]}:train")
+        train = pkgutil.resolve_name(STRATEGIES[strategy].train)
         ranks = self._world.size if ranks is None else ranks
         taking_part = self._world.rank < ranks
         world = World() if ranks == 1 else self._world.split(int(taking_part))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -126,17 +127,22 @@ class Job:
 Start = Callable[..., Job]
 
 
+def words_of(job: str, data: Path, out: Path, *flags: str, driver: Path | None = None) -> list[str]:
+    """Return the command line of one process of a job over tiny data, with checkpoints every few steps."""
+    return [
+        sys.executable, str(driver or f"jobs/{job}.py"), "--dataset", "synthetic",
+        "--data", str(data), "--model", "mlp", "--batch-size", "12", "--epochs", "30",
+        "--checkpoint-every", "7", "--out", str(out), *flags,
+    ]  # fmt: skip
+
+
 @pytest.fixture
-def start(tiny_shards: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts a job over the tiny data set, with checkpoints every few steps."""
+def start(programs: None, tiny_shards: Path, tmp_path: Path) -> Iterator[Start]:
+    """Give a function that starts a job over the tiny data set."""
     jobs: list[Job] = []
 
     def run(job: str, *flags: str, ranks: int = 1, out: str = "out", driver: Path | None = None) -> Job:
-        words = [
-            sys.executable, str(driver or f"jobs/{job}.py"), "--dataset", "synthetic",
-            "--data", str(tiny_shards), "--model", "mlp", "--batch-size", "12", "--epochs", "30",
-            "--checkpoint-every", "7", "--out", str(tmp_path / out), *flags,
-        ]  # fmt: skip
+        words = words_of(job, tiny_shards, tmp_path / out, *flags, driver=driver)
         jobs.append(Job(words, tmp_path / out, tmp_path / f"{len(jobs)}.log", ranks))
         return jobs[-1]
 
@@ -148,6 +154,23 @@ def start(tiny_shards: Path, tmp_path: Path) -> Iterator[Start]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         job.process.wait()
+
+
+@pytest.fixture(scope="session")
+def whole_run(
+    programs: None, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., RunRecord]:
+    """Give a function that returns the record of an uninterrupted run, which is trained once a session."""
+
+    @cache
+    def record(job: str, ranks: int, *flags: str) -> RunRecord:
+        folder = tmp_path_factory.mktemp("whole")
+        words = words_of(job, tiny_shards, folder / "out", *flags, "--checkpoint-every", "0")
+        whole = Job(words, folder / "out", folder / "log", ranks)
+        assert whole.ended(within_s=120) == 0, whole.printed
+        return whole.record()
+
+    return record
 
 
 @pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.slow)], ids=["once", "ten_times"])

@@ -1,4 +1,4 @@
-"""A run that is interrupted, and goes on: the same bits as one that never was."""
+"""Interrupted runs that resume: the same bits as a run that was never interrupted."""
 
 from __future__ import annotations
 
@@ -17,72 +17,105 @@ import tensorflow as tf
 from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.report.collect import collect
+from mpi_train.runs.checkpoints import Checkpoints
 from mpi_train.runs.loggers.base import scalars
+from mpi_train.runs.record import RunRecord, read_run
+from mpi_train.runtime.world import World
 from mpi_train.training.steps import Segment, dealt, epoch_order, plan_steps
+from tests.in_process import TrainJob, refused
 
 Start = Callable[..., Any]
 
-pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 slow = pytest.mark.slow
-WAYS = [
-    pytest.param("mpi", 2, [], id="weights"),
-    pytest.param("mpi", 2, ["--average", "gradients"], id="gradients", marks=slow),
-    pytest.param("mpi", 3, ["--every", "5"], id="local_sgd", marks=slow),
-    pytest.param(
-        "mpi", 2, ["--model", "resnet", "--sync-batchnorm", "--epochs", "8"], id="batchnorm", marks=slow
-    ),
-    pytest.param("mpi", 2, ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16", marks=slow),
+STEPS = ["--batch-size", "12", "--checkpoint-every", "7"]
+"""43 steps an epoch, and a checkpoint after each 7."""
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> Callable[[World, int, int], None]:
+    """Give a function that has a rank get a signal after its n-th checkpoint from now on."""
+
+    def after(world: World, number: int, nth: int) -> None:
+        save, saves = Checkpoints.save, []
+
+        def save_and_signal(self: Checkpoints, *args: Any) -> bool:
+            saved = save(self, *args)
+            saves.append(saved)
+            # One rank alone gets it; all must stop.
+            if len(saves) == nth and world.rank == world.size - 1:
+                signal.raise_signal(number)
+            return saved
+
+        monkeypatch.setattr(Checkpoints, "save", save_and_signal)
+
+    return after
+
+
+ALONE = [
+    pytest.param("custom", ["--devices", "2"], id="custom"),
+    pytest.param("baseline", [], id="baseline"),
+    pytest.param("baseline", ["--tuned"], id="tuned"),
+    pytest.param("mirrored", ["--devices", "2"], id="mirrored", marks=slow),
+]
+RANKS = [
+    pytest.param("mpi", [], id="weights"),
+    pytest.param("mpi", ["--average", "gradients"], id="gradients"),
+    pytest.param("mpi", ["--every", "5"], id="local_sgd"),
+    pytest.param("mpi", ["--model", "resnet", "--sync-batchnorm"], id="batchnorm", marks=slow),
+    pytest.param("mpi", ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16"),
     pytest.param(
         "mpi",
-        2,
         [
             *("--average", "weights+slots", "--accumulate", "2"),
-            *("--lr-scaling", "sqrt", "--warmup-epochs", "25", "--learning-rate", "0.003"),
+            *("--lr-scaling", "sqrt", "--warmup-epochs", "3", "--learning-rate", "0.003"),
         ],
         id="slots_accumulate_warmup",
-        marks=slow,
     ),
-    pytest.param("custom", 1, ["--devices", "2"], id="custom", marks=slow),
-    pytest.param("baseline", 1, [], id="baseline"),
-    pytest.param("baseline", 1, ["--tuned"], id="tuned", marks=slow),
-    pytest.param("mirrored", 1, ["--devices", "2"], id="mirrored", marks=slow),
-    pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker", marks=slow),
     # Cut by hand: where a measured cut is, two runs may differ.
     pytest.param(
         "pipeline",
-        2,
-        ["--model", "resnet", "--cut", "re_lu_2", "--optimizer", "lamb", "--epochs", "6"],
+        ["--model", "resnet", "--cut", "re_lu_2", "--optimizer", "lamb"],
         id="pipeline",
         marks=slow,
     ),
-    pytest.param("federated", 2, ["--server-momentum", "0.5"], id="federated", marks=slow),
-    pytest.param("ddp", 2, ["--epochs", "12"], id="ddp", marks=pytest.mark.peers),
+    pytest.param("federated", ["--server-momentum", "0.5"], id="federated"),
 ]
 
 
-@pytest.mark.parametrize(("job", "ranks", "flags"), WAYS)
-def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(
-    job: str, ranks: int, flags: list[str], start: Start, tmp_path: Path
+@pytest.mark.mpi_skip
+@pytest.mark.parametrize(("job", "flags"), ALONE)
+def test_asked_to_stop_one_process_saves_and_resumes_with_the_same_bits(
+    job: str, flags: list[str], train_job: TrainJob, signals: Callable[..., None], world: World
 ) -> None:
-    whole = start(job, *flags, "--checkpoint-every", "0", ranks=ranks, out="whole")
-    assert whole.ended(within_s=120) == 0, whole.printed
-    rng = random.Random(len(flags) + ranks)
-    flags = [*flags, "--tensorboard", str(tmp_path / "board")]
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        stopped = start(job, *flags, ranks=ranks)
-        stopped.wait_for_training(rng)
-        # One rank alone gets it; all must stop.
-        os.kill(stopped.pid(ranks - 1), number)
-        assert stopped.ended(within_s=30) == 75, stopped.printed
-        assert f"stopped by {number.name} in epoch" in stopped.printed
-        assert stopped.printed.count("error: ") == 1
-        assert not (stopped.out / "run.json").exists()
-        run_id = stopped.run_id
-    resumed = start(job, *flags, ranks=ranks)
-    assert resumed.ended(within_s=120) == 0, resumed.printed
-    assert "resumed: " in resumed.printed
-    record, expected = resumed.record(), whole.record()
+    assert_same_bits(job, flags, train_job, signals, world)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("job", "flags"), RANKS)
+def test_asked_to_stop_ranks_save_and_resume_with_the_same_bits(
+    job: str, flags: list[str], train_job: TrainJob, signals: Callable[..., None], world: World
+) -> None:
+    assert_same_bits(job, flags, train_job, signals, world)
+
+
+def assert_same_bits(
+    job: str, flags: list[str], train_job: TrainJob, signals: Callable[..., None], world: World
+) -> None:
+    """Stop a run twice, resume it, and compare it with a run that was not stopped."""
+    flags = [*STEPS, "--epochs", "4", *flags]
+    expected = train_job(job, *flags, "--checkpoint-every", "0", out="whole")
+    board = train_job.folder / "board"
+    flags = [*flags, "--tensorboard", str(board)]
+    # A round of federated averaging is not cut in two, nor are the 32 steps of one execution.
+    first, second = {"federated": (1, 1), "tuned": (3, 2)}.get(expected.strategy, (9, 10))
+    for number, nth in ((signal.SIGTERM, first), (signal.SIGUSR2, second)):
+        with refused(75, f"stopped by {number.name} in epoch"):
+            signals(world, number, nth)
+            train_job(job, *flags)
+        assert not train_job.path("run.json").exists()
+    record = train_job(job, *flags)
     assert record.weights_sha256 == expected.weights_sha256
     assert [event["kind"] for event in record.history] == ["resumed", "resumed"]
     assert [epoch.epoch for epoch in record.epochs] == [epoch.epoch for epoch in expected.epochs]
@@ -90,15 +123,47 @@ def test_asked_to_stop_a_run_saves_and_goes_on_with_the_same_bits(
         assert mine.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
         assert mine.train_accuracy == pytest.approx(theirs.train_accuracy, abs=1e-6)
         assert mine.test_accuracy == theirs.test_accuracy
-    assert record.run_id == resumed.run_id == run_id != whole.run_id
-    assert record.started[:10].replace("-", "") == run_id[:8]
-    assert_told(resumed, tmp_path / "board")
+    assert record.run_id != expected.run_id
+    if world.is_root:
+        assert_logged(train_job.path(""), board)
 
 
-def assert_told(job: Any, board: Path) -> None:
-    """The table of epochs and TensorBoard's log, written by several processes, are what the record says."""
-    record = job.record()
-    with open(job.out / "epochs.csv", newline="") as file:
+@pytest.mark.parametrize(
+    ("job", "ranks", "flags"),
+    [
+        pytest.param("mpi", 2, [], id="mpi.py"),
+        pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker.py", marks=slow),
+        pytest.param("ddp", 2, ["--epochs", "12"], id="ddp.py", marks=pytest.mark.peers),
+    ],
+)
+def test_a_signal_stops_a_program_and_the_same_command_resumes_it(
+    job: str, ranks: int, flags: list[str], start: Start, whole_run: Callable[..., RunRecord], tmp_path: Path
+) -> None:
+    expected = whole_run(job, ranks, *flags)
+    rng = random.Random(len(flags) + ranks)
+    flags = [*flags, "--tensorboard", str(tmp_path / "board")]
+    stopped = start(job, *flags, ranks=ranks)
+    stopped.wait_for_training(rng)
+    os.kill(stopped.pid(ranks - 1), signal.SIGTERM)
+    assert stopped.ended(within_s=30) == 75, stopped.printed
+    assert "stopped by SIGTERM in epoch" in stopped.printed
+    assert stopped.printed.count("error: ") == 1
+    assert not (stopped.out / "run.json").exists()
+    resumed = start(job, *flags, ranks=ranks)
+    assert resumed.ended(within_s=120) == 0, resumed.printed
+    assert "resumed: " in resumed.printed
+    record = resumed.record()
+    assert record.weights_sha256 == expected.weights_sha256
+    assert [event["kind"] for event in record.history] == ["resumed"]
+    assert record.run_id == resumed.run_id == stopped.run_id != expected.run_id
+    assert record.started[:10].replace("-", "") == record.run_id[:8]
+    assert_logged(resumed.out, tmp_path / "board")
+
+
+def assert_logged(out: Path, board: Path) -> None:
+    """Check that the table of epochs and TensorBoard's log agree with the record."""
+    record = read_run(out / "run.json")
+    with open(out / "epochs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, epoch in zip(rows, record.epochs, strict=True):
         assert row["run_id"] == record.run_id
@@ -106,33 +171,55 @@ def assert_told(job: Any, board: Path) -> None:
             assert float(row[name]) == getattr(epoch, name)
     assert float(rows[-1]["total_train_s"]) == record.train_s
     assert [path.name for path in board.iterdir()] == [record.run_id]
-    told: dict[int, dict[str, float]] = {}
+    logged: dict[int, dict[str, float]] = {}
     for path in sorted((board / record.run_id).iterdir()):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             figures = {v.tag: v.simple_value for v in event.summary.value if v.HasField("simple_value")}
-            told.update({event.step: figures} if figures else {})
-    assert told == {epoch.epoch: pytest.approx(scalars(epoch)) for epoch in record.epochs}
+            logged.update({event.step: figures} if figures else {})
+    assert logged == {epoch.epoch: pytest.approx(scalars(epoch)) for epoch in record.epochs}
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [pytest.param(4, 2, marks=slow), pytest.param(2, 4, marks=slow), (3, 5)]
+    ("before", "after"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.mpi(min_size=2)),
+        pytest.param(2, 1, marks=pytest.mark.mpi(min_size=2)),
+        pytest.param(3, 4, marks=pytest.mark.mpi(min_size=4)),
+        pytest.param(4, 2, marks=pytest.mark.mpi(min_size=4)),
+    ],
 )
-def test_on_another_number_of_ranks_it_goes_on_from_the_same_place(
-    before: int, after: int, start: Start
+def test_on_another_number_of_ranks_it_resumes_from_the_same_place(
+    before: int,
+    after: int,
+    train_job: TrainJob,
+    signals: Callable[..., None],
+    world: World,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    stopped = start("mpi", "--epochs", "30", ranks=before)
-    stopped.wait_for_training(random.Random(before))
-    os.kill(stopped.pid(0), signal.SIGTERM)
-    assert stopped.ended(within_s=30) == 75, stopped.printed
-    resumed = start("mpi", "--epochs", "30", ranks=after)
+    flags = [*STEPS, "--epochs", "4"]
+    with refused(75, "stopped by SIGTERM in epoch 2"):
+        signals(World(world.rank, before), signal.SIGTERM, 10)
+        train_job("mpi", *flags, ranks=before)
     # Each epoch is checked as it ends to have visited as many examples as there are.
-    assert resumed.ended(within_s=120) == 0, resumed.printed
-    assert f"then on {before} ranks and now on {after}" in resumed.printed
-    record = resumed.record()
+    record = train_job("mpi", *flags, ranks=after)
+    if world.is_root:
+        assert f"then on {before} ranks and now on {after}" in capfd.readouterr().out
     assert record.world_size == after
     assert record.history[0]["world_size"] == after
-    assert len(record.epochs) == 30
+    assert len(record.epochs) == 4
     assert record.epochs[-1].train_loss < record.epochs[0].train_loss
+
+
+@pytest.mark.slow
+def test_programs_resume_on_another_number_of_ranks(start: Start) -> None:
+    stopped = start("mpi", "--epochs", "30", ranks=3)
+    stopped.wait_for_training(random.Random(3))
+    os.kill(stopped.pid(0), signal.SIGTERM)
+    assert stopped.ended(within_s=30) == 75, stopped.printed
+    resumed = start("mpi", "--epochs", "30", ranks=5)
+    assert resumed.ended(within_s=120) == 0, resumed.printed
+    assert "then on 3 ranks and now on 5" in resumed.printed
+    assert len(resumed.record().epochs) == 30
 
 
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (3, 5), (4, 1, 7, 2), (1, 64)])
@@ -169,63 +256,56 @@ def test_chosen_examples_are_those_of_the_whole_set(tiny: ShardSet) -> None:
     assert len(tiny.read_some("train", numbers[:0])) == 1
 
 
-def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_gone_on_with(start: Start) -> None:
-    first = start("mpi", "--epochs", "2")
-    assert first.ended(within_s=60) == 0, first.printed
-    once = first.record()
-    again = start("mpi", "--epochs", "2")
-    assert again.ended(within_s=60) == 0, again.printed
-    assert "resumed" not in again.printed
-    assert_put_aside(first.out, once.run_id, again.record().run_id)
-    (first.out / "run.json").unlink()  # as if it had been interrupted
-    other = start("mpi", "--epochs", "2", "--seed", "2")
-    assert other.ended(within_s=60) == 2
-    assert "other settings: seed is 1 in the checkpoint, 2 in this run" in other.printed
-    assert "--resume never" in other.printed
-    anew = start("mpi", "--epochs", "2", "--seed", "2", "--resume", "never")
-    assert anew.ended(within_s=60) == 0, anew.printed
+@pytest.mark.mpi_skip
+def test_a_finished_run_starts_anew_and_one_of_other_settings_is_not_resumed(
+    train_job: TrainJob, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = train_job("mpi", "--epochs", "2")
+    again = train_job("mpi", "--epochs", "2")
+    assert "resumed" not in capfd.readouterr().out
+    assert_put_aside(train_job.path(""), first.run_id, again.run_id)
+    train_job.path("run.json").unlink()  # as if it had been interrupted
+    with refused(2, "other settings: seed is 1 in the checkpoint, 2 in this run", "--resume never"):
+        train_job("mpi", "--epochs", "2", "--seed", "2")
+    train_job("mpi", "--epochs", "2", "--seed", "2", "--resume", "never")
 
 
 def assert_put_aside(out: Path, earlier: str, latest: str) -> None:
-    """The record of the earlier run is kept, and is not taken for a repeat of the latest."""
-    assert earlier < latest
+    """Check that the record of the previous run is kept, and is not taken for a repeat of the latest."""
+    assert earlier != latest
     kept = {path.name for path in (out / "earlier" / earlier).iterdir()}
-    assert kept == {"run.json", "events.jsonl", "epochs.csv"}
+    assert {"run.json", "events.jsonl", "epochs.csv"} <= kept
     assert [run.record.run_id for run in collect([out]).runs] == [latest]
     assert [run.record.run_id for run in collect([out / "earlier"]).runs] == [earlier]
 
 
-def test_more_epochs_after_the_end(start: Start) -> None:
-    whole = start("mpi", "--epochs", "6", ranks=2, out="whole")
-    assert whole.ended(within_s=60) == 0, whole.printed
-    first = start("mpi", "--epochs", "4", ranks=2)
-    assert first.ended(within_s=60) == 0, first.printed
-    last = first.out / "checkpoints/epoch-0005-step-0000000.safetensors"
-    more = start("mpi", "--epochs", "6", "--resume", str(last), ranks=2)
-    assert more.ended(within_s=60) == 0, more.printed
-    assert more.record().weights_sha256 == whole.record().weights_sha256
+@pytest.mark.mpi(min_size=2)
+def test_more_epochs_after_the_end(train_job: TrainJob, world: World) -> None:
+    whole = train_job("mpi", "--epochs", "6", out="whole")
+    first = train_job("mpi", "--epochs", "4")
+    last = train_job.path("checkpoints/epoch-0005-step-0000000.safetensors")
+    more = train_job("mpi", "--epochs", "6", "--resume", last)
+    assert more.weights_sha256 == whole.weights_sha256
+    assert len(more.epochs) == 6
     # What had come to its end stays what it was: this is another run.
-    assert_put_aside(first.out, first.run_id, more.run_id)
-    assert len(more.record().epochs) == 6
+    if world.is_root:
+        assert_put_aside(train_job.path(""), first.run_id, more.run_id)
 
 
-def test_fewer_epochs_than_are_done_and_other_shards_are_refused(start: Start, tmp_path: Path) -> None:
-    first = start("mpi", "--epochs", "4")
-    assert first.ended(within_s=60) == 0, first.printed
-    (first.out / "run.json").unlink()  # as if it had been interrupted
-    fewer = start("mpi", "--epochs", "2")
-    assert fewer.ended(within_s=60) == 2
-    assert "is further than 2 epochs. Got: --epochs 2" in fewer.printed
-    assert not (first.out / "run.json").exists()
+@pytest.mark.mpi_skip
+def test_fewer_epochs_than_are_done_and_other_shards_are_refused(train_job: TrainJob, tmp_path: Path) -> None:
+    train_job("mpi", "--epochs", "4")
+    train_job.path("run.json").unlink()  # as if it had been interrupted
+    with refused(2, "is further than 2 epochs. Got: --epochs 2"):
+        train_job("mpi", "--epochs", "2")
+    assert not train_job.path("run.json").exists()
     other = tmp_path / "other"
     write_shards(synthetic.draw(seed=1, num_train=509, num_test=131), other, num_shards=3, seed=1)
-    recut = start("mpi", "--epochs", "4", "--data", str(other))
-    assert recut.ended(within_s=60) == 2
-    assert "other settings: shards_sha256 is " in recut.printed
+    with refused(2, "is of another run: shards_sha256 is "):
+        train_job("mpi", "--epochs", "4", "--data", other)
 
 
-def test_a_checkpoint_that_is_not_there(start: Start, tmp_path: Path) -> None:
-    job = start("mpi", "--resume", str(tmp_path / "no.ckpt"), ranks=2)
-    assert job.ended(within_s=60) == 3
-    assert "no.ckpt: expected a whole checkpoint. Got: No such file or directory" in job.printed
-    assert job.printed.count("error: ") == 1
+@pytest.mark.mpi
+def test_a_checkpoint_that_is_not_there(train_job: TrainJob, shared_path: Path) -> None:
+    with refused(3, "no.ckpt: expected a whole checkpoint. Got: No such file or directory"):
+        train_job("mpi", "--resume", shared_path / "no.safetensors")

@@ -118,7 +118,8 @@ FIRST = ("baseline", "mpi")
 
 # One job of one process and one of several are started each time; the others differ in what is tested above.
 @pytest.mark.parametrize(
-    "job", [pytest.param(job, marks=[] if job in FIRST else [pytest.mark.slow], id=f"{job}.py") for job in JOBS]
+    "job",
+    [pytest.param(job, marks=[] if job in FIRST else [pytest.mark.slow], id=f"{job}.py") for job in JOBS],
 )
 def test_each_job_is_a_program(job: str, launch: Launch, tiny_shards: Path, tmp_path: Path) -> None:
     ranks, flags = LAUNCHED[job]
