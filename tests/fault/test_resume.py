@@ -301,11 +301,11 @@ def test_fewer_epochs_than_are_done_and_other_shards_are_refused(train_job: Trai
     assert not train_job.path("run.json").exists()
     other = tmp_path / "other"
     write_shards(synthetic.draw(seed=1, num_train=509, num_test=131), other, num_shards=3, seed=1)
-    with refused(2, "is of another run: shards_sha256 is "):
+    with refused(2, "other settings: shards_sha256 is "):
         train_job("mpi", "--epochs", "4", "--data", other)
 
 
 @pytest.mark.mpi
 def test_a_checkpoint_that_is_not_there(train_job: TrainJob, shared_path: Path) -> None:
-    with refused(3, "no.ckpt: expected a whole checkpoint. Got: No such file or directory"):
+    with refused(3, "no.safetensors: expected a whole checkpoint. Got: No such file or directory"):
         train_job("mpi", "--resume", shared_path / "no.safetensors")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mpi_train.data.shards import ShardSet
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.world import World
 from mpi_train.strategies.federated.clients import choose, clients_of
-from tests.programs import assert_one_message, start
-
-pytestmark = pytest.mark.mpi_skip
+from tests.in_process import TrainJob, config_of, refused
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
@@ -46,28 +44,29 @@ def test_a_round_draws_its_part_of_the_clients() -> None:
     assert choose(4, 1, 1, 1) == [0, 1, 2, 3]
 
 
+@pytest.mark.ranks(4)
+@pytest.mark.mpi(min_size=2)
 @pytest.mark.timeout(240)
 def test_the_same_model_on_any_number_of_ranks_and_a_log_of_its_rounds(
-    tiny_shards: Path, tmp_path: Path
+    train_job: TrainJob, world: World
 ) -> None:
-    ended = {}
-    for ranks in (1, 2, 3):
-        result = start(
-            "federated", "--dataset", "synthetic", "--data", tiny_shards, "--model", "mlp", "--epochs", "4",
-            "--fraction", "0.75", "--batch-size", "12", "--out", tmp_path / str(ranks), ranks=ranks,
-        )  # fmt: skip
-        assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
-        ended[ranks] = json.loads((tmp_path / str(ranks) / "run.json").read_text())["epochs"][-1]["test_loss"]
-    assert ended[2] == pytest.approx(ended[1], rel=1e-5)
-    assert ended[3] == pytest.approx(ended[1], rel=1e-5)
-    rounds = [json.loads(line) for line in (tmp_path / "2/rounds.jsonl").read_text().splitlines()]
+    flags = ["--epochs", "4", "--fraction", "0.75", "--batch-size", "12"]
+    sizes = [1, *range(2, world.size + 1)]
+    ended = {
+        ranks: train_job("federated", *flags, ranks=ranks, out=str(ranks)).epochs[-1].test_loss
+        for ranks in sizes
+    }
+    for ranks in sizes:
+        assert ended[ranks] == pytest.approx(ended[1], rel=1e-5)
+    out = train_job.path("", out="2")
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1, 2, 3, 4]
     for line in rounds:
         assert [client["client"] for client in line["clients"]] == choose(4, 0.75, 1, line["round"])
         assert {client["rank"] for client in line["clients"]} <= {0, 1}
-    clients = json.loads((tmp_path / "2/clients.json").read_text())
+    clients = json.loads((out / "clients.json").read_text())
     assert [sum(client["classes"]) for client in clients] == [128, 127, 127, 127]
-    assert (tmp_path / "2/clients.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "clients.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -80,4 +79,5 @@ def test_the_same_model_on_any_number_of_ranks_and_a_log_of_its_rounds(
     ],
 )
 def test_bad_flags(flags: list[str], text: str) -> None:
-    assert_one_message(start("federated", *flags), 2, text)
+    with refused(2, text):
+        config_of("federated", *flags)
