@@ -24,7 +24,7 @@ from mpi_train.runtime import world as worlds
 from mpi_train.runtime.world import World
 from tests import programs as programs_module
 from tests.in_process import TrainJob, split_devices
-from tests.programs import HARMLESS, Terminal
+from tests.programs import Terminal, is_guarded
 
 WORLD = pytest.StashKey[World]()
 
@@ -101,8 +101,8 @@ def _refuse_programs(event: str, arguments: tuple[Any, ...]) -> None:
     """Fail a test that starts a program without the mark ``launches``."""
     if event not in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec") or not _running:
         return
-    program = os.path.basename(os.fsdecode(arguments[0]))
-    if program not in HARMLESS and not _running[0].get_closest_marker("launches"):
+    program = os.fsdecode(arguments[0])
+    if is_guarded(program) and not _running[0].get_closest_marker("launches"):
         pytest.fail(
             f"{_running[0].nodeid} starts {program}, and is not marked as a test that starts programs. "
             "Fix: start it through a fixture (launch, terminal), or add @pytest.mark.launches"

@@ -85,7 +85,7 @@ class TrainJob:
                 assert world.size == ranks, f"the test needs {ranks} ranks"
                 # As in a process of its own: layers are numbered from 1, the run begins now.
                 keras.utils.clear_session()
-                # TensorFlow would take the exchanges of two strategies for the same; its own tests do this too.
+                # TensorFlow takes the exchanges of two strategies for the same; its own tests do this too.
                 tf.distribute.MirroredStrategy._collective_key_base += 1000
                 begin = time.monotonic()
                 with pytest.MonkeyPatch.context() as patch:

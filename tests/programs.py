@@ -17,8 +17,13 @@ from mpi_train.runtime import launch
 
 ROOT = Path(__file__).parents[1]
 
-HARMLESS = {"git", "grep"}
-"""Programs that the package itself starts inside a process, and that any test may start."""
+INTERPRETERS = {"bash", "sh", "make", "mpiexec", "python", "python3"}
+"""Programs that may start ranks or take long; the libraries start others, such as ``uname``, inside any test."""
+
+
+def is_guarded(program: str) -> bool:
+    """Tell whether only tests with the mark ``launches`` may start this program."""
+    return os.path.basename(program) in INTERPRETERS or Path(program).is_relative_to(ROOT)
 
 
 def start(job: str, *flags: str | Path, ranks: int = 1, **environ: str) -> subprocess.CompletedProcess[str]:
