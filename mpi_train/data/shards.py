@@ -188,9 +188,11 @@ def _attributes(
     dataset: str, split: str, index: int, num_shards: int, seed: int, method: Partition
 ) -> hdf5.Attributes:
     """Return the description that a shard carries."""
-    attributes = {"dataset": dataset, "split": split, "shard": index, "num_shards": num_shards, "seed": seed}
-    alpha = {} if method.alpha is None else {"alpha": method.alpha}
-    return {**attributes, "partition": method.kind, **alpha}
+    attributes: hdf5.Attributes = {
+        "dataset": dataset, "split": split, "shard": index, "num_shards": num_shards, "seed": seed,
+        "partition": method.kind,
+    }  # fmt: skip
+    return attributes if method.alpha is None else {**attributes, "alpha": method.alpha}
 
 
 def write_shards(

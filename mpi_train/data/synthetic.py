@@ -96,7 +96,7 @@ def _draw_split(
     labels = rng.permutation(np.arange(num_images) % NUM_CLASSES)
     others = (labels + rng.integers(1, NUM_CLASSES, num_images)) % NUM_CLASSES
     # One view for each class and shift: (class, shift in y, shift in x, height, width, ...).
-    views = np.lib.stride_tricks.sliding_window_view(patterns, shape[:2], axis=(1, 2))  # type: ignore[call-overload]
+    views = np.lib.stride_tricks.sliding_window_view(patterns, shape[:2], axis=(1, 2))
     views = np.moveaxis(views, (-2, -1), (3, 4)).astype(np.uint8)
     num_shifts = 2 * _MAX_SHIFT + 1
     images = np.empty((num_images, *shape), np.uint8)

@@ -104,7 +104,7 @@ def test_corrupt_raw_data_is_never_replaced_by_synthetic(
 ) -> None:
     path = idx_files / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="truncated or altered. Expected SHA-256"):
+    with pytest.raises(DataError, match=r"truncated or altered\. Expected SHA-256"):
         main(["--or-synthetic", "--source", str(idx_files)])
     assert not (folder / "data").exists()
     assert not drawings
