@@ -141,10 +141,11 @@ def _parse(content: bytes) -> Manifest:
         manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
         expected, _, place = str(error).replace("`", "").partition(" - at ")
-        expected = re.sub(r", got \w+", "", expected[0].lower() + expected[1:])
+        expected = re.sub(r"^Expected |, got \w+", "", expected)
         for key in re.findall(r"\w+", place):
             raw = raw[int(key) if isinstance(raw, list) else key]
-        raise ValueError(f"{place.removeprefix('$.')}: {expected}. Got: {_shown(raw)}") from error
+        _expect(False, f"{place.removeprefix('$.')}: {expected}", raw)
+        raise
     num_classes = len(manifest.class_names)
     _expect(manifest.num_classes == num_classes, f"num_classes: {num_classes}", manifest.num_classes)
     for name, split in manifest.splits.items():
@@ -161,9 +162,5 @@ def _parse(content: bytes) -> Manifest:
 
 def _expect(holds: bool, expected: str, received: Any) -> None:
     if not holds:
-        raise ValueError(f"expected {expected}. Got: {_shown(received)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text[:80] + "..." * (len(text) > 80)
+        shown = repr(received)
+        raise ValueError(f"expected {expected}. Got: {shown[:80]}{'...' * (len(shown) > 80)}")

@@ -74,21 +74,13 @@ class ShardSet:
             UsageError: There are more ranks than examples.
             DataError: A shard is missing, truncated, altered, or differs from the manifest.
         """
-        return self.read_range(split, *self.range_of(split, rank, size))
-
-    def range_of(self, split: str, rank: int, size: int) -> tuple[int, int]:
-        """Return the numbers of the first example of a rank and of the one after its last.
-
-        Raises:
-            UsageError: There are more ranks than examples.
-        """
         total = self.num_examples(split)
         if size > total:
             raise UsageError(
                 f"expected at most as many ranks as {split} examples, {total}. Got: {size} ranks",
                 remedy=f"at most {total} ranks (NP={total})",
             )
-        return balanced_range(total, size, rank)
+        return self.read_range(split, *balanced_range(total, size, rank))
 
     def read_range(self, split: str, start: int, stop: int) -> Examples:
         """Read the examples from number ``start`` to ``stop``. Results and errors are those of ``read``."""

@@ -98,20 +98,16 @@ def _draw_split(
     # One view for each class and shift: (class, shift in y, shift in x, height, width, ...).
     views = np.lib.stride_tricks.sliding_window_view(patterns, shape[:2], axis=(1, 2))
     views = np.moveaxis(views, (-2, -1), (3, 4)).astype(np.uint8)
-    num_shifts = 2 * _MAX_SHIFT + 1
     images = np.empty((num_images, *shape), np.uint8)
     for start in range(0, num_images, _BATCH):
-        batch = slice(start, min(start + _BATCH, num_images))
-        n = batch.stop - start
-
-        def number(low: int, high: int, n: int = n) -> np.ndarray:
-            return rng.integers(low, high, (n, *[1] * len(shape)), np.int32)
-
-        shift = rng.integers(0, num_shifts, (4, n))
-        blend = number(0, _MAX_BLEND + 1)
+        batch = slice(start, start + _BATCH)
+        n = len(labels[batch])
+        one_per_image = (n, *[1] * len(shape))
+        shift = rng.integers(0, 2 * _MAX_SHIFT + 1, (4, n))
+        blend = rng.integers(0, _MAX_BLEND + 1, one_per_image, np.int32)
         light = views[labels[batch], shift[0], shift[1]] * (64 - blend)
         light += views[others[batch], shift[2], shift[3]] * blend
-        light *= number(32, 65)
+        light *= rng.integers(32, 65, one_per_image, np.int32)
         light //= 64 * 64
         light += rng.integers(-_MAX_NOISE, _MAX_NOISE + 1, light.shape, np.int8)
         images[batch] = np.clip(light, 0, 255, out=light)
