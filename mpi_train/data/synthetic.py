@@ -65,7 +65,7 @@ def draw(
         name: One of ``STAND_INS``.
     """
     kind = STAND_INS[name]
-    *_, stream = name.encode()  # Different images for data sets of the same shape.
+    stream = name.encode()[-1]  # Different images for data sets of the same shape.
     patterns = _patterns(np.random.default_rng([seed, stream, 2]), kind.image_shape)
     train, test = (
         _draw_split(np.random.default_rng([seed, stream, split]), patterns, num_images, kind.image_shape)

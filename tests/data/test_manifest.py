@@ -47,9 +47,9 @@ def test_not_readable_as_a_manifest(tiny_shards: Path) -> None:
 
 
 def set_at(value: Any, place: str, new: Any) -> None:
-    """Sets what ``place`` (such as ``splits.train.files.0.name``) points at."""
-    *way, last = [int(key) if key.isdigit() else key for key in place.split(".")]
-    for key in way:
+    """Set the value at ``place``, such as ``splits.train.files.0.name``."""
+    *keys, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    for key in keys:
         value = value[key]
     if new is ...:
         del value[last]
@@ -112,6 +112,25 @@ def test_each_value_is_checked(tiny_shards: Path, place: str, new: Any) -> None:
     set_at(manifest, place, new)
     path.write_text(json.dumps(manifest))
     assert "Got: " in refused(tiny_shards).message
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "message"),
+    [
+        ("seed", -1, "manifest.json: expected seed: int >= 0. Got: -1"),
+        (f"{FILE}.bytes", 1e6, f"expected {FILE.replace('.0', '[0]')}.bytes: int. Got: 1000000.0"),
+        (f"{FILE}.bytes", 1000, "expected bytes of train-00000-of-00004.h5: at least 100480. Got: 1000"),
+        ("splits.test", ..., "expected splits: Object missing required field test. Got: {'train': {"),
+    ],
+)
+def test_a_message_says_what_was_expected_and_received(
+    tiny_shards: Path, place: str, new: Any, message: str
+) -> None:
+    path = tiny_shards / "manifest.json"
+    manifest = json.loads(path.read_text())
+    set_at(manifest, place, new)
+    path.write_text(json.dumps(manifest))
+    assert message in refused(tiny_shards).message
 
 
 def test_another_schema_version_is_named(tiny_shards: Path) -> None:

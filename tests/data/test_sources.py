@@ -20,7 +20,7 @@ from mpi_train.runtime.errors import DataError, UsageError
 
 
 class Mirror(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and cuts its first ``cut`` answers short."""
+    """Server of a folder that cuts its first ``cut`` answers short."""
 
     cut = 0
     requests = 0
@@ -38,7 +38,7 @@ class Mirror(http.server.SimpleHTTPRequestHandler):
         return None
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Keeps the test's output clean."""
+        """Print nothing."""
 
 
 @pytest.fixture

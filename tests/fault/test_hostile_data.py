@@ -1,4 +1,4 @@
-"""Shards and manifests that are damaged, or made to do damage: refused, or read as they were."""
+"""Damaged and malicious shards and manifests: refused, or read with their original contents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mutate(good: bytes, kind: str, rng: random.Random) -> bytes:
     elif kind == "grow":
         data += rng.randbytes(rng.randrange(1, 1000))
     else:
-        # Where sizes and addresses stand in HDF5's first bytes, and in those of a manifest its names.
+        # Sizes and addresses in the first bytes of an HDF5 file, or names in those of a manifest.
         start = rng.randrange(min(2000, len(data) - 8))
         data[start : start + 8] = rng.choice((b"\xff" * 7 + b"\x7f", rng.randbytes(8)))
     return bytes(data)
@@ -63,7 +63,7 @@ def test_mutated_shards(resigned: bool, tiny_shards: Path, tmp_path: Path) -> No
         good = path.read_bytes()
         path.write_bytes(mutate(good, KINDS[number % len(KINDS)], rng))
         if resigned:
-            # As somebody would write it who wants the file to be read.
+            # An attacker would write a manifest that agrees with the file.
             agreeing = json.loads(json.dumps(manifest))
             for split in agreeing["splits"].values():
                 for shard in split["files"]:
@@ -77,7 +77,7 @@ def test_mutated_shards(resigned: bool, tiny_shards: Path, tmp_path: Path) -> No
         else:
             for mine, theirs in zip(found, expected, strict=True):
                 assert mine.images.shape == theirs.images.shape
-                # Who writes the manifest too can write any images: then only their form is sure.
+                # With a forged manifest only the shape and the range of the labels are certain.
                 assert resigned or (mine.images == theirs.images).all()
                 assert mine.labels.max() < 10
         path.write_bytes(good)
