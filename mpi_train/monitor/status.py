@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from mpi_train.runtime import files
 
 FILE = "status.json"
@@ -122,6 +124,6 @@ class StatusFile:
 def read_status(path: Path) -> Status | None:
     """Read a ``status.json``; return None if it is gone or this version cannot read it."""
     try:
-        return Status(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode(path.read_bytes(), type=Status)
+    except (OSError, msgspec.MsgspecError):
         return None

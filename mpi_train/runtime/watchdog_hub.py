@@ -42,6 +42,7 @@ class Rank:
         starting: True while the rank may be silent for longer.
         calls: All-reduces that the training has entered.
         inside: True while the training is in an all-reduce.
+        left: True after the rank's goodbye. Its process may take a while to end, without a word.
         buffer: Bytes of an incomplete message.
     """
 
@@ -54,6 +55,7 @@ class Rank:
     starting: bool = True
     calls: int = 0
     inside: bool = False
+    left: bool = False
     buffer: bytes = b""
 
 
@@ -146,6 +148,7 @@ class Hub:
             self._broadcast({"over": True})
             return True
         if message.get("left"):
+            rank.left = True
             self._ending = self._ending or time.monotonic()
         if "doing" in message:
             rank.doing, rank.starting = message["doing"], message["starting"]
@@ -168,7 +171,7 @@ class Hub:
         ranks = list(self._ranks.values())
         patience_s = self._timeout_s * (STARTING_FACTOR if any(rank.starting for rank in ranks) else 1)
         for rank in ranks:
-            if now - rank.heard > patience_s:
+            if now - rank.heard > patience_s and not rank.left:
                 return self._lose(rank, f"has not been heard of for {patience_s:g} s")
         if self._missing and self._ending is None and now - self._began > patience_s + 10 * BEAT_S:
             absent = Rank(self._server, number=min(self._missing), doing="unknown")

@@ -177,6 +177,7 @@ def test_silence_is_told_without_other_clocks(tmp_path: Path) -> None:
     write(tmp_path / "died", a_status(pid=2**22 + 1, written=time.time() - 20))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "status.json").write_text('{"of": "another program"}')
+    write(tmp_path / "other too", a_status(epoch="third"))
     watcher = Watcher(tmp_path)
     first = "\n".join(drawn(watcher.look(), 80))
     assert re.search(r"behind +silent 60 s", first)

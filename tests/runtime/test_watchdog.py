@@ -163,7 +163,10 @@ def test_a_slow_start_a_long_evaluation_and_a_goodbye_are_no_loss(
         rank.advances = False  # no rank is in an all-reduce, so none waits for another
     time.sleep(TIMEOUT_S + 5 * BEAT_S)
     for rank in ranks:
+        rank.beats = False
         rank.say({"left": True, "aborting": False})
+    time.sleep(TIMEOUT_S + 5 * BEAT_S)  # a process that has said goodbye may take a while to end
+    for rank in ranks:
         rank.die()
     assert watched.ended()
     assert capfd.readouterr().err == ""
