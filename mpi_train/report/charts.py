@@ -86,14 +86,14 @@ def numbers_of(rows: Sequence[Row]) -> dict[Row, int]:
 def colour(number: int) -> str:
     """Return the colour of a ``number``, which no other number has. It is legible on white and on black.
 
-    Hues lie a golden angle apart. Relative luminance is 0.13, 0.21 or 0.32, which gives a contrast of about 3
+    Hues lie a golden angle apart. Relative luminance is 0.15, 0.22 or 0.32, which gives a contrast of about 3
     or more to a white page and to a dark one.
     """
     if number == 0:
         return "#777777"
     hue = (0.56 + 0.381966 * (number - 1)) % 1
     light = np.square(colorsys.hsv_to_rgb(hue, 1, 1))  # linear, with a gamma of 2
-    luminance, wanted = light @ (0.2126, 0.7152, 0.0722), (0.13, 0.21, 0.32)[number % 3]
+    luminance, wanted = light @ (0.2126, 0.7152, 0.0722), (0.15, 0.22, 0.32)[number % 3]
     if luminance > wanted:
         light *= wanted / luminance
     else:
@@ -165,7 +165,7 @@ def _bars(
     figure, axes = _places(title, xlabel, [_label(row) for row in known])
     for place, (row, spread) in enumerate(known.items()):
         if dots:
-            axes.plot(spread.median, place, "o", markersize=8, color=colour(numbers[row]))
+            axes.plot(spread.median, place, "o", markersize=8, zorder=3, color=colour(numbers[row]))
         else:
             axes.barh(place, spread.median, height=0.42, color=colour(numbers[row]))
         if spread.num_repeats > 1:
