@@ -17,10 +17,6 @@ from mpi_train.runtime import files
 from mpi_train.runtime.errors import DataError, UsageError
 
 INDEX = "index.html"
-COLUMNS = (
-    "When", "Run", "Strategy", "On", "Model", "Data", "Batch", "Epochs", "Seed", "Precision", "Time [s]",
-    "Images/s", "Accuracy",
-)  # fmt: skip
 FILTERS = ("Strategy", "Model", "Data")
 
 
@@ -42,7 +38,6 @@ def write(folder: Path) -> Path:
     page = fill(
         "index.html.j2",
         folder=folder.resolve().name,
-        columns=COLUMNS,
         entries=entries,
         choices=choices,
         unreadable=unreadable,
@@ -66,21 +61,20 @@ def _entry(path: Path, folder: Path) -> dict[str, Any]:
         if record.started
         else datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
     )
-    name = str(path.parent.relative_to(folder))
-    values: tuple[str | float, ...] = (
-        when.timestamp(), name, record.strategy, workers, record.model, record.dataset,
-        record.global_batch_size, len(record.epochs), record.seed, record.dtype, record.train_s,
-        record.images_per_s, record.test_accuracy,
-    )  # fmt: skip
-    shown = {
-        "When": f"{when:%Y-%m-%d %H:%M}",
-        "On": sized(workers, unit),
-        "Time [s]": tables.seconds(record.train_s),
-        "Images/s": tables.rate(record.images_per_s),
-        "Accuracy": tables.accuracy(record.test_accuracy),
-    }
-    cells = {
-        column: (shown.get(column, str(value)), value) for column, value in zip(COLUMNS, values, strict=True)
+    cells: dict[str, tuple[str, str | float]] = {
+        "When": (f"{when:%Y-%m-%d %H:%M}", when.timestamp()),
+        "Run": (name := str(path.parent.relative_to(folder)), name),
+        "Strategy": (record.strategy, record.strategy),
+        "On": (sized(workers, unit), workers),
+        "Model": (record.model, record.model),
+        "Data": (record.dataset, record.dataset),
+        "Batch": (str(record.global_batch_size), record.global_batch_size),
+        "Epochs": (str(len(record.epochs)), len(record.epochs)),
+        "Seed": (str(record.seed), record.seed),
+        "Precision": (record.dtype, record.dtype),
+        "Time [s]": (tables.seconds(record.train_s), record.train_s),
+        "Images/s": (tables.rate(record.images_per_s), record.images_per_s),
+        "Accuracy": (tables.accuracy(record.test_accuracy), record.test_accuracy),
     }
     return {"cells": cells, "record": quote(str(path.relative_to(folder))), "report": _report(path, folder)}
 

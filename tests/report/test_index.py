@@ -108,3 +108,7 @@ def test_the_command_writes_it_and_compares_two_runs(
         UsageError, match=r"--compare: expected the folder of a finished run, or its id\. Got: bench"
     ):
         command.main(["--compare", "bench", "bench/mpi/1"])
+
+
+def test_a_folder_without_runs_has_an_index_that_says_so(tmp_path: Path) -> None:
+    assert "No run here yet" in index.write(tmp_path).read_text(encoding="utf-8")
