@@ -220,6 +220,7 @@ def test_the_command_refuses_folders_beside_index_and_compare(tmp_path: Path) ->
 
 
 @pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_the_script_explains_what_it_cannot_do(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "jobs/report.py"), str(tmp_path / "nowhere")]
     missing = subprocess.run(script, capture_output=True, text=True, timeout=120)
