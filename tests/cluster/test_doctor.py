@@ -37,17 +37,20 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin"
 
 
+@pytest.mark.launches
 def test_ring_over_two_real_ranks() -> None:
     finding = doctor.check_mpiexec()
     assert finding.level == "ok"
     assert "ring over 2 ranks" in finding.text
 
 
+@pytest.mark.launches
 def test_library_is_named_with_its_file() -> None:
     finding = doctor.check_mpi_library()
     assert "/libmpi" in finding.text
 
 
+@pytest.mark.launches
 def test_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPI4PY_LIBMPI", "/nowhere/libmpi.so")
     with pytest.raises(PlatformError, match=r"did not start.*MPI4PY_LIBMPI=/nowhere/libmpi.so") as caught:
@@ -55,6 +58,7 @@ def test_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "make setup MPI=wheel" in str(caught.value.remedy)
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("tells", [True, False], ids=["known launcher", "unknown launcher"])
 def test_launcher_of_another_mpi(path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
     # It starts two processes that cannot find each other: two worlds of size 1, exit code 0.
@@ -66,12 +70,14 @@ def test_launcher_of_another_mpi(path: Path, monkeypatch: pytest.MonkeyPatch, te
     assert "make setup MPI=wheel" in str(caught.value.remedy)
 
 
+@pytest.mark.launches
 def test_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "LIMIT_S", 0.5)
     with pytest.raises(PlatformError, match="no answer after"):
         probes.run("ring", launcher=["sh", "-c", "sleep 60"])
 
 
+@pytest.mark.launches
 def test_probe_that_crashes_is_explained() -> None:
     with pytest.raises(PlatformError, match="exit code -6"):
         probes.run("ring", launcher=["sh", "-c", "kill -ABRT $$"])
@@ -152,6 +158,7 @@ def test_slurm_without_a_controller(path: Path) -> None:
     assert doctor.check_slurm().level == "warning"
 
 
+@pytest.mark.launches
 def test_job_exits_with_the_platform_code_and_goes_on_after_a_failed_check(tmp_path: Path) -> None:
     environ = {**os.environ, "MPI4PY_LIBMPI": "/nowhere/libmpi.so"}
     result = subprocess.run(

@@ -124,6 +124,7 @@ def run(style: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.launches
 def test_a_log_has_plain_lines() -> None:
     result = run("lines")
     assert result.stderr == ""
@@ -137,6 +138,7 @@ def test_a_log_has_plain_lines() -> None:
     assert max(map(len, lines)) > 80  # a log is not broken into lines of a terminal
 
 
+@pytest.mark.launches
 def test_json_is_one_object_a_line() -> None:
     events = [json.loads(line) for line in run("json").stdout.splitlines()]
     kinds = [event["event"] for event in events]
@@ -148,6 +150,7 @@ def test_json_is_one_object_a_line() -> None:
     assert progress["loss"] == pytest.approx(10 / 9, abs=1e-4)
 
 
+@pytest.mark.launches
 def test_ranks_leave_json_and_their_status(tiny_shards: Path, tmp_path: Path) -> None:
     result = subprocess.run(
         launch.mpiexec(2, [
@@ -171,6 +174,7 @@ def test_ranks_leave_json_and_their_status(tiny_shards: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob(".status.json.*"))
 
 
+@pytest.mark.launches
 def test_quiet_is_silent_but_for_warnings_as_of_a_status_that_cannot_be_written() -> None:
     code = """
 import sys

@@ -89,6 +89,7 @@ def rank_1_of(out: Path) -> int:
     raise AssertionError("no rank 1")
 
 
+@pytest.mark.launches
 def test_a_run_is_watched_to_its_end_and_its_slow_rank_is_named(
     training: tuple[subprocess.Popen[bytes], Path],
 ) -> None:
@@ -122,10 +123,11 @@ def test_a_run_is_watched_to_its_end_and_its_slow_rank_is_named(
     assert re.search(r"slow +stopped", watch(out.parent, "--once").stdout)
 
 
-def test_what_it_says_when_there_is_nothing_to_see(tmp_path: Path) -> None:
-    empty = watch(tmp_path)
-    assert empty.returncode == 0
-    said = " ".join(empty.stdout.split())
+def test_what_it_says_when_there_is_nothing_to_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
     assert "no run is under way" in said
     assert "status.json" in said
     assert "make mpi" in said
@@ -139,6 +141,7 @@ def test_what_it_says_when_there_is_nothing_to_see(tmp_path: Path) -> None:
         assert text in str(error.value)
 
 
+@pytest.mark.launches
 def test_it_needs_no_tensorflow() -> None:
     code = "import runpy, sys; sys.argv[1:] = ['--once']; "
     code += "\ntry: runpy.run_path('jobs/watch.py', run_name='__main__')\nexcept SystemExit: pass"

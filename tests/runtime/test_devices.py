@@ -22,7 +22,7 @@ with devices.lean_imports():
 """
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_keras_does_not_bring_matplotlib_which_can_still_be_had() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

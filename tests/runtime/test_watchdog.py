@@ -252,6 +252,7 @@ class FakeComm:
         return type("Comm", (), {"allgather": staticmethod(allgather)})()
 
 
+@pytest.mark.launches
 def test_a_killed_hub_is_started_again_once_and_each_end_is_printed_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
