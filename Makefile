@@ -167,14 +167,19 @@ submit: setup ## Submit STRATEGY (default mpi) to Slurm, on NODES nodes for TIME
 	$(RUN) jobs/submit.py $(or $(STRATEGY),mpi) $(NODES:%=--nodes %) $(TIME:%=--time %) $(TRAINING)
 
 .PHONY: test
-test: setup ## All tests that this machine can run: plain, on 2 ranks and on 4
-	$(PYTEST) $(ARGS)
-	$(MPIEXEC) -n 2 $(PYTEST) --with-mpi -m 'mpi and not slow' $(ARGS)
-	$(MPIEXEC) -n 4 $(PYTEST) --with-mpi -m 'mpi and not slow and not pair' $(ARGS)
+test: setup ## The tests of at most 20 s each: plain, on 2 ranks, and on 4 those that show more there
+	$(PYTEST) --durations=30 $(ARGS)
+	$(MPIEXEC) -n 2 $(PYTEST) --with-mpi -m 'mpi and not slow' --durations=10 $(ARGS)
+	$(MPIEXEC) -n 4 $(PYTEST) --with-mpi -m 'mpi and ranks and not slow' --durations=10 $(ARGS)
+
+.PHONY: test-fast
+test-fast: setup ## The unit tests: those that start no program and train no model
+	$(PYTEST) -m 'not launches and not trains and not slow and not slurm' $(ARGS)
 
 .PHONY: test-slow
-test-slow: setup ## The tests that take minutes each
-	$(PYTEST) -m 'slow and not slurm' $(ARGS)
+test-slow: setup ## The tests that take longer than 20 s each
+	$(PYTEST) -m 'slow and not long and not slurm' --durations=30 $(ARGS)
+	$(MPIEXEC) -n 2 $(PYTEST) --with-mpi -m 'mpi and slow and not long' $(ARGS)
 
 .PHONY: test-peers
 test-peers: peers ## The tests that need PyTorch
@@ -182,7 +187,11 @@ test-peers: peers ## The tests that need PyTorch
 
 .PHONY: test-slurm
 test-slurm: setup ## The tests that need a Slurm cluster (make slurm-up)
-	$(PYTEST) -m 'slurm and not slow' $(ARGS)
+	$(PYTEST) -m 'slurm and not slow' --durations=30 $(ARGS)
+
+.PHONY: test-all
+test-all: test test-slow test-slurm ## Every test, also those that take minutes each
+	$(PYTEST) -m 'long or (slurm and slow)' $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff, mypy and shellcheck

@@ -73,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "programs" in getattr(item, "fixturenames", ()):
             item.add_marker("launches")
+        if "train_job" in getattr(item, "fixturenames", ()):
+            item.add_marker("trains")
         if item.get_closest_marker("launches"):
             item.add_marker("mpi_skip")
         if any(mark.kwargs.get("min_size", 0) > 2 for mark in item.iter_markers("mpi")):

@@ -18,7 +18,7 @@ from mpi_train.runtime import launch
 ROOT = Path(__file__).parents[1]
 
 INTERPRETERS = {"bash", "sh", "make", "mpiexec", "python", "python3"}
-"""Programs that may start ranks or take long; the libraries start others, such as ``uname``, inside any test."""
+"""Programs that may start ranks or take long; the libraries start others, such as ``uname``, anywhere."""
 
 
 def is_guarded(program: str) -> bool:

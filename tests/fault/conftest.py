@@ -173,7 +173,9 @@ def whole_run(
     return record
 
 
-@pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.slow)], ids=["once", "ten_times"])
+@pytest.fixture(
+    params=[1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.long])], ids=["once", "ten_times"]
+)
 def times(request: pytest.FixtureRequest) -> int:
-    """How often a fault is tried: once in each change's tests, ten times in the slow ones."""
+    """Return how often a fault is tried: once in make test, ten times in make test-all."""
     return int(request.param)
