@@ -105,7 +105,7 @@ def run(place: Path, *flags: str, **environment: str) -> tuple[int, str, str]:
     return child.returncode, out, err
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
     code, out, err = run(place, "--repeats", "2", "--epochs", "1", "--seed", "3")
     assert (code, err) == (0, "")
@@ -155,7 +155,7 @@ def test_all_leaves_out_what_is_not_installed_and_says_so(
     assert "ddp is left out: it trains on CPUs" in said[1]
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 @pytest.mark.parametrize("failing", ["mirrored", "mpi"], ids=["one_process", "ranks"])
 def test_goes_on_after_a_failure_and_ends_with_its_code(place: Path, failing: str) -> None:
     stale = place / f"results/bench/{failing}/1/run.json"
@@ -176,7 +176,7 @@ def test_goes_on_after_a_failure_and_ends_with_its_code(place: Path, failing: st
     assert "| custom | 2 devices | 1.00 s |" in table
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_runs_of_an_older_bench_stay_out_of_the_report(place: Path) -> None:
     run(place, "--repeats", "2", "--epochs", "1", "--strategies", "baseline,mirrored")
     assert (place / "results/bench/mirrored/2/run.json").exists()
@@ -190,7 +190,7 @@ def test_runs_of_an_older_bench_stay_out_of_the_report(place: Path) -> None:
     assert "mirrored" not in table
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_ends_its_child_and_reports_what_it_has(place: Path, signum: int) -> None:
     started = place / "started"
@@ -221,7 +221,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_says_once_what_makes_every_run_impossible(place: Path) -> None:
     code, out, err = run(place, "--data", "nowhere")
     assert (code, out) == (EXIT_DATA, "")

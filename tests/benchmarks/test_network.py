@@ -105,7 +105,7 @@ def test_keeps_what_the_same_command_finished(tmp_path: Path) -> None:
     assert found == ["1gbit/plain"]
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_without_a_cluster_it_says_how_to_get_one(tiny_shards: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -135,7 +135,7 @@ def test_nothing_asked_for_is_the_template_itself(job: str, template: str) -> No
     assert compose(job, Resources(), [], ranks=job in RANKS, folder=SLURM) == text.replace(' "$@"', "")
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 @pytest.mark.parametrize("name", [*STRATEGIES, *submit.OTHERS], ids=lambda name: f"{name}.sh")
 def test_everything_can_be_submitted(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -210,7 +210,7 @@ def start(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_prints_without_a_cluster_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seeds
 
 
+@pytest.mark.launches
 def test_the_script_makes_a_stand_in_of_full_size(tmp_path: Path) -> None:
     result = start("--or-synthetic", "--data", "somewhere/fashion", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -68,6 +69,7 @@ def test_the_script_makes_a_stand_in_of_full_size(tmp_path: Path) -> None:
     assert (shards.num_examples("train"), shards.num_examples("test")) == (60_000, 10_000)
 
 
+@pytest.mark.launches
 def test_the_script_explains_an_error_and_exits_with_its_code(tmp_path: Path) -> None:
     message = explained(start("--dataset", "fashion_mnist", cwd=tmp_path), 3)
     assert "no Fashion-MNIST found" in message
@@ -75,6 +77,7 @@ def test_the_script_explains_an_error_and_exits_with_its_code(tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.launches
 def test_several_processes_would_write_over_each_other(tmp_path: Path) -> None:
     result = start(cwd=tmp_path, PMI_RANK="0", PMI_SIZE="4")
     assert "prepare_data is one process. Got: 4" in explained(result, 4)

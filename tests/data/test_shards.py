@@ -303,6 +303,7 @@ print(status_mib("VmHWM") - before, (examples.images.nbytes + examples.labels.nb
 """
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 4), (1, 3)])
 def test_loading_takes_the_bytes_and_20_mb_at_most(tmp_path: Path, rank: int, size: int) -> None:
     n = 60_000

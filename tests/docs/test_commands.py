@@ -72,12 +72,14 @@ def test_make_target_and_variables_exist(command: str) -> None:
         assert re.search(rf"^#: {name}=", makefile, re.MULTILINE), f"no variable {name} in make help"
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("command", commands(r"python3? (?:-m mpi4py )?jobs/\w+\.py[^|>`)]*"))
 def test_job_and_its_flags_exist(command: str) -> None:
     job, flags = re.split(r"jobs/(\w+)\.py", command)[1:]
     assert_flags(job, flags.split())
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("command", commands(r"(?<!\S)sbatch [^|>`)]*slurm/\w+\.sh[^|>`)]*"))
 def test_job_script_and_its_flags_exist(command: str) -> None:
     script, flags = re.split(r"slurm/(\w+)\.sh", command)[1:]

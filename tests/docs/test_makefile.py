@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.mpi_skip
+pytestmark = pytest.mark.launches
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def clone(programs: None, tmp_path: Path) -> Path:
     """A folder with the Makefile and the set-up, without an environment."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

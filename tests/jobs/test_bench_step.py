@@ -11,7 +11,7 @@ import pytest
 
 from mpi_train.runtime import launch
 
-pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.launches, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 

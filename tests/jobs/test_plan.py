@@ -12,7 +12,7 @@ import pytest
 from mpi_train.collectives.registry import WAYS
 from mpi_train.runtime import launch
 
-pytestmark = [pytest.mark.mpi_skip, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.launches, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--model", "mlp", "--batch-size", "4", "--repeats", "1")

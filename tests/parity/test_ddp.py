@@ -88,6 +88,7 @@ def weights_after_an_epoch(
 
 # 235 examples are 20 steps of 12, the last of 7, or 4 of 60: an odd number is left for 2 ranks. BatchNorm
 # magnifies rounding several times with each step, the more the smaller the batch.
+@pytest.mark.launches
 @pytest.mark.parametrize(("model", "batch_size", "rate"), [("cnn", 12, 0.05), ("resnet", 60, 0.0002)])
 def test_after_an_epoch_the_weights_are_those_of_our_own_loop(
     model: str, batch_size: int, rate: float, tmp_path: Path
@@ -106,6 +107,7 @@ def test_after_an_epoch_the_weights_are_those_of_our_own_loop(
         assert getattr(other.epochs[0], name) == pytest.approx(getattr(mine.epochs[0], name), rel=1e-5)
 
 
+@pytest.mark.launches
 def test_bfloat16_and_the_record(tiny_shards: Path, tmp_path: Path) -> None:
     result = start(
         "ddp", "--dataset", "synthetic", "--data", tiny_shards, "--epochs", "3", "--dtype", "bfloat16",
@@ -120,6 +122,7 @@ def test_bfloat16_and_the_record(tiny_shards: Path, tmp_path: Path) -> None:
     assert record.test_accuracy > 0.3
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

@@ -319,7 +319,7 @@ for _ in sys.stdin:
 """
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_a_run_killed_while_writing_resumes_from_a_complete_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(1)
     last = 0
@@ -357,7 +357,7 @@ def mount(folder: Path, mib: int) -> None:
         pytest.skip("needs root, to mount a small file system")
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     mount(disk, 4)
@@ -386,7 +386,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path) -> 
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_a_job_continues_on_a_disk_that_fills_up(tmp_path: Path, tiny_shards: Path) -> None:
     from mpi_train.runs.record import read_run
     from mpi_train.runtime import launch

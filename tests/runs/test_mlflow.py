@@ -40,6 +40,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.launches
 def test_mlflow_gets_the_figures_of_the_record(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

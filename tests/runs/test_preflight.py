@@ -89,7 +89,7 @@ def test_missing_data_and_a_read_only_folder_are_refused(tiny_shards: Path, tmp_
         preflight.check(MpiConfig(dataset="synthetic", data=tiny_shards, out=Path("/proc/results")), World())
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_a_job_that_cannot_work_ends_before_tensorflow_is_loaded(tmp_path: Path) -> None:
     words = [sys.executable, "-X", "importtime", "jobs/mpi.py", "--data", str(tmp_path / "none")]
     done = subprocess.run(

@@ -104,6 +104,7 @@ def hub(short_times: None) -> Iterator[Callable[..., Hub]]:
         each.hub._selector.close()
 
 
+@pytest.mark.launches
 def test_a_rank_that_dies_is_named_and_the_others_are_ended(
     hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_rank_that_dies_is_named_and_the_others_are_ended(
     assert "  Fix: check that host" in error
 
 
+@pytest.mark.launches
 def test_a_silent_rank_is_named_after_the_timeout_and_killed_on_this_host(
     hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_silent_rank_is_named_after_the_timeout_and_killed_on_this_host(
     assert ranks[1].process.poll() is None
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_hangs_alive_is_named(
     victim: int, hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
@@ -149,6 +152,7 @@ def test_a_rank_that_hangs_alive_is_named(
     assert f"rank {victim} on n{victim} hangs: the others have waited" in capfd.readouterr().err
 
 
+@pytest.mark.launches
 def test_a_slow_start_a_long_evaluation_and_a_goodbye_are_no_loss(
     hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +176,7 @@ def test_a_slow_start_a_long_evaluation_and_a_goodbye_are_no_loss(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.launches
 def test_a_rank_that_stays_after_the_others_have_left_is_named(
     hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +189,7 @@ def test_a_rank_that_stays_after_the_others_have_left_is_named(
     assert "rank 0 on n0 is still there 1 s after others have ended" in capfd.readouterr().err
 
 
+@pytest.mark.launches
 def test_a_rank_that_aborts_has_printed_its_reason(
     hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +202,7 @@ def test_a_rank_that_aborts_has_printed_its_reason(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.launches
 def test_a_machine_that_was_suspended_loses_nobody(
     hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +218,7 @@ def test_a_machine_that_was_suspended_loses_nobody(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.launches
 def test_a_stranger_is_sent_away_and_a_rank_may_connect_again(hub: Callable[..., Hub]) -> None:
     watched = hub(1)
     with socket.create_connection(("127.0.0.1", watched.hub.port)) as stranger:
@@ -226,6 +234,7 @@ def test_a_stranger_is_sent_away_and_a_rank_may_connect_again(hub: Callable[...,
     assert watched.thread.is_alive()
 
 
+@pytest.mark.launches
 def test_a_new_hub_misses_a_rank_that_does_not_connect(
     hub: Callable[..., Hub], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,12 +92,12 @@ def is_queued(job_id: int) -> bool:
 
 
 @pytest.fixture
-def make_clone(tmp_path: Path) -> Callable[[], Clone]:
+def make_clone(programs: None, tmp_path: Path) -> Callable[[], Clone]:
     return lambda: link_clone(tmp_path / "clone")
 
 
 @pytest.fixture(scope="session")
-def cluster_clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def cluster_clone(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone on a running cluster, with shards of the synthetic data set cut by a job there."""
     require_cluster()
     clone = link_clone(tmp_path_factory.mktemp("slurm") / "clone")

@@ -114,6 +114,7 @@ def test_asks_slurm_for(template: str) -> None:
     assert all(not line.startswith("#SBATCH") for line in lines[first_command:])
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("script", sorted(SLURM.glob("*.sh")), ids=lambda path: path.name)
 def test_is_valid_bash_and_names_no_mpi_type(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -121,6 +122,7 @@ def test_is_valid_bash_and_names_no_mpi_type(script: Path) -> None:
     assert not [line for line in code if "--mpi" in line]
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(("template", "name"), COMMANDS)
 def test_runs(template: str, name: str, make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
@@ -132,6 +134,7 @@ def test_runs(template: str, name: str, make_clone: Callable[[], Clone]) -> None
     assert (clone.root / script).is_file()
 
 
+@pytest.mark.launches
 def test_a_general_template_is_named_after_its_command(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     start(clone, "ranks", "pipeline", SLURM_JOB_NAME="ranks")
@@ -140,7 +143,7 @@ def test_a_general_template_is_named_after_its_command(make_clone: Callable[[], 
     assert sorted(path.name for path in clone.root.glob("logs/*")) == ["mine-7.out", "pipeline-7.out"]
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_an_unknown_command_is_one_message(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     environ = {"PYTHON": sys.executable, "PYTHONPATH": str(SLURM.parent)}
@@ -151,6 +154,7 @@ def test_an_unknown_command_is_one_message(make_clone: Callable[[], Clone]) -> N
     ]
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("name", REPLACED)
 def test_an_old_name_says_the_new_line(name: str) -> None:
     done = subprocess.run(["bash", SLURM / f"{name}.sh", "--devices", "2"], capture_output=True, text=True)
@@ -159,6 +163,7 @@ def test_an_old_name_says_the_new_line(name: str) -> None:
     assert done.stderr == f"error: slurm/{name}.sh is now slurm/{general}\n  Fix: {REPLACED[name]}\n"
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(("template", "name"), [("ranks", "plan"), ("bench", "")])
 def test_a_measurement_is_not_requeued(template: str, name: str, make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
@@ -167,12 +172,14 @@ def test_a_measurement_is_not_requeued(template: str, name: str, make_clone: Cal
     assert "--resume" not in clone.log(7)
 
 
+@pytest.mark.launches
 def test_a_rank_killed_by_a_signal_is_a_lost_rank(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     assert start(clone, "mpi_4nodes", ends_with=128 + 9).returncode == 6
     assert "error: a rank was lost" in clone.log(7)
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(
     "words", [["baseline"], ["process", "custom"], ["mirrored"], ["mpi_4nodes"], ["ranks", "federated"]]
 )
@@ -192,6 +199,7 @@ echo "apptainer $*"
 """
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("template", ["baseline", "bench"])
 def test_an_image_takes_the_place_of_the_environment(template: str, make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
@@ -207,6 +215,7 @@ def test_an_image_takes_the_place_of_the_environment(template: str, make_clone: 
     assert clone.log(7).startswith(words)
 
 
+@pytest.mark.launches
 def test_an_image_that_nothing_runs_is_one_message(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     assert start(clone, "baseline", CONTAINER="env.sif", PATH="/usr/bin:/bin").returncode == 4
@@ -215,6 +224,7 @@ def test_an_image_that_nothing_runs_is_one_message(make_clone: Callable[[], Clon
     assert "Got: CONTAINER=env.sif" in errors[0]
 
 
+@pytest.mark.launches
 def test_stages_the_shards_that_its_flags_name(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
     clone = make_clone()
     (clone.root / "shards").mkdir()
@@ -230,12 +240,14 @@ def test_stages_the_shards_that_its_flags_name(make_clone: Callable[[], Clone], 
     assert removed == f"srun --ntasks=3 --ntasks-per-node=1 rm -rf {own}"
 
 
+@pytest.mark.launches
 def test_without_shards_the_job_itself_says_so(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
     clone = make_clone()
     start(clone, "baseline", STAGE_TO=str(tmp_path / "own"), SLURM_JOB_NUM_NODES="1")
     assert clone.log(7).splitlines()[0] == "python jobs/baseline.py --out results/baseline-7"
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(
     ("code", "environ", "expected"),
     [
@@ -256,6 +268,7 @@ def test_what_is_queued_again(
     assert not list(clone.root.glob("logs/.losses*"))
 
 
+@pytest.mark.launches
 def test_moves_its_log_and_keeps_it_when_requeued(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     start(clone, "mpi_4nodes", "--seed", "1")
@@ -266,6 +279,7 @@ def test_moves_its_log_and_keeps_it_when_requeued(make_clone: Callable[[], Clone
     assert [line[-1] for line in ran] == ["1", "2"]
 
 
+@pytest.mark.launches
 def test_outside_of_slurm_it_says_sbatch(make_clone: Callable[[], Clone]) -> None:
     clone = make_clone()
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
@@ -275,6 +289,7 @@ def test_outside_of_slurm_it_says_sbatch(make_clone: Callable[[], Clone]) -> Non
     assert "Fix: sbatch slurm/mpi_4nodes.sh" in done.stderr
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize("cluster", ["", ";alpha"])
 def test_scaling_submits_a_job_for_each_size_and_then_the_report(
     cluster: str, make_clone: Callable[[], Clone], tmp_path: Path
@@ -293,6 +308,7 @@ def test_scaling_submits_a_job_for_each_size_and_then_the_report(
     assert done.stdout.splitlines()[-1] == "report: job 4, r/s/report.md"
 
 
+@pytest.mark.launches
 def test_scaling_ends_when_sbatch_refuses(make_clone: Callable[[], Clone], tmp_path: Path) -> None:
     clone = make_clone()
     done = scale(clone, tmp_path, "echo tried >>submitted\necho no >&2\nexit 1\n")
@@ -323,6 +339,7 @@ def local_cluster(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run([SLURM / "local_cluster.sh", *words], env=environ, capture_output=True, text=True)
 
 
+@pytest.mark.launches
 @pytest.mark.parametrize(
     "words", [[], ["sideways"], ["exec", "n1"], ["kill"], ["down", "n1"], ["rate", "1gbit", "n1"]]
 )
@@ -332,12 +349,14 @@ def test_local_cluster_shows_its_usage(words: list[str], tmp_path: Path) -> None
     assert "slurm/local_cluster.sh up [N]" in done.stderr
 
 
+@pytest.mark.launches
 def test_local_cluster_that_is_down_has_no_rate(tmp_path: Path) -> None:
     done = local_cluster(tmp_path, "rate")
     assert (done.returncode, done.stdout) == (4, "")
     assert "expected a cluster that is up. Got: none" in done.stderr
 
 
+@pytest.mark.launches
 def test_local_cluster_asks_for_root(tmp_path: Path) -> None:
     done = local_cluster(tmp_path, "up", "2")
     assert done.returncode == 4
