@@ -164,6 +164,7 @@ def test_an_exception_on_one_rank_under_pytorch_leaves_its_traceback(
 def test_a_rank_that_hangs_alive_is_named(victim: int, start: Start, driver: Callable[..., Path]) -> None:
     script = driver("mpi_train.runs.resumable:ResumableRun.limit", 20, rank=victim, fault=SLEEP)
     job = start("mpi", "--stall-timeout", "5", driver=script, ranks=3)
+    job.wait_for(lambda: "global batch" in job.printed)
     assert job.ended(within_s=60) == 6, job.printed
     message = rf"error: rank {victim} on \S+ hangs: the others have waited 8 s for it in a step"
     assert re.search(message, job.printed), job.printed
