@@ -1,34 +1,44 @@
-"""Which all-reduce is the fastest for these ranks and this model: by trying each of them."""
+"""Choice of the exact all-reduce: by where the ranks are, or by measuring."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import tensorflow as tf
 
 from mpi_train.collectives.base import MeanAllReduce
-from mpi_train.collectives.clearly import clearly_fastest
 from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
 from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.runtime.world import World
 
 ROUNDS = 15
 LIMIT_S = 2.0
-"""After which no further round is begun."""
-_CHUNKS = (1 << 16, 1 << 18, 1 << 20)
+"""Seconds after which no further round is begun."""
+CLEARLY = 0.95
+"""Fraction of the usual all-reduce's time that another one must stay below to be chosen."""
+
+
+def mean_all_reduce(world: World, length: int) -> MeanAllReduce:
+    """Make the usual all-reduce: through shared memory if all ranks are on one node, else MPI's own.
+
+    Args:
+        world: At least two ranks.
+        length: Vector length, in float32 numbers.
+    """
+    if world.local_size == world.size and all(world.gather_all(has_room(world, length))):
+        return HierarchicalAllReduce(world, length)
+    return PlainAllReduce(world, length)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured, and what follows.
+    """Measured times, and the all-reduce that follows from them.
 
     Attributes:
-        name: Of the fastest.
-        median_s: Seconds of one all-reduce, of the slowest rank, by name; the first would be taken without
-            measuring.
+        name: Name of the chosen one.
+        median_s: Seconds of one all-reduce on the slowest rank, by name; the usual one comes first.
     """
 
     name: str
@@ -40,37 +50,29 @@ class Choice:
 
 
 def fastest(world: World, length: int) -> tuple[MeanAllReduce, Choice]:
-    """Tries all that give the exact mean, in turn; on all ranks together.
+    """Measure the exact all-reduces in turn and return the fastest one, on all ranks together.
 
     Args:
         world: At least two ranks.
-        length: Of the vector, in float32 numbers.
+        length: Vector length, in float32 numbers.
     """
-    ways: dict[str, Callable[[], MeanAllReduce]] = {}
-    # Where each rank has a node to itself the two levels are one.
+    tried: dict[str, MeanAllReduce] = {"plain": PlainAllReduce(world, length)}
+    # If each rank has a node to itself the two levels are one.
     if max(world.gather_all(world.local_size)) > 1 and all(world.gather_all(has_room(world, length))):
-        ways["hierarchical"] = lambda: HierarchicalAllReduce(world, length)
-    ways["plain"] = lambda: PlainAllReduce(world, length)
-    for num_bytes in _CHUNKS:
-        if num_bytes < 4 * length:
-            name = f"plain in chunks of {num_bytes >> 10} KiB"
-            ways[name] = lambda num_bytes=num_bytes: PlainAllReduce(world, length, num_bytes // 4)  # type: ignore[misc]
-    # What auto takes comes first.
-    if world.local_size != world.size:
-        ways = {"plain": ways.pop("plain"), **ways}
-    tried = {name: make() for name, make in ways.items()}
-    choice = _choice(_durations(tried, world, length))
+        hierarchical = {"hierarchical": HierarchicalAllReduce(world, length)}
+        tried = hierarchical | tried if world.local_size == world.size else tried | hierarchical
+    choice = _choose(_measure(tried, world, length))
     chosen = tried.pop(choice.name)
     for other in tried.values():
         other.free()
     return chosen, choice
 
 
-def _durations(ways: dict[str, MeanAllReduce], world: World, length: int) -> dict[str, list[float]]:
-    # As a step does it: what TensorFlow does with the result counts too.
+def _measure(tried: dict[str, MeanAllReduce], world: World, length: int) -> dict[str, list[float]]:
+    # Inside a graph, as in a step: TensorFlow's handling of the result counts too.
     vector = tf.ones([length])
-    calls = {name: tf.function(way.__call__, autograph=False) for name, way in ways.items()}
-    durations: dict[str, list[float]] = {name: [] for name in ways}
+    calls = {name: tf.function(each.__call__, autograph=False) for name, each in tried.items()}
+    durations: dict[str, list[float]] = {name: [] for name in tried}
     begin = time.perf_counter()
     for number in range(1 + ROUNDS):
         for name, call in calls.items():
@@ -78,13 +80,14 @@ def _durations(ways: dict[str, MeanAllReduce], world: World, length: int) -> dic
             start = time.perf_counter()
             call(vector)
             elapsed_s = world.maximum(time.perf_counter() - start)
-            if number:  # the first touches memory and makes connections
+            if number:  # the first round touches memory and makes connections
                 durations[name].append(elapsed_s)
         if number and world.maximum(time.perf_counter() - begin) > LIMIT_S:
             break
     return durations
 
 
-def _choice(durations: dict[str, list[float]]) -> Choice:
+def _choose(durations: dict[str, list[float]]) -> Choice:
     median_s = {name: statistics.median(values) for name, values in durations.items()}
-    return Choice(clearly_fastest(median_s), median_s)
+    usual, best = next(iter(median_s)), min(median_s, key=lambda name: median_s[name])
+    return Choice(best if median_s[best] < CLEARLY * median_s[usual] else usual, median_s)

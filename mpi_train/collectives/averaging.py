@@ -1,142 +1,137 @@
-"""What the ranks average, and when: the one place where MPI data parallelism differs from one process.
+"""Averaging policies: average gradients before the update, weights after it, or weights and optimizer slots.
 
-With plain or momentum SGD, averaging the gradients before the update and averaging the weights after
-it are the same arithmetic, because the update is linear in the gradient. Adam divides by a running
-root mean square, which every rank takes of its own gradients under ``Weights``: the two then differ.
+With plain or momentum SGD, averaging the gradients before the update and averaging the weights after it are
+the same arithmetic, because the update is linear in the gradient. Adam divides by a running root mean square,
+which under ``Weights`` every rank computes from its own gradients: the two then differ.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.traffic import Traffic
+from mpi_train.collectives.base import AllReduce, StateArray
+from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.collectives.exchange_log import ExchangeLog, Traffic
+from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.world import World
 
 if TYPE_CHECKING:
     from mpi_train.models.optimizers import FlatUpdate
 
 
-class Held(Protocol):
-    """An array that lasts from step to step, as TensorFlow's variables do."""
-
-    def numpy(self) -> np.ndarray: ...
-
-    def assign(self, value: np.ndarray) -> Any: ...
-
-
-class AllReduce(ABC):
-    """Replaces a vector by what stands for its mean over the ranks, inside a graph; counts what it takes.
+@dataclass(frozen=True)
+class Context:
+    """Arguments from which a collective's factory makes its averaging policy.
 
     Attributes:
-        variables: What lasts from step to step, of this rank, by name.
+        config: Options of the exchange.
+        world: At least two ranks.
+        flat: The model.
+        seed: Seed of the run.
+        exact: Function that makes an exact all-reduce for a vector length, in float32 numbers.
     """
 
-    variables: Mapping[str, Held] = MappingProxyType({})
-
-    @abstractmethod
-    def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
+    config: ExchangeConfig
+    world: World
+    flat: FlatModel
+    seed: int
+    exact: Callable[[int], AllReduce]
 
     @property
-    @abstractmethod
-    def total_s(self) -> float:
-        """Seconds in exchanges so far, waiting included."""
-
-    @abstractmethod
-    def take_traffic(self, world: World) -> Traffic:
-        """What there was since this was last called; on all ranks of ``world`` together."""
+    def length(self) -> int:
+        """Length of the flat buffer, in float32 numbers."""
+        return self.flat.num_padded
 
 
-class Nothing:
-    """For a process on its own."""
+class Averaging:
+    """Hooks of the training loop, none of which does anything here, and figures about the exchange.
+
+    Attributes:
+        all_reduces: Operations of the policy.
+        within_model: Further all-reduces, inside the model, whose traffic counts too.
+    """
+
+    all_reduces: Sequence[AllReduce] = ()
+    within_model: Sequence[AllReduce] = ()
 
     def attach(self, update: FlatUpdate) -> None:
-        """Called once, before any graph is made, with what updates the weights."""
+        """Take the update of the weights; called once, before any graph is made."""
 
     @property
-    def variables(self) -> Mapping[str, Held]:
-        """What lasts from step to step beside the weights, of this rank, by name; for checkpoints."""
-        return {}
+    def variables(self) -> Mapping[str, StateArray]:
+        """State of this rank, besides the weights, that lasts from step to step, by name; for checkpoints."""
+        return {name: array for each in self.all_reduces for name, array in each.variables.items()}
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 1, or of the rest of one."""
+        """Prepare the epoch (counted from 1), or the rest of it; called before its first step."""
 
     def layers(self, gradients: list[tf.Tensor]) -> None:
-        """Called before ``gradient``, with the local gradients of the layers, where a step has one part."""
+        """Take the local gradients by layer; called before ``gradient`` in steps that have one part."""
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
-        """Called with the local gradient; what it returns is applied."""
+        """Return the gradient to apply, given the local one."""
         return gradient
 
     def weights(self, weights: keras.Variable, step: tf.Tensor, is_last: tf.Tensor) -> None:
-        """Called after the update.
+        """Average the weights if they are due; called after the update.
 
         Args:
             weights: The flat buffer.
-            step: int32, steps of this epoch before this one.
-            is_last: bool, whether the epoch ends here; ranks must then be equal.
+            step: int32, number of steps before this one in the epoch.
+            is_last: bool, True in the last step of an epoch, after which the ranks must be equal.
         """
 
     def finish(self) -> None:
-        """Called after a chunk of steps, in its time: nothing may be under way when it returns."""
-
-    def take_traffic(self, world: World) -> Traffic:
-        """What there was since this was last called; on all ranks together."""
-        return Traffic()
-
-    def exchange_s(self) -> float:
-        """Seconds in exchanges so far, waiting included: it only grows. NaN where there are none."""
-        return math.nan
-
-
-class Averaging(Nothing):
-    """What those have in common that average."""
-
-    beside: Sequence[AllReduce] = ()
-    """All-reduces within the model, whose traffic counts too."""
-
-    def __init__(self, all_reduce: AllReduce) -> None:
-        self._all_reduce = all_reduce
+        """Complete exchanges that are still running; called after a chunk of steps, in its time."""
 
     @property
-    def variables(self) -> Mapping[str, Held]:
-        return self._all_reduce.variables
+    def logs(self) -> Sequence[ExchangeLog]:
+        """Logs of all exchanges."""
+        return [log for each in (*self.all_reduces, *self.within_model) for log in each.logs]
 
     def take_traffic(self, world: World) -> Traffic:
-        return sum((each.take_traffic(world) for each in (self._all_reduce, *self.beside)), Traffic())
+        """Return the traffic since this was last called, on all ranks together."""
+        return sum((log.take_traffic(world) for log in self.logs), Traffic())
 
     def exchange_s(self) -> float:
-        return sum(each.total_s for each in (self._all_reduce, *self.beside))
+        """Seconds in exchanges so far, waiting included; NaN if there are none."""
+        return sum(log.total_s for log in self.logs) if self.logs else math.nan
+
+
+class NoAveraging(Averaging):
+    """Policy of a single process."""
 
 
 class Gradients(Averaging):
-    """Averages the gradients before each update: the ranks' weights and optimizer slots stay equal."""
+    """Average the gradients before each update: the ranks' weights and optimizer slots stay equal."""
+
+    def __init__(self, all_reduce: AllReduce) -> None:
+        self.all_reduces = [all_reduce]
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
-        return self._all_reduce(gradient)
+        return self.all_reduces[0](gradient)
 
 
 class Weights(Averaging):
-    """Averages the weights after every ``every`` updates, and at the end of an epoch.
+    """Average the weights after every ``every`` updates, and at the end of an epoch.
 
     Optimizer slots stay each rank's own. ``every`` above 1 is local SGD (Stich 2019, arXiv:1805.09767); after
     some epochs in which every step is averaged, post-local SGD (Lin et al. 2020, arXiv:1808.07217).
 
     Args:
-        all_reduce: Over the flat buffer.
+        all_reduce: All-reduce over the flat buffer.
         every: Steps between two averages.
-        local_from: The first epoch in which that is above 1.
+        local_from: First epoch in which ``every`` applies; before, each step is averaged.
     """
 
-    def __init__(self, all_reduce: AllReduce, every: int = 1, local_from: int = 1) -> None:
-        super().__init__(all_reduce)
+    def __init__(self, all_reduce: AllReduce | None, every: int = 1, local_from: int = 1) -> None:
+        self.all_reduces = [] if all_reduce is None else [all_reduce]
         self._every, self._local_from = every, local_from
         self._period = tf.Variable(every, trainable=False)
 
@@ -151,40 +146,51 @@ class Weights(Averaging):
             tf.cond(due, lambda: self.average(weights), tf.no_op)
 
     def average(self, weights: keras.Variable) -> tf.Operation:
-        """Averages now, inside a graph."""
-        return weights.value.assign(self._all_reduce(weights.value.read_value()), read_value=False)
+        """Average now, inside a graph."""
+        return weights.value.assign(self.all_reduces[0](weights.value.read_value()), read_value=False)
 
 
 class WeightsAndSlots(Weights):
-    """Averages the optimizer's slots with the weights, so that a rank has no state of its own.
+    """Average the optimizer's slots with the weights, so that a rank has no state of its own.
 
-    Three times the bytes with Adam. Where the slots are linear in the gradients (momentum) it is the
+    With Adam this sends three times the bytes. If the slots are linear in the gradients (momentum), it is the
     arithmetic of one process; Adam's second moments become the mean of the ranks' own.
 
     Args:
-        make_all_reduce: Gives one for a length in float32 numbers.
-        every, local_from: As for ``Weights``.
+        make_all_reduce: Function that makes an all-reduce for a vector length, in float32 numbers.
+        every: Steps between two averages.
+        local_from: First epoch in which ``every`` applies.
     """
 
     def __init__(
         self, make_all_reduce: Callable[[int], AllReduce], every: int = 1, local_from: int = 1
     ) -> None:
+        super().__init__(None, every, local_from)
         self._make_all_reduce = make_all_reduce
-        self._every, self._local_from = every, local_from
-        self._period = tf.Variable(every, trainable=False)
 
     def attach(self, update: FlatUpdate) -> None:
         self._slots = [slot for slot in update.variables if slot.dtype == tf.float32 and slot.shape.rank]
         self._sizes = [update.flat.num_padded, *(slot.shape.num_elements() for slot in self._slots)]
-        self._all_reduce = self._make_all_reduce(sum(self._sizes))
+        self.all_reduces = [self._make_all_reduce(sum(self._sizes))]
 
     def average(self, weights: keras.Variable) -> tf.Operation:
         variables = [weights.value, *self._slots]
-        mean = self._all_reduce(tf.concat([tf.reshape(v.read_value(), [-1]) for v in variables], 0))
-        pieces = tf.split(mean, self._sizes)
+        mean = self.all_reduces[0](tf.concat([tf.reshape(v.read_value(), [-1]) for v in variables], 0))
+        means = tf.split(mean, self._sizes)
         return tf.group(
             *(
-                variable.assign(tf.reshape(piece, variable.shape), read_value=False)
-                for variable, piece in zip(variables, pieces, strict=True)
+                variable.assign(tf.reshape(value, variable.shape), read_value=False)
+                for variable, value in zip(variables, means, strict=True)
             )
         )
+
+
+def make(context: Context) -> Averaging:
+    """Make the policy that ``--average`` names, with an exact all-reduce."""
+    config = context.config
+    assert config.every is not None
+    if config.average == "weights+slots":
+        return WeightsAndSlots(context.exact, config.every, config.post_local_from)
+    if config.average == "gradients":
+        return Gradients(context.exact(context.length))
+    return Weights(context.exact(context.length), config.every, config.post_local_from)

@@ -1,8 +1,8 @@
-"""All-reduces that run while the rank computes on.
+"""All-reduces on a second thread, while the rank computes.
 
-A non-blocking all-reduce makes no progress by itself: MPI moves bytes when it is called. So a thread calls
-it, on a communicator of its own, and sleeps in between, as a rank often has one core for everything: over
-1 Gbit/s a thread that waited inside MPI instead took most of what the overlap had gained.
+A non-blocking all-reduce makes no progress by itself: MPI moves bytes when it is called. So a thread polls
+it, on a communicator of its own, and sleeps in between. Ranks often have one core each: over 1 Gbit/s a
+thread that waited inside MPI took most of what the overlap had gained.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 from mpi4py import MPI
 
 from mpi_train.collectives.base import all_reduce_bytes
-from mpi_train.collectives.traffic import Traffic, moving_s
-from mpi_train.monitor import timeline
+from mpi_train.collectives.exchange_log import ExchangeLog, Traffic, shortest
 from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
 
-NAP_S = 100e-6
-"""Between two looks at an all-reduce that is under way: 12 kB at 1 Gbit/s."""
+POLL_S = 100e-6
+"""Seconds between two polls of an all-reduce: 12 kB at 1 Gbit/s."""
 
 
-class Background:
-    """Makes means over the ranks, one after another, each while the rank computes.
+class Background(ExchangeLog):
+    """Means over the ranks, computed one after another while the rank computes, and the log of these.
 
     Args:
         world: At least two ranks.
-        buffers: The vectors, float32, and where their means are to be. Between ``start`` and ``wait`` the
-            one must not be written, and the other not be touched.
+        buffers: Vectors, float32, each with the array that receives its mean. Between ``start`` and ``wait``
+            the vectors must not be written, and the means not be touched.
 
     Raises:
         PlatformError: an MPI library that only one thread at a time may call; on all ranks.
     """
 
     def __init__(self, world: World, buffers: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        super().__init__()
         assert world.comm is not None
         with world.together():
             if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -48,47 +48,53 @@ class Background:
                 )
         self._comm = world.comm.Dup()
         self._inverse_size = np.float32(1 / world.size)
-        self._bytes = [all_reduce_bytes(vector.nbytes, world.size) for vector, _ in buffers]
         self._buffers = [
-            (vector, mean, timeline.beside(self._average, together=world, num_bytes=num_bytes))
-            for (vector, mean), num_bytes in zip(buffers, self._bytes, strict=True)
+            (
+                vector,
+                mean,
+                self.part(
+                    "all-reduce",
+                    self._average,
+                    together=world,
+                    num_bytes=all_reduce_bytes(vector.nbytes, world.size),
+                    background=True,
+                ),
+            )
+            for vector, mean in buffers
         ]
-        # At exit it is waited for, so that what is under way comes to its end before MPI does.
+        # The interpreter joins this thread at exit, so running exchanges complete before MPI ends.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="exchange")
-        self._under_way: list[Future[None]] = []
-        self._durations: list[float] = []
+        self._running: list[Future[None]] = []
+        self._moved_s: list[float] = []
         self._stood_s: list[float] = []
 
     def start(self, number: int = 0) -> None:
-        """Begins with the buffers of this number; all ranks in the same order."""
-        self._under_way.append(self._thread.submit(self._run, number))
+        """Start the all-reduce of the buffers with this number; all ranks in the same order."""
+        self._running.append(self._thread.submit(self._run, number))
 
     def wait(self) -> None:
-        """Returns when all that was started is done; an error on the thread is raised here."""
-        if not self._under_way:
+        """Wait for all that was started; an error of the thread is raised here."""
+        if not self._running:
             return
         begin = time.perf_counter()
-        under_way, self._under_way = self._under_way, []
-        for each in under_way:
+        running, self._running = self._running, []
+        for each in running:
             each.result()
         self._stood_s.append(time.perf_counter() - begin)
 
-    def take_traffic(self, world: World, called_s: float) -> Traffic:
-        """What there was since this was last called; on all ranks together.
-
-        Args:
-            world: The ranks.
-            called_s: For how long the steps stood still, with what is done around the waiting.
-        """
+    def take_traffic(self, world: World) -> Traffic:
+        """Return the traffic since this was last called, on all ranks together."""
+        called_s = float(self.take_durations().sum())
         stood, self._stood_s = np.array(self._stood_s), []
+        # The all-reduces that steps have waited for; a later one may still run.
         count = len(stood) * len(self._buffers)
-        durations, self._durations = self._durations[:count], self._durations[count:]
-        moving = moving_s(np.reshape(durations, (len(stood), len(self._buffers))), world).sum(axis=1)
+        moved, self._moved_s = self._moved_s[:count], self._moved_s[count:]
+        moving = shortest(np.reshape(moved, (len(stood), len(self._buffers))), world).sum(axis=1)
         waiting = float(np.maximum(stood - moving, 0).sum())
         return Traffic(
             moving_s=called_s - waiting,
             waiting_s=waiting,
-            sent_bytes=len(stood) * sum(self._bytes),
+            sent_bytes=len(stood) * self.bytes_per_call,
             hidden_s=float(np.maximum(moving - stood, 0).sum()),
         )
 
@@ -96,10 +102,10 @@ class Background:
         begin = time.perf_counter()
         vector, mean, average = self._buffers[number]
         average(vector, mean)
-        self._durations.append(time.perf_counter() - begin)
+        self._moved_s.append(time.perf_counter() - begin)
 
     def _average(self, vector: np.ndarray, mean: np.ndarray) -> None:
         request = self._comm.Iallreduce(vector, mean)
         while not request.Test():
-            time.sleep(NAP_S)
+            time.sleep(POLL_S)
         np.multiply(mean, self._inverse_size, out=mean)

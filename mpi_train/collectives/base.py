@@ -1,70 +1,33 @@
-"""What all collectives share."""
+"""Interface of an all-reduce, and the base of those that return the mean of a vector."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import AllReduce
+from mpi_train.collectives.exchange_log import ExchangeLog
 from mpi_train.collectives.host_call import HostCall
-from mpi_train.collectives.traffic import Traffic, moving_s
 from mpi_train.runtime.world import World
 
 
-class MeanAllReduce(AllReduce, ABC):
-    """Replaces a float32 vector by its mean over all ranks, inside a graph.
+class StateArray(Protocol):
+    """Array that lasts from step to step, such as a TensorFlow variable."""
 
-    Args:
-        world: The ranks.
-        length: Of the vector.
-        call: What the graph calls on the host, if not ``mean``. An aligned array that it returned must not be
-            written again before the call after the next one: until then the graph may still hold it.
+    def numpy(self) -> np.ndarray: ...
 
-    Attributes:
-        bytes_per_call: What a rank sends in one.
-    """
-
-    def __init__(
-        self, world: World, length: int, call: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> None:
-        assert world.comm is not None
-        self._comm = world.comm
-        self._call = HostCall(call or self.mean)
-        self.bytes_per_call = all_reduce_bytes(4 * length, world.size)
-
-    def __call__(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._call([vector], vector.shape)
-
-    @abstractmethod
-    def mean(self, vector: np.ndarray) -> np.ndarray:
-        """The mean of ``vector`` over the ranks, the same bits on each: float32 (length,).
-
-        It may lie in memory that the ranks share: it is valid until the next call, or ``free``.
-        """
-
-    def free(self) -> None:
-        """Gives back what the ranks share; on all of them together. It cannot be called after this."""
-
-    @property
-    def total_s(self) -> float:
-        """As ``HostCall``."""
-        return self._call.total_s
-
-    def take_traffic(self, world: World) -> Traffic:
-        """As ``AllReduce``."""
-        durations = self._call.take_durations()
-        moving = float(moving_s(durations, world).sum())
-        return Traffic(moving, float(durations.sum()) - moving, len(durations) * self.bytes_per_call)
+    def assign(self, value: np.ndarray) -> Any: ...
 
 
 class HostArray:
-    """An array on the host that lasts from step to step.
+    """State array in host memory.
 
     Args:
-        value: At first.
+        value: Initial value.
     """
 
     def __init__(self, value: np.ndarray) -> None:
@@ -77,11 +40,61 @@ class HostArray:
         self.value[...] = value
 
 
-def all_reduce_bytes(num_bytes: int, size: int) -> int:
-    """What each of ``size`` ranks sends in an all-reduce of ``num_bytes``, over wires or through memory.
+class AllReduce(ABC):
+    """Operation inside a graph that replaces a vector by its mean over the ranks, or an approximation.
 
-    A reduce-scatter and an all-gather, in which each sends all but one part: no all-reduce sends less
-    (Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms"), and for vectors as long as a model
-    MPI libraries use one that sends as much.
+    Attributes:
+        variables: State of this rank that lasts from step to step, by name.
+        logs: Logs of its exchanges.
+    """
+
+    variables: Mapping[str, StateArray] = MappingProxyType({})
+    logs: Sequence[ExchangeLog] = ()
+
+    @abstractmethod
+    def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
+
+
+class MeanAllReduce(AllReduce, ABC):
+    """All-reduce of a float32 vector in one call on the host.
+
+    Args:
+        world: At least two ranks.
+        call: Function that the graph calls, ``mean`` if None. An aligned array that it returned must not be
+            written before the call after the next: until then the graph may hold it.
+    """
+
+    def __init__(self, world: World, call: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        assert world.comm is not None
+        self._comm = world.comm
+        self._log = ExchangeLog()
+        self.logs = [self._log]
+        self._call = HostCall(call or self.mean, self._log)
+
+    def __call__(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._call([vector], vector.shape)
+
+    @abstractmethod
+    def mean(self, vector: np.ndarray) -> np.ndarray:
+        """Return the mean of ``vector`` over the ranks, the same bits on each: float32 (length,).
+
+        It may lie in memory that the ranks share: it is valid until the next call, or ``free``.
+        """
+
+    def free(self) -> None:
+        """Release what the ranks share, on all of them together; no call may follow."""
+
+    @property
+    def bytes_per_call(self) -> int:
+        """Bytes that this rank sends in one call."""
+        return self._log.bytes_per_call
+
+
+def all_reduce_bytes(num_bytes: int, size: int) -> int:
+    """Return the bytes that each of ``size`` ranks sends in an all-reduce of ``num_bytes``.
+
+    A reduce-scatter and an all-gather, in each of which a rank sends all but one block: no all-reduce sends
+    less (Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms"), and for vectors as long as a
+    model MPI libraries choose an algorithm that sends as much.
     """
     return round(2 * num_bytes * (size - 1) / size)

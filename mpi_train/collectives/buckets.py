@@ -1,8 +1,8 @@
-"""Gradients are averaged layer by layer, the last layer's first, while those of earlier layers are computed.
+"""Gradients averaged layer by layer, last layer first, while those of earlier layers are computed.
 
-Backpropagation comes to the last layer first. Layers that follow each other are put together until they
-have ``BUCKET_BYTES``, as many small all-reduces take longer than one (Li et al. 2020, "PyTorch
-Distributed: Experiences on Accelerating Data Parallel Training", arXiv:2006.15704).
+Backpropagation reaches the last layer first. Adjacent layers form buckets of at least ``BUCKET_BYTES``, as
+many small all-reduces take longer than one (Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating
+Data Parallel Training", arXiv:2006.15704).
 """
 
 from __future__ import annotations
@@ -12,88 +12,79 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import AllReduce, Gradients
+from mpi_train.collectives.averaging import Averaging, Context, Gradients
 from mpi_train.collectives.background import Background
+from mpi_train.collectives.base import AllReduce
 from mpi_train.collectives.host_call import HostCall
-from mpi_train.collectives.traffic import Traffic
 from mpi_train.models.flat import FlatModel
-from mpi_train.monitor import timeline
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
 BUCKET_BYTES = 2**18
-"""At the least; the first layers may have fewer."""
+"""Smallest size of a bucket; the first layers may have fewer bytes."""
 
-_NOTHING = np.empty(0, np.float32)
+_EMPTY = np.empty(0, np.float32)
 
 
 class Buckets(Gradients):
-    """The same mean as that of the whole gradient, but for rounding.
+    """Average the gradients bucket by bucket: the mean of the whole gradient, except for rounding.
 
     Args:
         world: At least two ranks.
         flat: The model.
-        bucket_bytes: Of a bucket, at the least.
+        bucket_bytes: Smallest size of a bucket.
 
     Raises:
         PlatformError: as ``Background``.
     """
 
     def __init__(self, world: World, flat: FlatModel, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._exchange = _InBuckets(world, flat, bucket_bytes)
+        self._exchange = _BucketAllReduce(world, flat, bucket_bytes)
         super().__init__(self._exchange)
 
     def layers(self, gradients: list[tf.Tensor]) -> None:
-        self._exchange.hand_over(gradients)
+        self._exchange.start(gradients)
 
 
-class _InBuckets(AllReduce):
-    """Means of what ``hand_over`` was given."""
+class _BucketAllReduce(AllReduce):
+    """Means of the gradients that ``start`` was given."""
 
     def __init__(self, world: World, flat: FlatModel, bucket_bytes: int) -> None:
         self._flat = flat
-        self.layers = grouped([4 * size for size in flat.sizes], bucket_bytes)
+        self._buckets = grouped([4 * size for size in flat.sizes], bucket_bytes)
         self._gradient = np.zeros(flat.num_padded, np.float32)
         self._sums = np.zeros(flat.num_padded, np.float32)
         self._means = [aligned_empty((flat.num_padded,), np.float32) for _ in range(2)]
-        parts = [slice(flat.starts[layers[0]], flat.starts[layers[-1] + 1]) for layers in self.layers]
-        self._background = Background(world, [(self._gradient[part], self._sums[part]) for part in parts])
-        self._starts = [HostCall(self._starter(number)) for number in range(len(parts))]
-        self._collect = HostCall(self._mean)
-        self._pack = timeline.traced("pack", self._lay_in)
-        self._wait = timeline.traced("all-reduce", self._background.wait)
-        self._unpack = timeline.traced("unpack", np.copyto)
+        slices = [slice(flat.starts[layers[0]], flat.starts[layers[-1] + 1]) for layers in self._buckets]
+        self._background = log = Background(world, [(self._gradient[s], self._sums[s]) for s in slices])
+        self.logs = [log]
+        self._starts = [HostCall(self._starter(number), log) for number in range(len(slices))]
+        self._collect = HostCall(self._mean, log)
+        self._pack = log.part("pack", self._copy_in)
+        self._wait = log.part("all-reduce", log.wait)
+        self._unpack = log.part("unpack", np.copyto)
 
-    def hand_over(self, gradients: list[tf.Tensor]) -> None:
-        """Called inside a graph, with the gradients of all layers, whenever each is there."""
-        # In the order in which they are written here: TensorFlow keeps it, so that all ranks have the same.
-        for layers, start in zip(self.layers, self._starts, strict=True):
+    def start(self, gradients: list[tf.Tensor]) -> None:
+        """Start the exchange of each bucket, inside a graph, as soon as its gradients are computed."""
+        # TensorFlow keeps the order in which the calls are written, so that all ranks have the same one.
+        for layers, start in zip(self._buckets, self._starts, strict=True):
             start([gradients[layer] for layer in layers], [0])
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:
-        """The mean of what was handed over, which ``vector`` is."""
         return self._collect([], vector.shape)
 
-    @property
-    def total_s(self) -> float:
-        return sum(call.total_s for call in (*self._starts, self._collect))
-
-    def take_traffic(self, world: World) -> Traffic:
-        called_s = sum(float(call.take_durations().sum()) for call in (*self._starts, self._collect))
-        return self._background.take_traffic(world, called_s)
-
     def _starter(self, number: int) -> Callable[..., np.ndarray]:
-        """A function of the gradients of a bucket that begins with it."""
+        """Return a function that starts the exchange of a bucket, given its gradients."""
 
         def start(*gradients: np.ndarray) -> np.ndarray:
-            self._pack(self.layers[number], gradients)
+            self._pack(self._buckets[number], gradients)
             self._background.start(number)
-            return _NOTHING
+            return _EMPTY
 
         return start
 
-    def _lay_in(self, layers: Sequence[int], gradients: Sequence[np.ndarray]) -> None:
-        """Copies gradients to where MPI reads them; the padding between them stays 0."""
+    def _copy_in(self, layers: Sequence[int], gradients: Sequence[np.ndarray]) -> None:
+        """Copy gradients to the buffer that MPI reads; the padding between them stays 0."""
         for layer, gradient in zip(layers, gradients, strict=True):
             begin = self._flat.starts[layer]
             self._gradient[begin : begin + gradient.size] = gradient.ravel()
@@ -105,12 +96,17 @@ class _InBuckets(AllReduce):
         return self._means[0]
 
 
+def make(context: Context) -> Averaging:
+    """Make the policy of ``--collective buckets``."""
+    return Buckets(context.world, context.flat)
+
+
 def grouped(sizes: Sequence[int], smallest: int) -> list[range]:
-    """Divides layers into buckets, those that come first in the backward pass first.
+    """Divide layers into buckets, in the order of the backward pass.
 
     Args:
         sizes: Bytes of each layer.
-        smallest: What a bucket must have before another is begun.
+        smallest: Bytes that a bucket must have before the next one begins.
     """
     stop = len(sizes)
     buckets = []

@@ -1,36 +1,36 @@
-"""The ranks' mean comes a step late, while the next one computes, and what it missed is kept.
+"""Delayed averaging: the all-reduce of one step overlaps with the computation of the next step.
 
-Of the weights w' that a rank had after the last step the mean m is known after this one, which has taken it
-to w meanwhile: it goes on from w + (m - w'). So the all-reduce has a whole step's time before anyone waits
-for it (Zhou et al. 2020, "DaSGD: Squeezing SGD Parallelization Performance in Distributed Training Using
-Delayed Averaging", arXiv:2006.00441; like it, Wang et al. 2020, "Overlap Local-SGD", arXiv:2002.09539).
+The mean m of the weights w' after one step is known after the next step, which meanwhile has taken the rank
+to w. The rank continues from w + (m - w'), so its local progress is kept. An all-reduce has the time of a
+whole step before a rank waits for it (Zhou et al. 2020, "DaSGD: Squeezing SGD Parallelization Performance in
+Distributed Training Using Delayed Averaging", arXiv:2006.00441; similar: Wang et al. 2020, "Overlap
+Local-SGD", arXiv:2002.09539).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import AllReduce, Held, Weights
+from mpi_train.collectives.averaging import Averaging, Context, Weights
 from mpi_train.collectives.background import Background
-from mpi_train.collectives.base import HostArray
+from mpi_train.collectives.base import AllReduce, HostArray, StateArray
+from mpi_train.collectives.exchange_log import ExchangeLog
 from mpi_train.collectives.host_call import HostCall
-from mpi_train.collectives.traffic import Traffic
-from mpi_train.monitor import timeline
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
 
 class Delayed(Weights):
-    """Ranks' weights differ within an epoch; at its end all have their mean, and nothing is under way.
+    """Average weights one step late. At the end of an epoch all ranks have their mean, and nothing runs.
 
     Args:
-        all_reduce: For that, over the flat buffer.
-        world: The ranks.
-        length: Of the buffer, in float32 numbers.
+        all_reduce: All-reduce over the flat buffer, for the end of an epoch.
+        world: At least two ranks.
+        length: Length of the buffer, in float32 numbers.
 
     Raises:
         PlatformError: as ``Background``.
@@ -38,34 +38,30 @@ class Delayed(Weights):
 
     def __init__(self, all_reduce: AllReduce, world: World, length: int) -> None:
         super().__init__(all_reduce)
-        # Where nothing was handed over both are 0, and there is nothing to correct.
-        self._handed, self._mean = np.zeros((2, length), np.float32)
-        # TensorFlow may update weights where they lie: what it gets is not what MPI reads.
+        # Both are 0 if nothing was sent, so that there is nothing to correct.
+        self._sent, self._mean = np.zeros((2, length), np.float32)
+        # TensorFlow may update weights in place, so it must not get the array that MPI reads.
         self._corrected = [aligned_empty((length,), np.float32) for _ in range(2)]
-        self._background = Background(world, [(self._handed, self._mean)])
-        self._call = HostCall(self._step)
-        self._wait = timeline.traced("all-reduce", self._background.wait)
-        self._correct = timeline.traced("unpack", self._put_right)
+        self._background = log = Background(world, [(self._sent, self._mean)])
+        self._wait = log.part("all-reduce", log.wait)
+        self._correct = log.part("unpack", self._add_correction)
+        self._call, self._finish = HostCall(self._step, log), log.call(self._wait)
 
     @property
-    def variables(self) -> Mapping[str, Held]:
-        mine = {"handed": HostArray(self._handed), "mean": HostArray(self._mean)}
-        return {**super().variables, **mine}
+    def variables(self) -> Mapping[str, StateArray]:
+        return {**super().variables, "handed": HostArray(self._sent), "mean": HostArray(self._mean)}
+
+    @property
+    def logs(self) -> Sequence[ExchangeLog]:
+        return [*super().logs, self._background]
 
     def finish(self) -> None:
-        self._call.timed(self._wait)
+        self._finish()
 
     def weights(self, weights: keras.Variable, step: tf.Tensor, is_last: tf.Tensor) -> None:
         corrected = self._call([weights.value.read_value(), is_last], weights.value.shape)
         weights.value.assign(corrected, read_value=False)
         tf.cond(is_last, lambda: self.average(weights), tf.no_op)
-
-    def take_traffic(self, world: World) -> Traffic:
-        called_s = float(self._call.take_durations().sum())
-        return super().take_traffic(world) + self._background.take_traffic(world, called_s)
-
-    def exchange_s(self) -> float:
-        return super().exchange_s() + self._call.total_s
 
     def _step(self, weights: np.ndarray, is_last: np.ndarray) -> np.ndarray:
         self._wait()
@@ -74,14 +70,20 @@ class Delayed(Weights):
             self._background.start()
         return corrected
 
-    def _put_right(self, weights: np.ndarray, is_last: bool) -> np.ndarray:
+    def _add_correction(self, weights: np.ndarray, is_last: bool) -> np.ndarray:
+        """Return w + (m - w'), and keep it as what is sent next."""
         self._corrected.reverse()
         corrected = self._corrected[0]
-        np.subtract(self._mean, self._handed, out=corrected)
+        np.subtract(self._mean, self._sent, out=corrected)
         np.add(corrected, weights, out=corrected)
         if is_last:
-            self._handed.fill(0)
+            self._sent.fill(0)
             self._mean.fill(0)
         else:
-            np.copyto(self._handed, corrected)
+            np.copyto(self._sent, corrected)
         return corrected
+
+
+def make(context: Context) -> Averaging:
+    """Make the policy of ``--collective delayed``."""
+    return Delayed(context.exact(context.length), context.world, context.length)

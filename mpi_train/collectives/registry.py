@@ -1,61 +1,160 @@
-"""The ways in which ranks may exchange, by the name that ``--collective`` gives them; without TensorFlow."""
+"""Collectives by the name that ``--collective`` gives them, with their options; without TensorFlow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import at_least, option
 
-@dataclass(frozen=True)
-class Way:
-    """One of them.
 
-    Attributes:
-        text: What it does, in a few words.
-        averages: What it can average, as ``--average`` has it; the first where that is not said.
-        changes_result: Whether the training takes another course than with ``plain``, beyond rounding.
-        every: Steps between two exchanges, where ``--every`` does not say.
-        local: Whether ``--every`` may be above 1.
-        parameters: Further settings of ``MpiConfig`` that it takes.
-    """
+@dataclass(frozen=True, kw_only=True)
+class PowerSGDOptions:
+    """Options of ``--collective powersgd``."""
 
-    text: str
-    averages: tuple[str, ...]
-    changes_result: bool = False
-    every: int = 1
-    local: bool = False
-    parameters: tuple[str, ...] = ()
+    powersgd_rank: int = option(
+        4, "rank of the low-rank gradient approximation", "RANK", changes_result=True
+    )
+
+    def __post_init__(self) -> None:
+        at_least("--powersgd-rank", self.powersgd_rank, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKOptions:
+    """Options of ``--collective topk``."""
+
+    topk_fraction: float = option(
+        0.03,
+        "fraction of gradient entries to send",
+        "FRACTION",
+        changes_result=True,
+        formerly="--topk-part",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.topk_fraction <= 1:
+            raise UsageError(
+                f"--topk-fraction: expected more than 0, at most 1. Got: {self.topk_fraction:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiLoCoOptions:
+    """Options of ``--collective diloco``."""
+
+    outer_rate: float = option(0.7, "learning rate of the outer optimizer", "RATE", changes_result=True)
+    outer_momentum: float = option(
+        0.9, "Nesterov momentum of the outer optimizer", "BETA", changes_result=True
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.outer_rate < float("inf"):
+            raise UsageError(f"--outer-rate: expected more than 0. Got: {self.outer_rate:g}")
+        if not 0 <= self.outer_momentum < 1:
+            raise UsageError(f"--outer-momentum: expected 0 to below 1. Got: {self.outer_momentum:g}")
 
 
 _ANYTHING = ("weights", "gradients", "weights+slots")
+_ROOM = "mpi_train.collectives"
 
-WAYS = {
-    "auto": Way("through shared memory on one node, else plain", _ANYTHING, local=True),
-    "plain": Way("MPI's own all-reduce", _ANYTHING, local=True),
-    "hierarchical": Way("shared memory within a node, then all-reduces between nodes", _ANYTHING, local=True),
-    "buckets": Way("each layer's gradient as soon as it is there", ("gradients",)),
-    "bfloat16": Way("16 bits on the wire, sums in 32", ("gradients",), changes_result=True),
-    "powersgd": Way(
-        "low-rank parts of the gradients", ("gradients",), changes_result=True, parameters=("powersgd_rank",)
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """Entry of one collective. A new collective is its module and its entry, and nothing else.
+
+    Attributes:
+        text: Description in a few words.
+        averages: Values of ``--average`` that it supports, its default first.
+        changes_result: True if training takes another course than with ``plain``, beyond rounding.
+        every: Steps between two exchanges, unless ``--every`` says otherwise.
+        local: True if ``--every`` may be above 1.
+        by_layer: True if layers are exchanged during the backward pass.
+        options: Dataclass of its own options, or None.
+        factory: Function ``module:name`` that makes its averaging policy from ``averaging.Context``.
+        all_reduce: Function ``module:name`` that makes its exact all-reduce from the world and a length.
+        cost: Pattern of what an exchange moves, one of those that ``plan`` implements.
+    """
+
+    text: str
+    averages: tuple[str, ...] = _ANYTHING
+    changes_result: bool = False
+    every: int = 1
+    local: bool = False
+    by_layer: bool = False
+    options: type | None = None
+    factory: str = f"{_ROOM}.averaging:make"
+    all_reduce: str = f"{_ROOM}.autotune:mean_all_reduce"
+    cost: str = "all-reduce"
+
+
+COLLECTIVES = {
+    "auto": Collective(text="hierarchical on one node, else plain", local=True),
+    "plain": Collective(
+        text="MPI's own all-reduce", local=True, all_reduce=f"{_ROOM}.plain:PlainAllReduce"
     ),
-    "topk": Way(
-        "the largest parts of the gradients",
-        ("gradients",),
+    "hierarchical": Collective(
+        text="shared memory within a node, then all-reduces between nodes",
+        local=True,
+        all_reduce=f"{_ROOM}.hierarchical:HierarchicalAllReduce",
+        cost="hierarchical",
+    ),
+    "buckets": Collective(
+        text="each layer's gradient as soon as it is computed",
+        averages=("gradients",),
+        by_layer=True,
+        factory=f"{_ROOM}.buckets:make",
+        cost="bucketed all-reduces",
+    ),
+    "bfloat16": Collective(
+        text="gradients sent in 16 bits, added in 32",
+        averages=("gradients",),
         changes_result=True,
-        parameters=("topk_fraction",),
+        factory=f"{_ROOM}.bfloat16:make",
+        cost="all-to-all",
     ),
-    "delayed": Way("averages a step late, while the next computes", ("weights",), changes_result=True),
-    "gossip": Way("with one other rank a step", ("weights",), changes_result=True),
-    "diloco": Way(
-        "every --every steps, with Nesterov momentum",
-        ("weights",),
+    "powersgd": Collective(
+        text="low-rank approximation of the gradients",
+        averages=("gradients",),
+        changes_result=True,
+        options=PowerSGDOptions,
+        factory=f"{_ROOM}.powersgd:make",
+        cost="two all-reduces",
+    ),
+    "topk": Collective(
+        text="largest entries of the gradients",
+        averages=("gradients",),
+        changes_result=True,
+        options=TopKOptions,
+        factory=f"{_ROOM}.topk:make",
+        cost="all-gather",
+    ),
+    "delayed": Collective(
+        text="average of the weights one step late, overlapped with computation",
+        averages=("weights",),
+        changes_result=True,
+        factory=f"{_ROOM}.delayed:make",
+        cost="delayed all-reduce",
+    ),
+    "gossip": Collective(
+        text="weights exchanged with one other rank per step",
+        averages=("weights",),
+        changes_result=True,
+        factory=f"{_ROOM}.gossip:make",
+        cost="neighbour",
+    ),
+    "diloco": Collective(
+        text="outer optimizer with Nesterov momentum every --every steps",
+        averages=("weights",),
         changes_result=True,
         every=32,
         local=True,
-        parameters=("outer_rate", "outer_momentum"),
+        options=DiLoCoOptions,
+        factory=f"{_ROOM}.diloco:make",
     ),
 }
 
 
 def names(*, changes_result: bool) -> list[str]:
-    """Those that do, or do not, change the result."""
-    return [name for name, way in WAYS.items() if way.changes_result is changes_result]
+    """Return the names of the collectives that do, or do not, change the result."""
+    return [name for name, entry in COLLECTIVES.items() if entry.changes_result is changes_result]

@@ -1,8 +1,8 @@
-"""The ranks' clocks against the root's, so that what happened on all of them can be laid on one axis.
+"""Clocks of the ranks against the root's clock, so that events of all ranks lie on one time axis.
 
-Every machine counts its seconds from its own start. The root asks a rank what its clock says, and takes it
-that the answer was given half way between question and receipt: it cannot be wrong by more than half the
-round trip. Of many rounds the shortest counts (Cristian 1989, "Probabilistic clock synchronization").
+Every machine counts its seconds from its own start. The root asks a rank for its time and assumes that the
+answer was given half way between question and receipt, so the error is at most half the round trip. Of many
+rounds the shortest counts (Cristian 1989, "Probabilistic clock synchronization").
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from mpi_train.runtime.world import World
 
 ROUNDS = 50
 CLOSE = 2.0
-"""Readings count that are as good as the best, but for this factor: others were disturbed."""
+"""Largest uncertainty of a reading that counts, over the smallest one: others were disturbed."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """This rank's clock against the root's, once.
+    """One reading of this rank's clock against the root's.
 
     Attributes:
-        at_s: When, by this rank's ``time.perf_counter``.
-        offset_s: What this rank's clock is ahead.
-        uncertainty_s: By how much that may be wrong, either way.
+        at_s: Time of the reading by this rank's ``time.perf_counter``.
+        offset_s: Time by which this rank's clock is ahead.
+        uncertainty_s: Largest possible error of the offset, in either direction.
     """
 
     at_s: float
@@ -35,7 +35,7 @@ class Reading:
 
 
 def read(world: World, rounds: int = ROUNDS) -> Reading:
-    """Reads all clocks against the root's; on all ranks together."""
+    """Read all clocks against the root's, on all ranks together."""
     readings = [Reading(time.perf_counter(), 0.0, 0.0)] * world.size
     mine = np.zeros(1)
     for rank in range(1, world.size):
@@ -56,22 +56,19 @@ def _ask(world: World, rank: int, rounds: int) -> Reading:
         asked = time.perf_counter()
         world.send(question, to=rank)
         theirs = float(world.receive(question, source=rank)[0])
-        told = time.perf_counter()
-        if (told - asked) / 2 < best.uncertainty_s:
-            best = Reading(theirs, theirs - (asked + told) / 2, (told - asked) / 2)
+        answered = time.perf_counter()
+        if (answered - asked) / 2 < best.uncertainty_s:
+            best = Reading(theirs, theirs - (asked + answered) / 2, (answered - asked) / 2)
     return best
 
 
 class Clock:
-    """This rank's times as the root's clock would have told them.
+    """Conversion of this rank's times to the root's clock.
 
-    Clocks go apart by some millionths of the time; between two readings that is taken to be even.
-
-    Args:
-        world: The ranks.
+    Clocks drift by some millionths of the time; between two readings the drift is assumed to be even.
 
     Attributes:
-        readings: Oldest first.
+        readings: Readings, oldest first.
     """
 
     def __init__(self, world: World) -> None:
@@ -80,17 +77,17 @@ class Clock:
         self.read()
 
     def read(self) -> None:
-        """Takes one more reading; on all ranks together."""
+        """Take one more reading, on all ranks together."""
         self.readings.append(read(self._world))
 
     @property
     def good(self) -> list[Reading]:
-        """Those that count."""
+        """Readings that were not disturbed."""
         limit = CLOSE * min(reading.uncertainty_s for reading in self.readings)
         return [reading for reading in self.readings if reading.uncertainty_s <= limit]
 
     def common(self, times_s: np.ndarray) -> np.ndarray:
-        """``times_s``, of ``time.perf_counter`` here, on the root's clock."""
+        """Convert times of ``time.perf_counter`` on this rank to the root's clock."""
         good = self.good
         at = [reading.at_s for reading in good]
         return times_s - np.interp(times_s, at, [reading.offset_s for reading in good])

@@ -1,8 +1,4 @@
-"""The spans of one rank's timeline, as arrays: exchanges cut out of computing, and no more than can be kept.
-
-What is too many in detail is added up: the spans of a chunk of steps become one for each phase, laid end to
-end where the chunk was. So whatever is kept adds up to the same seconds.
-"""
+"""Spans of one rank's timeline as arrays: exchanges cut out of computing, details first, totals after them."""
 
 from __future__ import annotations
 
@@ -12,16 +8,17 @@ import numpy as np
 
 START_UP = ("import", "load", "build", "trace")
 TRAINING = ("play", "compute", "pack", "send", "receive", "wait", "all-reduce", "unpack", "host")
-"""What an epoch's time is spent on; in this order where it is added up."""
+"""Phases of an epoch's training time, in the order in which totals are drawn."""
 PHASES = (*START_UP, *TRAINING, "evaluate", "checkpoint")
+COMPUTE, MOVING = PHASES.index("compute"), PHASES.index("all-reduce")
 
 SPAN = np.dtype(
     [
-        ("phase", np.uint8),  # number in PHASES
+        ("phase", np.uint8),  # index in PHASES
+        ("background", np.bool_),  # on a second thread, while the rank computes
         ("epoch", np.int32),  # counted from 1; 0 for the start-up
-        ("chunk", np.int32),
-        ("step", np.int32),  # the first one in it
-        ("steps", np.int32),  # how many; 0 for what is not of steps
+        ("step", np.int32),  # first step in the span
+        ("steps", np.int32),  # number of steps; 0 if the span belongs to none
         ("num_bytes", np.int64),  # sent
         ("start", np.float64),  # seconds
         ("stop", np.float64),
@@ -29,207 +26,154 @@ SPAN = np.dtype(
 )
 
 MAX_SPANS = 200_000
-"""Kept of all ranks together; a file of some 25 MB."""
-FEWEST = 1_000
-"""Kept of a rank, however many there are."""
-CLOSE_S = 5e-6
-"""What a way out of a graph and back takes at the least."""
+"""Detailed spans of all ranks together; a file of about 25 MB."""
 DETAILED = 1_000
-"""Spans that each epoch begins with, as they were: a hundred steps or more. The rest is added up."""
+"""Detailed spans of a rank with which each epoch begins: a hundred steps or more."""
+CLOSE_S = 5e-6
+"""Shortest time from a graph to the host and back."""
 
 
-def without(spans: np.ndarray, exchanges: np.ndarray) -> np.ndarray:
-    """``spans`` with ``exchanges`` cut out of them, and these among them: one rank's, in order of time.
+def is_training(spans: np.ndarray) -> np.ndarray:
+    """Return True for each span that counts as training time of its epoch."""
+    return (spans["epoch"] > 0) & np.isin(spans["phase"], [PHASES.index(name) for name in TRAINING])
+
+
+def owners_of(exchanges: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exchanges that began within training, in order, and the index of the span of each."""
+    exchanges = exchanges[np.argsort(exchanges["start"], kind="stable")]
+    owners = np.searchsorted(spans["start"], exchanges["start"], side="right") - 1
+    inside = (owners >= 0) & is_training(spans)[owners]
+    return exchanges[inside], owners[inside]
+
+
+def cut(spans: np.ndarray, exchanges: np.ndarray) -> np.ndarray:
+    """Return ``spans`` with ``exchanges`` cut out of them and inserted, all in order of time.
 
     Args:
-        spans: Of the training thread, in order, none overlapping another.
-        exchanges: Of which only phase, bytes and times are known. Those outside of training are dropped.
+        spans: Spans of the training thread, in order, without overlap.
+        exchanges: Spans of which only phase, bytes and times are known. Those outside training are dropped.
     """
     if not len(spans):
         return spans
     exchanges = exchanges[np.argsort(exchanges["start"], kind="stable")]
-    # Two that TensorFlow ran at once: the later one counts from where the earlier one ended.
+    # If TensorFlow ran two at once, the later one counts from the end of the earlier one.
     ends = np.maximum.accumulate(exchanges["stop"])
     exchanges["start"][1:] = np.maximum(exchanges["start"][1:], ends[:-1])
     exchanges["stop"] = np.maximum(exchanges["stop"], exchanges["start"])
-    owners = np.searchsorted(spans["start"], exchanges["start"], side="right") - 1
-    inside = (owners >= 0) & is_training(spans)[owners] & (exchanges["stop"] <= spans["stop"][owners])
-    exchanges, owners = exchanges[inside], owners[inside]
-    # What lies between the parts of one exchange is no computing.
+    exchanges, owners = owners_of(exchanges, spans)
+    whole = exchanges["stop"] <= spans["stop"][owners]
+    exchanges, owners = exchanges[whole], owners[whole]
+    # A gap between two parts of one exchange is too short to be computing.
     close = (exchanges["start"][1:] - exchanges["stop"][:-1] < CLOSE_S) & (owners[1:] == owners[:-1])
     exchanges["stop"][:-1][close] = exchanges["start"][1:][close]
 
-    # What is left of a span: from its start or the end of an exchange to the next exchange or its end.
-    everyone = np.arange(len(spans))
-    of_piece = np.sort(np.concatenate([everyone, owners]), kind="stable")
+    # A span with n exchanges becomes n + 1 pieces: each begins at the span's start or at the end of an
+    # exchange, and ends at the start of the next exchange or at the span's end. A stable sort by span puts
+    # the span's start before the ends of its exchanges, and the starts of its exchanges before its end.
+    every = np.arange(len(spans))
+    starts_of, stops_of = np.concatenate([every, owners]), np.concatenate([owners, every])
+    of_piece = np.sort(starts_of, kind="stable")
     pieces = spans[of_piece]
     starts = np.concatenate([spans["start"], exchanges["stop"]])
     stops = np.concatenate([exchanges["start"], spans["stop"]])
-    pieces["start"] = starts[np.argsort(np.concatenate([everyone, owners]), kind="stable")]
-    pieces["stop"] = stops[np.argsort(np.concatenate([owners, everyone]), kind="stable")]
+    pieces["start"] = starts[np.argsort(starts_of, kind="stable")]
+    pieces["stop"] = stops[np.argsort(stops_of, kind="stable")]
 
-    for name in ("epoch", "chunk", "step", "steps"):
+    for name in ("epoch", "step", "steps"):
         exchanges[name] = spans[name][owners]
-    _number_steps(pieces, of_piece, spans, owners)
-    _number_steps(exchanges, owners, spans, owners)
+    # Every step has as many exchanges, so the place of a piece or an exchange in its span says its step.
+    per_step, odd = np.divmod(np.bincount(owners, minlength=len(spans)), np.maximum(1, spans["steps"]))
+    numbered = (per_step > 0) & (odd == 0) & (spans["steps"] > 0)
+    for found, of in ((pieces, of_piece), (exchanges, owners)):
+        place = np.arange(len(found)) - np.searchsorted(of, of)
+        step = np.minimum(place // np.maximum(1, per_step[of]), found["steps"] - 1)
+        found["step"] += np.where(numbered[of], step, 0).astype(np.int32)
+        found["steps"] = np.where(numbered[of], 1, found["steps"])
     both = np.concatenate([pieces, exchanges])
     both = both[both["stop"] > both["start"]]
-    return _joined(both[np.argsort(both["start"], kind="stable")])
+    return both[np.argsort(both["start"], kind="stable")]
 
 
-def _joined(spans: np.ndarray) -> np.ndarray:
-    """``spans``, with those made one that follow each other without a gap in the same phase of one step."""
-    same = spans["start"][1:] == spans["stop"][:-1]
-    for name in ("phase", "epoch", "chunk", "step", "steps"):
-        same &= spans[name][1:] == spans[name][:-1]
-    begins = np.flatnonzero(np.concatenate([[True], ~same]))[: len(spans)]
-    joined = spans[begins]
-    if len(spans):
-        joined["stop"] = np.maximum.reduceat(spans["stop"], begins)
-        joined["num_bytes"] = np.add.reduceat(spans["num_bytes"], begins)
-    return joined
-
-
-def _number_steps(parts: np.ndarray, of_part: np.ndarray, spans: np.ndarray, owners: np.ndarray) -> None:
-    """Says of which step each of ``parts`` is, in spans of which every step has as many exchanges."""
-    per_step, odd = np.divmod(np.bincount(owners, minlength=len(spans)), np.maximum(1, spans["steps"]))
-    known = ((per_step > 0) & (odd == 0) & (spans["steps"] > 0))[of_part]
-    place = np.arange(len(parts)) - np.searchsorted(of_part, of_part)
-    step = place // np.maximum(1, per_step[of_part])
-    last = parts["steps"] - 1
-    parts["step"] += np.where(known, np.minimum(step, last), 0).astype(np.int32)
-    parts["steps"] = np.where(known, 1, parts["steps"])
-
-
-def is_training(spans: np.ndarray) -> np.ndarray:
-    """Of which spans the time is their epoch's."""
-    return (spans["epoch"] > 0) & np.isin(spans["phase"], [PHASES.index(name) for name in TRAINING])
-
-
-def summed(spans: np.ndarray, *, by_chunk: bool) -> np.ndarray:
-    """One span a phase for each chunk of steps, or for each stretch of training; others stay as they are."""
-    if not len(spans):
-        return spans
+def totals(spans: np.ndarray) -> np.ndarray:
+    """Replace each stretch of training by one span per phase, laid end to end where the stretch was."""
     training = is_training(spans)
-    new = (
+    breaks = (
         (spans["start"][1:] != spans["stop"][:-1])
         | (spans["epoch"][1:] != spans["epoch"][:-1])
         | ~(training[1:] & training[:-1])
     )
-    if by_chunk:
-        new |= spans["chunk"][1:] != spans["chunk"][:-1]
-    begins = np.flatnonzero(np.concatenate([[True], new]))
-    group = np.cumsum(np.concatenate([[0], new]))
-    seconds, num_bytes = np.zeros((2, len(begins), len(PHASES)))
-    np.add.at(seconds, (group, spans["phase"]), spans["stop"] - spans["start"])
-    np.add.at(num_bytes, (group, spans["phase"]), spans["num_bytes"])
-    stops = spans["start"][begins, np.newaxis] + np.cumsum(seconds, axis=1)
-    where, phase = np.nonzero(seconds)
-    sums = spans[begins][where]
-    sums["phase"], sums["num_bytes"] = phase, num_bytes[where, phase]
-    sums["start"], sums["stop"] = (stops - seconds)[where, phase], stops[where, phase]
-    some = spans["steps"] > 0
-    first = np.minimum.reduceat(np.where(some, spans["step"], np.iinfo(np.int32).max), begins)
-    last = np.maximum.reduceat(np.where(some, spans["step"] + spans["steps"], 0), begins)
-    sums["step"], sums["steps"] = np.where(last, first, 0)[where], np.where(last, last - first, 0)[where]
-    return sums
+    found = [np.empty(0, SPAN)]
+    for stretch in np.split(spans, np.flatnonzero(breaks) + 1):
+        seconds, num_bytes = (
+            np.bincount(stretch["phase"], values, len(PHASES))
+            for values in (stretch["stop"] - stretch["start"], stretch["num_bytes"])
+        )
+        phases = np.flatnonzero(seconds)
+        sums = np.repeat(stretch[:1], len(phases))
+        sums["phase"], sums["num_bytes"] = phases, num_bytes[phases]
+        edges = np.concatenate([stretch["start"][:1], stretch["start"][:1] + np.cumsum(seconds[phases])])
+        edges[-1:] = stretch["stop"][-1:]
+        sums["start"], sums["stop"] = edges[:-1], edges[1:]
+        stepped = stretch[stretch["steps"] > 0]
+        if len(stepped):
+            sums["step"] = stepped["step"][0]
+            sums["steps"] = stepped["step"][-1] + stepped["steps"][-1] - stepped["step"][0]
+        found.append(sums)
+    return np.concatenate(found)
 
 
 def hidden_s(moving: np.ndarray, spans: np.ndarray) -> float:
-    """For how many of the seconds of ``moving`` the training thread computed.
-
-    Args:
-        moving: Spans that ran beside it.
-        spans: Its own, in order of time.
-    """
-    computing = spans[spans["phase"] == PHASES.index("compute")]
+    """Return the seconds of ``moving``, spans in the background, in which the training thread computed."""
+    computing = spans[spans["phase"] == COMPUTE]
     if not len(computing):
         return 0.0
-    # What had been computed by then grows within these spans, and between them it does not.
+    # The time computed so far grows within these spans, and is constant between them.
     edges = np.stack([computing["start"], computing["stop"]], axis=1).ravel()
-    lengths = computing["stop"] - computing["start"]
-    computed = np.stack([np.cumsum(lengths) - lengths, np.cumsum(lengths)], axis=1).ravel()
+    ends = np.cumsum(computing["stop"] - computing["start"])
+    computed = np.stack([np.append(0, ends[:-1]), ends], axis=1).ravel()
     by_then = [np.interp(moving[edge], edges, computed) for edge in ("start", "stop")]
     return float(np.sum(by_then[1] - by_then[0]))
 
 
-class Beside:
-    """What ran on a second thread of one rank while the first one trained: no part of an epoch's time.
+class KeptSpans:
+    """Spans of one rank that are kept: the first of each epoch in detail, then totals.
 
     Args:
-        num_ranks: Among which the room is divided.
+        num_ranks: Number of ranks that share ``MAX_SPANS``.
 
     Attributes:
-        seconds: By epoch, of all all-reduces, kept or not: ``moving``, and how much of it was ``hidden``.
+        spans: Kept spans, of one epoch after another.
+        seconds: Seconds of all spans, kept or not, by epoch and phase.
+        background: Seconds of all all-reduces in the background, by epoch: ``moving``, and ``hidden`` ones.
     """
 
     def __init__(self, num_ranks: int) -> None:
-        self._room = max(FEWEST, MAX_SPANS // num_ranks) // 4
-        self._kept: list[np.ndarray] = []
-        self.seconds: dict[int, dict[str, float]] = {}
+        self._room = MAX_SPANS // num_ranks
+        self.spans = [np.empty(0, SPAN)]
+        self.seconds: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.background: dict[int, dict[str, float]] = {}
 
-    def add(self, exchanges: np.ndarray, spans: np.ndarray) -> None:
-        """Keeps what it can of ``exchanges``, of which only phase, bytes and times are known.
-
-        Args:
-            exchanges: Of the second thread.
-            spans: Of the first one, in order of time.
-        """
-        if not len(spans):
+    def add(self, spans: np.ndarray, background: np.ndarray) -> None:
+        """Add the spans of an epoch, in order of time, and what ran in the background meanwhile."""
+        for span in totals(spans):
+            self.seconds[int(span["epoch"])][PHASES[span["phase"]]] += float(span["stop"] - span["start"])
+        first = self._first(spans)
+        self.spans += [first, totals(spans[len(first) :])]
+        if not len(spans) or not len(background):
             return
-        exchanges = exchanges[np.argsort(exchanges["start"], kind="stable")]
-        owners = np.searchsorted(spans["start"], exchanges["start"], side="right") - 1
-        inside = (owners >= 0) & is_training(spans)[owners]
-        exchanges, owners = exchanges[inside], owners[inside]
-        for name in ("epoch", "chunk", "step", "steps"):
-            exchanges[name] = spans[name][owners]
-        moving = exchanges[exchanges["phase"] == PHASES.index("all-reduce")]
+        background, owners = owners_of(background, spans)
+        for name in ("epoch", "step", "steps"):
+            background[name] = spans[name][owners]
+        moving = background[background["phase"] == MOVING]
         for epoch in np.unique(moving["epoch"]):
             some = moving[moving["epoch"] == epoch]
-            seconds = {"moving": float(np.sum(some["stop"] - some["start"])), "hidden": hidden_s(some, spans)}
-            self.seconds[int(epoch)] = seconds
-        kept = exchanges[exchanges["stop"] > exchanges["start"]][: min(DETAILED, self._room)]
-        self._room -= len(kept)
-        self._kept.append(kept)
+            self.background[int(epoch)] = {
+                "moving": float(np.sum(some["stop"] - some["start"])),
+                "hidden": hidden_s(some, spans),
+            }
+        self.spans.append(self._first(background[background["stop"] > background["start"]]))
 
-    def all(self) -> np.ndarray:
-        """Those that are kept, in order of time."""
-        return np.concatenate([np.empty(0, SPAN), *self._kept])
-
-
-class Bounded:
-    """The spans of one rank that are kept, each stretch in as much detail as there is room for.
-
-    Args:
-        num_ranks: Among which the room is divided.
-
-    Attributes:
-        seconds: By epoch and phase, of all spans, kept or not.
-        num_left_out: Sums that were not kept.
-    """
-
-    def __init__(self, num_ranks: int) -> None:
-        room = max(FEWEST, MAX_SPANS // num_ranks)
-        self._detailed, self._limits = min(DETAILED, room // 4), (room // 2, 3 * room // 4, room)
-        self._kept: list[np.ndarray] = []
-        self._num_kept = 0
-        self.seconds: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self.num_left_out = 0
-
-    def add(self, spans: np.ndarray) -> None:
-        """Keeps what it can of ``spans``, which are in order of time."""
-        first, rest = spans[: self._detailed], spans[self._detailed :]
-        chunks, stretches = summed(spans, by_chunk=True), summed(spans, by_chunk=False)
-        for span in stretches:
-            self.seconds[int(span["epoch"])][PHASES[span["phase"]]] += float(span["stop"] - span["start"])
-        choices = (np.concatenate([first, summed(rest, by_chunk=True)]), chunks, stretches)
-        for kept, limit in zip(choices, self._limits, strict=True):
-            if self._num_kept + len(kept) <= limit:
-                self._kept.append(kept)
-                self._num_kept += len(kept)
-                return
-        self.num_left_out += len(stretches)
-
-    def all(self) -> np.ndarray:
-        """Those that are kept, in order of time."""
-        return np.concatenate([np.empty(0, SPAN), *self._kept])
+    def _first(self, spans: np.ndarray) -> np.ndarray:
+        first = spans[: min(DETAILED, self._room)]
+        self._room -= len(first)
+        return first

@@ -1,0 +1,129 @@
+"""Log of a collective's exchanges, from which every figure about them is computed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mpi_train.monitor import timeline
+from mpi_train.runtime.watchdog import activity
+from mpi_train.runtime.world import World
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Times and bytes of one rank's exchanges with other ranks.
+
+    Attributes:
+        moving_s: Seconds in which bytes moved and the step stood still.
+        waiting_s: Seconds before that, for ranks that had not arrived.
+        sent_bytes: Bytes that this rank sent.
+        hidden_s: Seconds in which bytes moved while the rank computed.
+    """
+
+    moving_s: float = 0.0
+    waiting_s: float = 0.0
+    sent_bytes: int = 0
+    hidden_s: float = 0.0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.moving_s + other.moving_s,
+            self.waiting_s + other.waiting_s,
+            self.sent_bytes + other.sent_bytes,
+            self.hidden_s + other.hidden_s,
+        )
+
+
+class ExchangeLog:
+    """Log of the calls in which a step stands still to exchange with other ranks.
+
+    A collective declares what it does, once: ``call`` wraps the function that a step calls, and ``part``
+    wraps what is done within it. The rest follows: the ``Traffic`` of an epoch, the seconds so far
+    (``total_s``), the activity that the watchdog reports, and the spans of the timeline.
+
+    Attributes:
+        bytes_per_call: Bytes that this rank sends in one call, the sum over its parts.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_per_call = 0
+        self._durations: list[float] = []
+        self._taken_s = 0.0
+
+    def call(self, function: Function) -> Function:
+        """Return ``function`` with its calls logged."""
+        clock, durations = time.perf_counter, self._durations
+
+        def logged(*args: Any) -> Any:
+            start = clock()
+            activity.calls += 1
+            activity.inside = True
+            try:
+                result = function(*args)
+            except Exception as error:
+                # Under MPI this ends all ranks. TensorFlow would bury the error in its own tracebacks.
+                sys.excepthook(type(error), error, error.__traceback__)
+                raise
+            activity.inside = False
+            durations.append(clock() - start)
+            return result
+
+        return logged  # type: ignore[return-value]
+
+    def part(
+        self,
+        kind: str,
+        function: Function,
+        *,
+        together: World | None = None,
+        num_bytes: int = 0,
+        background: bool = False,
+    ) -> Function:
+        """Return ``function``, one part of a call, with its calls on the timeline if there is one.
+
+        Args:
+            kind: Phase of the timeline, such as ``all-reduce``.
+            function: Function to call.
+            together: Ranks whose calls form one exchange; None if no other rank takes part.
+            num_bytes: Bytes that this rank sends in one call.
+            background: True if another thread calls it while the rank computes.
+        """
+        self.bytes_per_call += num_bytes
+        return timeline.traced(
+            kind, function, together=together, num_bytes=num_bytes, background=background
+        )
+
+    @property
+    def total_s(self) -> float:
+        """Seconds in all calls so far, waiting included."""
+        return self._taken_s + sum(self._durations)
+
+    def take_durations(self) -> np.ndarray:
+        """Return and forget the seconds of each call since this was last called, waiting included."""
+        durations = np.array(self._durations, np.float64)
+        self._taken_s += float(durations.sum())
+        self._durations.clear()
+        return durations
+
+    def take_traffic(self, world: World) -> Traffic:
+        """Return the traffic since this was last called, on all ranks of ``world`` together."""
+        durations = self.take_durations()
+        moving_s = float(shortest(durations, world).sum())
+        return Traffic(moving_s, float(durations.sum()) - moving_s, len(durations) * self.bytes_per_call)
+
+
+def shortest(durations: np.ndarray, world: World) -> np.ndarray:
+    """Return the seconds in which bytes moved, of exchanges that took ``durations`` on this rank.
+
+    The last rank to arrive waits for nobody: the shortest of the ranks' durations is what the exchange
+    itself took, and the rest is waiting. So no clocks are compared. On all ranks together.
+    """
+    return np.asarray(np.min(world.gather_all(durations), axis=0))
