@@ -1,4 +1,4 @@
-"""Choice of the exact all-reduce: by where the ranks are, or by measuring."""
+"""Choice of the exact all-reduce by measuring."""
 
 from __future__ import annotations
 
@@ -18,18 +18,6 @@ LIMIT_S = 2.0
 """Seconds after which no further round is begun."""
 CLEARLY = 0.95
 """Fraction of the usual all-reduce's time that another one must stay below to be chosen."""
-
-
-def mean_all_reduce(world: World, length: int) -> MeanAllReduce:
-    """Make the usual all-reduce: through shared memory if all ranks are on one node, else MPI's own.
-
-    Args:
-        world: At least two ranks.
-        length: Vector length, in float32 numbers.
-    """
-    if world.local_size == world.size and all(world.gather_all(has_room(world, length))):
-        return HierarchicalAllReduce(world, length)
-    return PlainAllReduce(world, length)
 
 
 @dataclass(frozen=True)

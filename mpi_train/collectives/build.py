@@ -7,11 +7,25 @@ from pkgutil import resolve_name
 
 from mpi_train.collectives.autotune import Choice, fastest
 from mpi_train.collectives.averaging import Averaging, Context, NoAveraging
-from mpi_train.collectives.base import AllReduce
+from mpi_train.collectives.base import AllReduce, MeanAllReduce
 from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.collectives.hierarchical import HierarchicalAllReduce, has_room
+from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.world import World
+
+
+def mean_all_reduce(world: World, length: int) -> MeanAllReduce:
+    """Make the usual all-reduce: through shared memory if all ranks are on one node, else MPI's own.
+
+    Args:
+        world: At least two ranks.
+        length: Vector length, in float32 numbers.
+    """
+    if world.local_size == world.size and all(world.gather_all(has_room(world, length))):
+        return HierarchicalAllReduce(world, length)
+    return PlainAllReduce(world, length)
 
 
 def averaging(

@@ -97,9 +97,7 @@ class ExchangeLog:
             background: True if another thread calls it while the rank computes.
         """
         self.bytes_per_call += num_bytes
-        return timeline.traced(
-            kind, function, together=together, num_bytes=num_bytes, background=background
-        )
+        return timeline.traced(kind, function, together=together, num_bytes=num_bytes, background=background)
 
     @property
     def total_s(self) -> float:

@@ -64,8 +64,8 @@ class HierarchicalAllReduce(MeanAllReduce):
         self._sum = self._mean[mine]
         self._rank = node.rank
         self._addends = [vector[mine] for vector in vectors]
-        others = [block for block in (slice(0, mine.start), slice(mine.stop, length)) if block.start < block.stop]
-        self._published = [(vectors[node.rank][block], block) for block in others]
+        others = (slice(0, mine.start), slice(mine.stop, length))
+        self._published = [(vectors[node.rank][each], each) for each in others if each.start < each.stop]
 
         num_across = self._across.size if self._leads else 1
         within_bytes = all_reduce_bytes(4 * length, node.size)

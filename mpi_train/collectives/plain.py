@@ -22,9 +22,8 @@ class PlainAllReduce(MeanAllReduce):
     def __init__(self, world: World, length: int) -> None:
         super().__init__(world, self._total)
         self._inverse_size = np.float32(1 / world.size)
-        self._sum = self._log.part(
-            "all-reduce", self._comm.Allreduce, together=world, num_bytes=all_reduce_bytes(4 * length, world.size)
-        )
+        num_bytes = all_reduce_bytes(4 * length, world.size)
+        self._sum = self._log.part("all-reduce", self._comm.Allreduce, together=world, num_bytes=num_bytes)
         self._buffers = [aligned_empty((length,), np.float32) for _ in range(2)]
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:

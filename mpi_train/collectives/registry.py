@@ -12,9 +12,7 @@ from mpi_train.runtime.flags import at_least, option
 class PowerSGDOptions:
     """Options of ``--collective powersgd``."""
 
-    powersgd_rank: int = option(
-        4, "rank of the low-rank gradient approximation", "RANK", changes_result=True
-    )
+    powersgd_rank: int = option(4, "rank of the low-rank gradient approximation", "RANK", changes_result=True)
 
     def __post_init__(self) -> None:
         at_least("--powersgd-rank", self.powersgd_rank, 1)
@@ -34,9 +32,7 @@ class TopKOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.topk_fraction <= 1:
-            raise UsageError(
-                f"--topk-fraction: expected more than 0, at most 1. Got: {self.topk_fraction:g}"
-            )
+            raise UsageError(f"--topk-fraction: expected more than 0, at most 1. Got: {self.topk_fraction:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +80,13 @@ class Collective:
     by_layer: bool = False
     options: type | None = None
     factory: str = f"{_ROOM}.averaging:make"
-    all_reduce: str = f"{_ROOM}.autotune:mean_all_reduce"
+    all_reduce: str = f"{_ROOM}.build:mean_all_reduce"
     cost: str = "all-reduce"
 
 
 COLLECTIVES = {
     "auto": Collective(text="hierarchical on one node, else plain", local=True),
-    "plain": Collective(
-        text="MPI's own all-reduce", local=True, all_reduce=f"{_ROOM}.plain:PlainAllReduce"
-    ),
+    "plain": Collective(text="MPI's own all-reduce", local=True, all_reduce=f"{_ROOM}.plain:PlainAllReduce"),
     "hierarchical": Collective(
         text="shared memory within a node, then all-reduces between nodes",
         local=True,

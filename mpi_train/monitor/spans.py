@@ -1,4 +1,4 @@
-"""Spans of one rank's timeline as arrays: exchanges cut out of computing, details first, totals after them."""
+"""Spans of one rank's timeline as arrays: exchanges cut out of computing, first details, then totals."""
 
 from __future__ import annotations
 

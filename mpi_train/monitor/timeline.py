@@ -40,7 +40,7 @@ def start(world: World) -> None:
 
 
 def phase(name: str, first: int = 0, stop: int = 0) -> AbstractContextManager[None]:
-    """Return a context that is a phase of the training thread, of steps ``first`` to ``stop`` if it has any."""
+    """Return a context that is a phase of the training thread, of steps ``first`` to ``stop`` if any."""
     return _NO_PHASE if _current is None else _current.phase(name, first, stop)
 
 
@@ -170,7 +170,7 @@ class Timeline:
         self._calls: list[_Calls] = []
         self._noted: list[tuple[Any, ...]] = []  # as SPAN, with the name of the phase
         self._epoch = self._step = 0
-        # Name and steps of the open phases, innermost last. Those of the start-up get their names at their end.
+        # Name and steps of the open phases, innermost last. Those of the start-up are named at their end.
         self._open: list[tuple[str, int, int]] = [("", 0, 0)]
         self._since = time.perf_counter() - machine.process_age_s()
         self.clock = Clock(world)

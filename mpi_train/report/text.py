@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.report import tables
 from mpi_train.report.summary import Row, Spread, Summary, differences, sized
 from mpi_train.report.tables import accuracy, percent, seconds, times
@@ -187,7 +187,7 @@ def _method(row: Row) -> Iterator[str]:
             f"{row.name} averages {averaged}. That is not the update of one process (README, How the "
             f"averaging works)."
         )
-    collective = WAYS.get(sync.get("collective", "auto"))
+    collective = COLLECTIVES.get(sync.get("collective", "auto"))
     if collective is not None and collective.changes_result:
         yield (
             f"{row.name} exchanges with --collective {sync['collective']} ({collective.text}), which saves "

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import Averaging, NoAveraging
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.models.optimizers import LearningRate
@@ -37,7 +37,7 @@ def train_custom(config: DevicesConfig, world: World, threads: int) -> RunRecord
     return train(
         Run("custom", replace(config, devices=len(names)), world, threads),
         devices=names,
-        averaging=lambda _: Nothing(),
+        averaging=lambda _: NoAveraging(),
         sync={"average": "gradients", "every": 1, "devices": len(names)},
     )
 
@@ -46,7 +46,7 @@ def train(
     run: Run,
     *,
     devices: Sequence[str],
-    averaging: Callable[[FlatModel], Nothing],
+    averaging: Callable[[FlatModel], Averaging],
     sync: dict[str, Any],
     rate: LearningRate | None = None,
     adapt: Callable[[keras.Model], keras.Model] = lambda model: model,

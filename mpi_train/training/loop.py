@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from mpi_train.collectives.averaging import Nothing
-from mpi_train.collectives.traffic import Traffic
+from mpi_train.collectives.averaging import Averaging, NoAveraging
+from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.monitor import timeline
 from mpi_train.runtime.world import World
 from mpi_train.training.totals import EpochTotals, RankTimes
@@ -71,7 +71,7 @@ def run_chunks(
     callback: ChunkCallback,
     *,
     weights: Callable[[], Sequence[np.ndarray]],
-    averaging: Nothing | None = None,
+    averaging: Averaging | None = None,
     first: int = 0,
 ) -> EpochTotals:
     """Run the steps of one epoch in chunks, from step ``first`` on, on all ranks together.
@@ -86,7 +86,7 @@ def run_chunks(
         first: Number of finished steps.
     """
     meter = _Meter(world, averaging)
-    exchange_s = averaging.exchange_s if averaging is not None else Nothing().exchange_s
+    exchange_s = averaging.exchange_s if averaging is not None else NoAveraging().exchange_s
     length = 8
     with timeline.phase("host"):
         while first < num_steps:
@@ -115,7 +115,7 @@ def run_chunks(
 class _Meter:
     """Sums of an epoch's loss, correct predictions and times. Its clock stops while the callback runs."""
 
-    def __init__(self, world: World, averaging: Nothing | None) -> None:
+    def __init__(self, world: World, averaging: Averaging | None) -> None:
         self._world, self._averaging = world, averaging
         self._sums = np.zeros(3)
         self._graph_s = self._train_s = 0.0

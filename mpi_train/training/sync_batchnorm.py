@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from mpi_train.collectives.averaging import AllReduce
+from mpi_train.collectives.base import AllReduce
 from mpi_train.models import zoo
 from mpi_train.runtime.errors import UsageError
 

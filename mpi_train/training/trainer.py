@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import Averaging, NoAveraging
 from mpi_train.data.examples import Examples
 from mpi_train.models.flat import FlatModel
 from mpi_train.models.optimizers import WarmedUp, update_for
@@ -82,7 +82,7 @@ class Trainer:
         optimizer: keras.Optimizer,
         examples: Examples,
         *,
-        averaging: Nothing | None = None,
+        averaging: Averaging | None = None,
         devices: Sequence[str] = ("/CPU:0",),
         warmup: tuple[float, int] | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class Trainer:
         self.update = update_for(optimizer, flat, self.devices[0])
         if warmup is not None:
             self.update = WarmedUp(self.update, *warmup)
-        self.averaging = averaging or Nothing()
+        self.averaging = averaging or NoAveraging()
         self.averaging.attach(self.update)
         self._from_logits = not returns_probabilities(flat.model)
         self._data = _Data(examples, self.devices[0])

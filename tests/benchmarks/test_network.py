@@ -12,7 +12,7 @@ import pytest
 
 from mpi_train.benchmarks.network.config import NetworkConfig, flags_of, plan
 from mpi_train.benchmarks.network.runner import kept
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.report.collect import write_attempts
 from mpi_train.runtime.errors import EXIT_PLATFORM, UsageError
 from mpi_train.runtime.flags import parse
@@ -54,7 +54,7 @@ def test_each_collective_runs_at_each_rate_with_the_same_work(
 def test_by_default_all_that_differ_on_nodes_with_one_rank_are_compared() -> None:
     names = NetworkConfig().names
     assert names[0] == "plain"
-    assert {name for name in names if "+" not in name} == set(WAYS) - {"auto", "hierarchical"}
+    assert {name for name in names if "+" not in name} == set(COLLECTIVES) - {"auto", "hierarchical"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.base import MeanAllReduce
 from mpi_train.data.shards import ShardSet
 from mpi_train.models import optimizers, zoo
@@ -35,7 +35,7 @@ class Small:
         self.steps: Steps = plan_steps(509, 48, rank=world.rank, size=world.size)
 
     def trainer(
-        self, averaging: Callable[[FlatModel], Nothing], *, model: str = "mlp", optimizer: str = "sgd"
+        self, averaging: Callable[[FlatModel], Averaging], *, model: str = "mlp", optimizer: str = "sgd"
     ) -> Trainer:
         """A trainer whose exchange ``averaging`` makes."""
         flat = FlatModel(zoo.build(model, (28, 28, 1), 10, seed=3, dtype="float32"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpi_train.collectives.averaging import Nothing, Weights
+from mpi_train.collectives.averaging import Averaging, NoAveraging, Weights
 from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip, Neighbours
@@ -40,7 +40,7 @@ def test_a_round_of_rumours_is_the_exact_mean_of_a_power_of_two_of_ranks(world: 
 @pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
 def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, small) -> None:
-    def gossip(flat: FlatModel) -> Nothing:
+    def gossip(flat: FlatModel) -> Averaging:
         return Gossip(mean_all_reduce(world, flat.num_padded), world, flat.num_padded)
 
     trainer = small.trainer(gossip, optimizer="adam")
@@ -54,10 +54,10 @@ def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, sma
 
 @pytest.mark.mpi(min_size=2)
 def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
-    def diloco(flat: FlatModel) -> Nothing:
+    def diloco(flat: FlatModel) -> Averaging:
         return DiLoCo(mean_all_reduce(world, flat.num_padded), flat, every=4, rate=1.0, momentum=0.0)
 
-    def local_sgd(flat: FlatModel) -> Nothing:
+    def local_sgd(flat: FlatModel) -> Averaging:
         return Weights(mean_all_reduce(world, flat.num_padded), every=4)
 
     ways = [small.trainer(averaging) for averaging in (diloco, local_sgd)]
@@ -71,11 +71,11 @@ def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
 def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
     rate, momentum, every = 0.7, 0.9, 4
 
-    def diloco(flat: FlatModel) -> Nothing:
+    def diloco(flat: FlatModel) -> Averaging:
         return DiLoCo(mean_all_reduce(world, flat.num_padded), flat, every, rate, momentum)
 
     trainer = small.trainer(diloco)
-    alone = small.trainer(lambda flat: Nothing())
+    alone = small.trainer(lambda flat: NoAveraging())
     trainer.averaging.begin_epoch(1)
     ours, locally = (each.prepare(small.order(each), small.steps) for each in (trainer, alone))
     origin, velocity = alone.flat.weights.numpy().copy(), 0.0
@@ -93,7 +93,7 @@ def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", ["gossip", "diloco"])
 def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, world: World, small) -> None:
-    def averaging(flat: FlatModel) -> Nothing:
+    def averaging(flat: FlatModel) -> Averaging:
         reduce = mean_all_reduce(world, flat.num_padded)
         return (
             Gossip(reduce, world, flat.num_padded) if kind == "gossip" else DiLoCo(reduce, flat, 4, 0.7, 0.9)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from mpi_train.benchmarks.threads import tune
+
 from mpi_train.collectives import autotune
 from mpi_train.collectives.autotune import Choice, fastest
 from mpi_train.collectives.plain import PlainAllReduce

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from mpi_train.collectives import build as choose
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.bfloat16 import BFloat16AllReduce
 from mpi_train.collectives.topk import TopK
 from mpi_train.data.shards import ShardSet
@@ -32,7 +32,7 @@ def build(name: str = "mlp", device: str = "/CPU:0") -> FlatModel:
     return FlatModel(zoo.build(name, (28, 28, 1), 10, seed=3, dtype="float32"), device)
 
 
-def averaging(world: World, flat: FlatModel, collective: str, **settings: Any) -> Nothing:
+def averaging(world: World, flat: FlatModel, collective: str, **settings: Any) -> Averaging:
     config = MpiConfig(collective=collective, average="gradients", **settings)  # type: ignore[arg-type]
     return choose.averaging(config, world, flat)
 
@@ -46,7 +46,7 @@ def draw(flat: FlatModel, *seed: int) -> np.ndarray:
 class Exchange:
     """What gradients become on their way through an averaging, step by step."""
 
-    def __init__(self, kind: Nothing) -> None:
+    def __init__(self, kind: Averaging) -> None:
         self._kind = kind
         self._run = tf.function(kind.gradient, autograph=False)
 

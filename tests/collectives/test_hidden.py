@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 from mpi4py import MPI
 
-from mpi_train.collectives.averaging import Gradients, Nothing
+from mpi_train.collectives.averaging import Gradients, NoAveraging
 from mpi_train.collectives.background import Background
 from mpi_train.collectives.base import all_reduce_bytes
 from mpi_train.collectives.buckets import BUCKET_BYTES, Buckets, grouped
 from mpi_train.collectives.delayed import Delayed
+from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.collectives.traffic import Traffic
 from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
 from mpi_train.monitor.spans import TRAINING
@@ -33,7 +33,7 @@ def delayed(world: World, flat: FlatModel) -> Delayed:
 @pytest.mark.mpi(min_size=2)
 def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small) -> None:
     ours = small.trainer(lambda flat: delayed(world, flat))
-    alone = small.trainer(lambda flat: Nothing())
+    alone = small.trainer(lambda flat: NoAveraging())
     steps = small.steps
     order = small.order(ours)
     run, local_step = (each.prepare(order, steps) for each in (ours, alone))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime import launch
 
 pytestmark = [pytest.mark.launches, pytest.mark.timeout(240)]
@@ -32,7 +32,7 @@ def test_a_plan_is_measured_and_made_again_from_its_file(tmp_path: Path) -> None
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""
     kept = json.loads((tmp_path / "new" / "calibration.json").read_text())
-    assert set(kept["roomy"]["step_s"]) == {way for way in WAYS if WAYS[way].every == 1}
+    assert set(kept["roomy"]["step_s"]) == {way for way in COLLECTIVES if COLLECTIVES[way].every == 1}
     assert set(kept["alone_s"]) == {"1", "2", "4"}
     assert kept["one_machine"] is True
     for name in ("plan.json", "plan.md", "plan.png"):
@@ -47,9 +47,9 @@ def test_a_plan_is_measured_and_made_again_from_its_file(tmp_path: Path) -> None
     assert "Network, given: 20 us a message, 10 Gbit/s" in again.stdout
     plan = json.loads((tmp_path / "again" / "plan.json").read_text())
     assert {(row["way"], row["ranks"]) for row in plan["trainings"]} == {
-        (way, ranks) for way in WAYS for ranks in (1, 2, 4, 8, 16)
+        (way, ranks) for way in COLLECTIVES for ranks in (1, 2, 4, 8, 16)
     }
-    assert not WAYS[plan["advice"]["the same result"]["fastest"]["way"]].changes_result
+    assert not COLLECTIVES[plan["advice"]["the same result"]["fastest"]["way"]].changes_result
     assert not (tmp_path / "again" / "calibration.json").exists()
 
 

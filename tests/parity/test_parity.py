@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from mpi_train.collectives.averaging import Gradients, Nothing, Weights, WeightsAndSlots
+from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging, Weights, WeightsAndSlots
 from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
@@ -59,9 +59,9 @@ def build(name: str = "mlp", dtype: str = "float32") -> keras.Model:
     return zoo.build(name, (28, 28, 1), 10, seed=3, dtype=dtype)
 
 
-def averaging(kind: str, world: World, flat: FlatModel) -> Nothing:
+def averaging(kind: str, world: World, flat: FlatModel) -> Averaging:
     if world.size == 1:
-        return Nothing()
+        return NoAveraging()
     if kind == "weights+slots":
         return WeightsAndSlots(lambda length: mean_all_reduce(world, length))
     all_reduce = mean_all_reduce(world, flat.num_padded)

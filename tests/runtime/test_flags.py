@@ -64,8 +64,8 @@ def test_the_near_name_is_the_one_that_is_meant() -> None:
     ("flags", "text"),
     [
         (["--accumulate", "0"], "--accumulate: expected at least 1"),
-        (["--post-local-from", "3"], "--post-local-from: --every says how many steps are local"),
-        (["--warmup-epochs", "1"], "--warmup-epochs: there is nothing to rise to"),
+        (["--post-local-from", "3"], "--post-local-from requires --every greater than 1"),
+        (["--warmup-epochs", "1"], "--warmup-epochs requires a scaled learning rate"),
         (["--warmup-epochs", "9", "--lr-scaling", "sqrt"], "--warmup-epochs: expected 0 to --epochs 5"),
         (["--average", "weights+slot"], "invalid choice"),
     ],
@@ -82,7 +82,10 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
         (["--topk-fraction", "2"], "--topk-fraction: expected more than 0, at most 1. Got: 2"),
         (["--topk-fraction", "0"], "--topk-fraction: expected more than 0"),
         (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
-        (["--collective", "diloco", "--post-local-from", "2"], "--post-local-from: --collective diloco goes"),
+        (
+            ["--collective", "diloco", "--post-local-from", "2"],
+            "--post-local-from: --collective diloco is local",
+        ),
         (
             ["--powersgd-rank", "8"],
             "--powersgd-rank is of --collective powersgd",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpi_train.benchmarks.network.cluster import check_rate
 from mpi_train.benchmarks.strategies.bench import Job, RunsConfig, as_typed, num_cores
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.report.collect import Attempt
 from mpi_train.runs.config import TrainConfig, one_example_a_rank
 from mpi_train.runtime.errors import UsageError
@@ -23,7 +23,7 @@ _DEFAULT = (
     PLAIN,
     f"{PLAIN}+average=gradients",
     f"{PLAIN}+every=8",
-    *(name for name in WAYS if name not in (PLAIN, "auto", "hierarchical")),
+    *(name for name in COLLECTIVES if name not in (PLAIN, "auto", "hierarchical")),
 )
 
 
@@ -55,7 +55,7 @@ class NetworkConfig(RunsConfig):
         for rate in self.rate_list or [""]:
             check_rate("--rates", rate)
         if not self.names:
-            raise UsageError(f"--collectives: expected some of {', '.join(WAYS)}. Got: none")
+            raise UsageError(f"--collectives: expected some of {', '.join(COLLECTIVES)}. Got: none")
         for name in self.names:
             flags_of(name)
 

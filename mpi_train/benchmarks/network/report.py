@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.report import tables, text
 from mpi_train.report.charts import STYLE, legend, new_figure
 from mpi_train.report.collect import Attempt, Collection, collect
@@ -59,7 +59,7 @@ class Row:
         if self.record is None:
             return None
         sync = self.record.sync
-        return WAYS[sync["collective"]].changes_result or sync["every"] > 1
+        return COLLECTIVES[sync["collective"]].changes_result or sync["every"] > 1
 
 
 @dataclass(frozen=True, kw_only=True)

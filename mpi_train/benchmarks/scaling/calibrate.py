@@ -20,7 +20,7 @@ from mpi_train.benchmarks.scaling.config import MeasureConfig
 from mpi_train.benchmarks.step.measure import IMAGE_SHAPE, NUM_CLASSES
 from mpi_train.benchmarks.timing import Work, rest_until_all_are_here, time_in_turn
 from mpi_train.collectives import build
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import NoAveraging
 from mpi_train.collectives.buckets import BUCKET_BYTES, grouped
 from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
@@ -66,7 +66,11 @@ class TimedStep:
         flat = FlatModel(model, device)
         self.model_bytes = 4 * flat.num_padded
         self.num_buckets = len(grouped([4 * size for size in flat.sizes], BUCKET_BYTES))
-        averaging = Nothing() if way is None else build.averaging(MpiConfig(collective=way), world, flat)
+        averaging = (
+            NoAveraging()
+            if way is None
+            else build.averaging(MpiConfig(collective=way), world, flat, seed=config.seed)
+        )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         self._trainer = Trainer(flat, optimizer, examples, averaging=averaging, devices=[device])
         steps = plan_steps(num_own * world.size, own_batch * world.size, rank=world.rank, size=world.size)

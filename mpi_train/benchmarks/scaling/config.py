@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpi_train.benchmarks.scaling.cost_model import Network
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import at_least, option
@@ -18,7 +18,7 @@ Machine = Literal["auto", "one", "many"]
 
 def every_step() -> list[str]:
     """Ways that exchange at every step, so that a few steps tell what one takes."""
-    return [name for name, way in WAYS.items() if way.every == 1]
+    return [name for name, way in COLLECTIVES.items() if way.every == 1]
 
 
 @dataclass(frozen=True, kw_only=True)

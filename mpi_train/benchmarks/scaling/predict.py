@@ -17,7 +17,7 @@ from mpi_train.benchmarks.scaling.cost_model import (
     neighbour,
     parts,
 )
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 
 # What a way does that is not an all-reduce as MPI chooses it.
 _PATTERNS: dict[str, Callable[[float, Shape], Moved]] = {
@@ -89,7 +89,7 @@ class Model:
 
     def ways(self) -> list[str]:
         """What can be predicted."""
-        return list(WAYS)
+        return list(COLLECTIVES)
 
     def step(self, way: str, shape: Shape, own_batch: float) -> StepTime:
         """A step of ``shape``, each rank with ``own_batch`` examples, on average."""
@@ -112,11 +112,11 @@ class Model:
 
     def every(self, way: str) -> int:
         """Steps between two exchanges."""
-        return self._every if self._every and WAYS[way].local else WAYS[way].every
+        return self._every if self._every and COLLECTIVES[way].local else COLLECTIVES[way].every
 
     def changes_result(self, way: str) -> bool:
         """Whether training takes another course than with an average of every step."""
-        return WAYS[way].changes_result or self.every(way) > 1
+        return COLLECTIVES[way].changes_result or self.every(way) > 1
 
     def _blend(self, shape: Shape, step: Callable[[Crowd | None, float], StepTime]) -> StepTime:
         calibration = self.calibration

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpi_train.collectives.config import Average
 from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.flags import at_least, option
-from mpi_train.strategies.mpi.config import Average
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from mpi_train.benchmarks.step import figures
 from mpi_train.benchmarks.step.config import BenchStepConfig
 from mpi_train.benchmarks.step.parts import PRODUCT_FLOP, Gradient, Product, Step, Update
 from mpi_train.benchmarks.timing import Work, time_in_turn
-from mpi_train.collectives.averaging import Gradients, Nothing, Weights
+from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging, Weights
 from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import balanced_range
@@ -84,7 +84,7 @@ class StepBench:
             labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8),
         )
         self.order = epoch_order(config.seed, 1, world.rank, num_own)
-        self.trainer = self._trainer(lambda _: Nothing())
+        self.trainer = self._trainer(lambda _: NoAveraging())
 
     def description(self, threads: int) -> list[str]:
         """What is timed, in lines for the user."""
@@ -129,12 +129,12 @@ class StepBench:
         config = self.config
         return zoo.build(config.model, IMAGE_SHAPE, NUM_CLASSES, seed=config.seed, dtype=config.dtype)
 
-    def _trainer(self, averaging: Callable[[FlatModel], Nothing]) -> Trainer:
+    def _trainer(self, averaging: Callable[[FlatModel], Averaging]) -> Trainer:
         flat = FlatModel(self._model(), self.device)
         optimizer = optimizers.build(self.config.optimizer, self.config.learning_rate)
         return Trainer(flat, optimizer, self.examples, averaging=averaging(flat), devices=[self.device])
 
-    def _averaging(self, flat: FlatModel) -> Nothing:
+    def _averaging(self, flat: FlatModel) -> Averaging:
         all_reduce = mean_all_reduce(self.world, flat.num_padded)
         return Gradients(all_reduce) if self.config.average == "gradients" else Weights(all_reduce)
 

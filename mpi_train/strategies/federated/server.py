@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.base import all_reduce_bytes
 from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
@@ -16,7 +16,7 @@ from mpi_train.training.replicas import offset_seeds_by_rank
 from mpi_train.training.trainer import Trainer
 
 
-class Proximal(Nothing):
+class Proximal(Averaging):
     """Term of FedProx: adds the gradient of ``strength / 2 * |weights - server's|^2`` to each client step."""
 
     def __init__(self, flat: FlatModel, strength: float) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mpi_train.collectives.averaging import Nothing
+from mpi_train.collectives.averaging import NoAveraging
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
@@ -60,7 +60,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
         )
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
     flat = FlatModel(model, device)
-    proximal = Proximal(flat, config.proximal) if config.proximal else Nothing()
+    proximal = Proximal(flat, config.proximal) if config.proximal else NoAveraging()
     trainer = Trainer(flat, optimizer, examples, averaging=proximal, devices=[device])
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not zoo.returns_probabilities(model))
     start_equal(world, trainer.variables)

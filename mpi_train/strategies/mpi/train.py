@@ -9,7 +9,9 @@ import keras
 
 from mpi_train.collectives import build
 from mpi_train.collectives.autotune import Choice
-from mpi_train.collectives.averaging import AllReduce, Nothing
+from mpi_train.collectives.averaging import Averaging
+from mpi_train.collectives.base import AllReduce
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.models.flat import FlatModel
 from mpi_train.models.optimizers import LearningRate
 from mpi_train.runs.record import RunRecord
@@ -24,7 +26,7 @@ from mpi_train.training.sync_batchnorm import synchronised
 def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     """Train on all ranks of ``world`` and write the record."""
     with world.together():
-        if config.collective == "buckets" and threads == 1:
+        if COLLECTIVES[config.collective].by_layer and threads == 1:
             devices.run_two_at_once()
         device = devices.own_device(world)
 
@@ -36,8 +38,8 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         choices.append(choice)
         run.progress.say(f"autotune: all-reduce: {choice}", "autotune", **dataclasses.asdict(choice))
 
-    def averaging(flat: FlatModel) -> Nothing:
-        return build.averaging(config, world, flat, within_model, tuned)
+    def averaging(flat: FlatModel) -> Averaging:
+        return build.averaging(config, world, flat, seed=config.seed, within_model=within_model, tuned=tuned)
 
     def mean_within_model(length: int) -> AllReduce:
         within_model.append(build.mean_all_reduce(world, length))

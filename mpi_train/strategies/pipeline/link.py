@@ -10,7 +10,7 @@ import tensorflow as tf
 from mpi4py import MPI
 
 from mpi_train.collectives.host_call import HostCall
-from mpi_train.collectives.traffic import Traffic
+from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.monitor import timeline
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Gradients, Nothing
+from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging
 from mpi_train.collectives.build import mean_all_reduce
-from mpi_train.collectives.traffic import Traffic
+from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.data.examples import Examples
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
@@ -84,7 +84,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     del whole, pieces
     flat = FlatModel(model, device)
     links = _links(pipe, flat, config, copies=peers.size)
-    over_peers = Gradients(mean_all_reduce(peers, flat.num_padded)) if peers.size > 1 else Nothing()
+    over_peers = Gradients(mean_all_reduce(peers, flat.num_padded)) if peers.size > 1 else NoAveraging()
     trainer = _StageTrainer(
         flat,
         optimizer,
@@ -281,10 +281,10 @@ class _StageTrainer(Trainer):
         return loss, correct, gradient
 
 
-class _Exchange(Nothing):
+class _Exchange(Averaging):
     """Averaging of a stage's gradients over its replicas, with the traffic of the links."""
 
-    def __init__(self, over_peers: Nothing, peers: World, links: _Links) -> None:
+    def __init__(self, over_peers: Averaging, peers: World, links: _Links) -> None:
         self._over_peers, self._peers, self._links = over_peers, peers, links
         self._idle_s = self._all_idle_s = 0.0
 

@@ -19,7 +19,7 @@ from mpi_train.benchmarks.scaling.calibration import (
 from mpi_train.benchmarks.scaling.cost_model import Network, Shape
 from mpi_train.benchmarks.scaling.predict import Model, trainings
 from mpi_train.benchmarks.scaling.recommend import advise
-from mpi_train.collectives.registry import WAYS
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime.errors import UsageError
 from tests.benchmarks.scaling.conftest import (
     LATENCY_S,
@@ -125,7 +125,7 @@ def test_ranks_on_shared_cores_get_no_faster(shared: Calibration) -> None:
 
 def test_every_way_is_predicted_at_every_size(calibration: Calibration) -> None:
     found = trainings(Model(calibration), epochs=2, num_examples=640, max_ranks=4096, per_node=1, weak=False)
-    assert list(found) == list(WAYS)
+    assert list(found) == list(COLLECTIVES)
     for rows in found.values():
         assert [row.shape.ranks for row in rows] == [1, 2, 4, 8, 16, 32, 64], "a batch of 64 goes no further"
         assert rows[0].train_s == pytest.approx(2 * 10 * compute_s(64))

@@ -1,1 +1,0 @@
-"""Choose the number of threads by measuring."""
