@@ -12,7 +12,7 @@ import pytest
 
 from mpi_train.benchmarks.network.config import NetworkConfig, flags_of, plan
 from mpi_train.benchmarks.network.runner import kept
-from mpi_train.collectives.registry import COLLECTIVES
+from mpi_train.collectives.registry import COLLECTIVES, TopKOptions
 from mpi_train.report.collect import write_attempts
 from mpi_train.runtime.errors import EXIT_PLATFORM, UsageError
 from mpi_train.runtime.flags import parse
@@ -27,11 +27,11 @@ def test_each_collective_runs_at_each_rate_with_the_same_work(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     config = NetworkConfig(
-        rates="1gbit, 100mbit", collectives="plain,plain+every=8,topk+topk-part=0.1", seed=3, out=tmp_path
+        rates="1gbit, 100mbit", collectives="plain,plain+every=8,topk+topk-fraction=0.1", seed=3, out=tmp_path
     )
     jobs = plan(config, ROOT / "jobs")
     folders = [job.attempt.folder for job in jobs]
-    assert folders[:3] == ["1gbit/plain", "1gbit/plain+every=8", "1gbit/topk+topk-part=0.1"]
+    assert folders[:3] == ["1gbit/plain", "1gbit/plain+every=8", "1gbit/topk+topk-fraction=0.1"]
     assert folders[3:] == [folder.replace("1gbit", "100mbit") for folder in folders[:3]]
     for job in jobs:
         words = job.words[job.words.index(os.path.relpath(ROOT / "jobs/mpi.py")) + 1 :]
@@ -45,9 +45,9 @@ def test_each_collective_runs_at_each_rate_with_the_same_work(
             os.path.relpath(ROOT / "slurm/local_cluster.sh") + f" rate {rate} && srun"
         )
     settings = [parse(MpiConfig, job.words[-4:], description="", prog="") for job in jobs[1:3]]
-    assert [(each.collective, each.every, each.topk_fraction) for each in settings] == [
-        ("plain", 8, MpiConfig().topk_fraction),
-        ("topk", 1, 0.1),
+    assert [(each.collective, each.every, each.options) for each in settings] == [
+        ("plain", 8, None),
+        ("topk", 1, TopKOptions(topk_fraction=0.1)),
     ]
 
 

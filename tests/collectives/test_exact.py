@@ -49,7 +49,7 @@ def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllRedu
 
     expected = sum(i + (world.size - 1) / 2 for i in range(200))
     assert (run().numpy() == expected).all()
-    assert reduce.take_traffic(world).sent_bytes == 200 * reduce.bytes_per_call
+    assert reduce.logs[0].take_traffic(world).sent_bytes == 200 * reduce.bytes_per_call
 
 
 @pytest.mark.ranks(4)
@@ -60,7 +60,7 @@ def test_in_two_levels_it_is_the_mean_whoever_shares_a_node(
     node_of: Callable[[int], int], length: int, world: World, check_mean, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = world.split(node_of(world.rank))
-    monkeypatch.setattr(hierarchical, "_of_one_node", lambda world: node)
+    monkeypatch.setattr(hierarchical, "_node_of", lambda world: node)
     check_mean(HierarchicalAllReduce(world, length), length)
 
 
@@ -70,7 +70,7 @@ def test_leaders_alone_send_to_other_nodes_and_each_its_part(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = world.split(world.rank % 2)
-    monkeypatch.setattr(hierarchical, "_of_one_node", lambda world: node)
+    monkeypatch.setattr(hierarchical, "_node_of", lambda world: node)
     length = 1000
     reduce = HierarchicalAllReduce(world, length)
     within = all_reduce_bytes(4 * length, node.size)

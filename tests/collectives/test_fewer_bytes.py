@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mpi_train.collectives import build as choose
+from mpi_train.collectives import build as collectives
 from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.bfloat16 import BFloat16AllReduce
+from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.collectives.registry import COLLECTIVES, TopKOptions
 from mpi_train.collectives.topk import TopK
 from mpi_train.data.shards import ShardSet
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
-from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.training.replicas import check_equal
 from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
@@ -32,9 +33,11 @@ def build(name: str = "mlp", device: str = "/CPU:0") -> FlatModel:
     return FlatModel(zoo.build(name, (28, 28, 1), 10, seed=3, dtype="float32"), device)
 
 
-def averaging(world: World, flat: FlatModel, collective: str, **settings: Any) -> Averaging:
-    config = MpiConfig(collective=collective, average="gradients", **settings)  # type: ignore[arg-type]
-    return choose.averaging(config, world, flat)
+def averaging(world: World, flat: FlatModel, collective: str, seed: int = 1, **settings: Any) -> Averaging:
+    kind = COLLECTIVES[collective].options
+    options = kind(**settings) if kind else None
+    config = ExchangeConfig(collective=collective, average="gradients", options=options)
+    return collectives.averaging(config, world, flat, seed=seed)
 
 
 def draw(flat: FlatModel, *seed: int) -> np.ndarray:
@@ -102,7 +105,7 @@ def test_each_sends_as_little_as_it_says(world: World) -> None:
     # Two kernels of (288, 64) and (1600, 128) and one of (128, 10), in rank 4; the other numbers as they are.
     numbers = 4 * (288 + 64 + 1600 + 128 + 128 + 10) + 288 + 32 + 64 + 128 + 10
     assert sent["powersgd"] == pytest.approx(2 * 4 * numbers * (world.size - 1) / world.size, abs=2)
-    assert sent["topk"] == 8 * round(MpiConfig().topk_fraction * flat.num_padded) * (world.size - 1)
+    assert sent["topk"] == 8 * round(TopKOptions().topk_fraction * flat.num_padded) * (world.size - 1)
 
 
 def test_powersgd_is_exact_where_the_rank_is_enough(world: World) -> None:

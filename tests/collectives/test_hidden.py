@@ -109,11 +109,12 @@ def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
     background.start()
     background.wait()
     assert (mean == (world.size - 1) / 2).all()
-    assert background.take_traffic(world, 0.0).sent_bytes == all_reduce_bytes(32, world.size)
+    assert background.take_traffic(world).sent_bytes == all_reduce_bytes(32, world.size)
     # Rank 0 came last both times: 0.3 and 0.5 s of moving, of which steps stood still for 0.1 and all.
-    background._durations[:] = [0.3 + world.rank, 0.5 + world.rank, 9.0]
+    background._moved_s[:] = [0.3 + world.rank, 0.5 + world.rank, 9.0]
     background._stood_s[:] = [0.1, 0.7]
-    traffic = background.take_traffic(world, 1.0)
+    background._durations[:] = [1.0]
+    traffic = background.take_traffic(world)
     assert vars(traffic) == pytest.approx(
         vars(
             Traffic(
@@ -121,7 +122,7 @@ def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
             )
         )
     )
-    assert background._durations == [9.0]  # that one is still waited for
+    assert background._moved_s == [9.0]  # that one is still waited for
 
 
 @pytest.mark.mpi(min_size=2)

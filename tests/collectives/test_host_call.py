@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mpi_train.collectives import host_call
+from mpi_train.collectives.exchange_log import ExchangeLog
 from mpi_train.collectives.host_call import HostCall
 from mpi_train.runtime.aligned import ALIGNMENT, aligned_empty
 
@@ -29,7 +30,8 @@ def test_a_function_is_called_in_turn_and_timed(way: str) -> None:
         numbers.append(int(number))
         return values + np.float32(number)
 
-    call = HostCall(note)
+    log = ExchangeLog()
+    call = HostCall(note, log)
 
     @tf.function(autograph=False)
     def run(values: tf.Tensor) -> tf.Tensor:
@@ -40,10 +42,10 @@ def test_a_function_is_called_in_turn_and_timed(way: str) -> None:
 
     assert (run(tf.zeros(3)).numpy() == 45).all()
     assert numbers == list(range(10))
-    durations = call.take_durations()
+    durations = log.take_durations()
     assert len(durations) == 10
-    assert durations.sum() == pytest.approx(call.total_s)
-    assert len(call.take_durations()) == 0
+    assert durations.sum() == pytest.approx(log.total_s)
+    assert len(log.take_durations()) == 0
 
 
 @pytest.mark.parametrize("places", [0, 1])
@@ -55,7 +57,7 @@ def test_only_what_is_aligned_stays_where_it_is(places: int, way: str) -> None:
         buffer[...] = value
         return buffer
 
-    call = HostCall(fill)
+    call = HostCall(fill, ExchangeLog())
 
     @tf.function(autograph=False)
     def run() -> tf.Tensor:
@@ -75,7 +77,7 @@ def test_an_error_is_said_at_once(way: str, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(values: np.ndarray) -> np.ndarray:
         raise ValueError("a rank is not where it should be")
 
-    call = HostCall(fail)
+    call = HostCall(fail, ExchangeLog())
     with pytest.raises(tf.errors.InvalidArgumentError, match="a rank is not where it should be"):
         tf.function(lambda: call([tf.zeros(1)], [1]))()
     assert [str(error) for error in said] == ["a rank is not where it should be"]

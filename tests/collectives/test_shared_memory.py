@@ -1,4 +1,4 @@
-"""The memory that the ranks of a node share: what is written before a meeting can be read after it."""
+"""Shared memory of a node: what is written before a barrier can be read after it."""
 
 import time
 
@@ -12,7 +12,7 @@ from mpi_train.runtime.world import World
 
 @pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
-def test_what_was_written_before_a_meeting_is_read_after_it(world: World) -> None:
+def test_what_was_written_before_a_barrier_is_read_after_it(world: World) -> None:
     length = 10_000
     memory = NodeMemory(world, 8 * world.size * length)
     rows = memory.array.view(np.int64).reshape(world.size, length)
@@ -22,9 +22,9 @@ def test_what_was_written_before_a_meeting_is_read_after_it(world: World) -> Non
         if rng.random() < 0.1:
             time.sleep(0.002 * rng.random())  # some come late, in turn
         rows[world.rank] = turn * world.size + world.rank
-        memory.meet()
+        memory.barrier()
         seen.append((rows == turn * world.size + np.arange(world.size)[:, np.newaxis]).all())
-        memory.meet()
+        memory.barrier()
     assert all(seen)
     assert memory.array.ctypes.data % ALIGNMENT == 0
     del rows

@@ -88,7 +88,7 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
         ),
         (
             ["--powersgd-rank", "8"],
-            "--powersgd-rank is of --collective powersgd",
+            "--powersgd-rank applies to --collective powersgd only. Got: --collective auto",
         ),
         (["--every", "4", "--collective", "powersgd"], "--every: --collective powersgd exchanges at every"),
     ],
