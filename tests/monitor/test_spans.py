@@ -1,4 +1,4 @@
-"""What becomes of spans: exchanges cut out, steps numbered, too many added up, clocks set right."""
+"""Spans of a timeline: exchanges cut out, steps numbered, the many added up, clocks compared."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import pytest
 from mpi_train.benchmarks.strategies.bench import BenchConfig
 from mpi_train.monitor import clock, timeline
 from mpi_train.monitor.clock import Clock, Reading
-from mpi_train.monitor.spans import FEWEST, MAX_SPANS, PHASES, SPAN, Beside, Bounded, summed, without
+from mpi_train.monitor.spans import DETAILED, MAX_SPANS, PHASES, SPAN, KeptSpans, cut, totals
 from mpi_train.runtime.errors import DivergedError, UsageError
 from mpi_train.runtime.world import World
 
 
 def spans(*rows: tuple[str, int, int, float, float]) -> np.ndarray:
-    """Of epoch 1: phase, first step, number of steps, start, stop. A chunk begins with each compute span."""
-    chunks = np.cumsum([row[0] == "compute" for row in rows])
+    """Spans of epoch 1, from rows of phase, first step, number of steps, start, stop."""
     return np.array(
         [
-            (PHASES.index(name), 1, chunk, step, steps, 0, start, stop)
-            for chunk, (name, step, steps, start, stop) in zip(chunks, rows, strict=True)
+            (PHASES.index(name), False, 1, step, steps, 0, start, stop)
+            for name, step, steps, start, stop in rows
         ],
         SPAN,
     )
@@ -40,7 +39,7 @@ def test_exchanges_are_cut_out_of_computing_and_numbered_with_it() -> None:
     )
     # The last one is of the evaluation, and no part of training.
     calls = spans(*(("all-reduce", 0, 0, start, start + 1) for start in (2, 6, 11)))
-    assert shown(without(noted, calls)) == [
+    assert shown(cut(noted, calls)) == [
         ("host", 0, 0, 0, 1),
         ("compute", 0, 1, 1, 2),
         ("all-reduce", 0, 1, 2, 3),
@@ -56,7 +55,7 @@ def test_what_is_hidden_is_what_moves_while_the_rank_computes() -> None:
     noted = spans(
         ("host", 0, 0, 0, 1), ("compute", 0, 1, 1, 4), ("unpack", 0, 1, 4, 5), ("compute", 1, 1, 5, 9)
     )
-    beside = Beside(num_ranks=1)
+    kept = KeptSpans(num_ranks=1)
     # Half in computing, across what interrupts it, and after all of it; waiting for a rank is no moving.
     calls = spans(
         ("all-reduce", 0, 0, 0, 2),
@@ -64,9 +63,9 @@ def test_what_is_hidden_is_what_moves_while_the_rank_computes() -> None:
         ("all-reduce", 0, 0, 3, 6),
         ("all-reduce", 0, 0, 8, 11),
     )
-    beside.add(calls, noted)
-    assert beside.seconds == {1: {"moving": 8, "hidden": 1 + 2 + 1}}
-    assert shown(beside.all()) == [
+    kept.add(noted, calls)
+    assert kept.background == {1: {"moving": 8, "hidden": 1 + 2 + 1}}
+    assert shown(kept.spans[-1]) == [
         ("all-reduce", 0, 0, 0, 2),
         ("wait", 0, 1, 2, 3),
         ("all-reduce", 0, 1, 3, 6),
@@ -74,78 +73,63 @@ def test_what_is_hidden_is_what_moves_while_the_rank_computes() -> None:
     ]
 
 
-def test_no_more_is_kept_of_a_second_track_than_there_is_room_for() -> None:
-    beside = Beside(num_ranks=MAX_SPANS // FEWEST)
-    noted = spans(("compute", 0, 10_000, 0, 10_000))
-    calls = spans(*(("all-reduce", 0, 0, start, start + 0.5) for start in range(10_000)))
-    for _ in range(2):
-        beside.add(calls, noted)
-    assert 0 < len(beside.all()) < FEWEST
-    assert beside.seconds[1]["hidden"] == pytest.approx(5_000)
-
-
 def test_steps_with_fewer_exchanges_than_one_are_not_numbered() -> None:
-    found = without(spans(("compute", 4, 3, 0, 9)), spans(("all-reduce", 0, 0, 8, 9)))
+    found = cut(spans(("compute", 4, 3, 0, 9)), spans(("all-reduce", 0, 0, 8, 9)))
     assert shown(found) == [("compute", 4, 3, 0, 8), ("all-reduce", 4, 3, 8, 9)]
 
 
 def test_exchanges_at_once_do_not_overlap() -> None:
     calls = spans(("wait", 0, 0, 1, 5), ("send", 0, 0, 2, 3), ("receive", 0, 0, 4, 6))
-    found = without(spans(("compute", 0, 1, 0, 9)), calls)
+    found = cut(spans(("compute", 0, 1, 0, 9)), calls)
     assert [row[0] for row in shown(found)] == ["compute", "wait", "receive", "compute"]
     assert found["start"][1:].tolist() == found["stop"][:-1].tolist() == [1, 5, 6]
 
 
 def test_nothing_is_no_trouble() -> None:
     nothing = np.empty(0, SPAN)
-    assert len(without(nothing, nothing)) == len(summed(nothing, by_chunk=True)) == 0
-    assert len(without(nothing, spans(("wait", 0, 0, 1, 2)))) == 0
+    assert len(cut(nothing, nothing)) == len(totals(nothing)) == 0
+    assert len(cut(nothing, spans(("wait", 0, 0, 1, 2)))) == 0
 
 
-def test_sums_fill_their_chunk_or_their_stretch() -> None:
+def test_totals_fill_their_stretch_of_training() -> None:
     noted = spans(
         ("compute", 0, 1, 0, 3), ("wait", 0, 1, 3, 4), ("compute", 1, 1, 4, 6), ("host", 2, 0, 6, 7),
         ("checkpoint", 2, 0, 7, 9), ("compute", 2, 5, 9, 10),
     )  # fmt: skip
-    noted["chunk"] = [1, 1, 1, 1, 1, 2]
-    expected = [
-        ("compute", 0, 2, 0, 5), ("wait", 0, 2, 5, 6), ("host", 0, 2, 6, 7), ("checkpoint", 0, 0, 7, 9),
+    assert shown(totals(noted)) == [
+        ("compute", 0, 2, 0, 5), ("wait", 0, 2, 5, 6), ("host", 0, 2, 6, 7), ("checkpoint", 2, 0, 7, 9),
         ("compute", 2, 5, 9, 10),
     ]  # fmt: skip
-    assert shown(summed(noted, by_chunk=True)) == expected
-    assert shown(summed(noted, by_chunk=False)) == expected
     without_break = noted[[0, 1, 2, 3, 5]]
     without_break["start"][-1], without_break["stop"][-1] = 7, 8
-    assert shown(summed(without_break, by_chunk=False)) == [
+    assert shown(totals(without_break)) == [
         ("compute", 0, 7, 0, 6), ("wait", 0, 7, 6, 7), ("host", 0, 7, 7, 8),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("num_ranks", [1, 4, 1000])
-def test_a_long_run_is_bounded_and_its_sums_are_exact(num_ranks: int) -> None:
-    room = max(FEWEST, MAX_SPANS // num_ranks)
-    kept = Bounded(num_ranks)
+def test_a_long_run_keeps_few_spans_and_exact_totals(num_ranks: int) -> None:
+    kept = KeptSpans(num_ranks)
     num_epochs, num_steps = 400, 1500
     edges = np.arange(2 * num_steps + 1, dtype=np.float64)
     for epoch in range(1, num_epochs + 1):
         one = np.zeros(2 * num_steps, SPAN)
         one["phase"] = [PHASES.index("compute"), PHASES.index("wait")] * num_steps
-        one["epoch"], one["chunk"] = epoch, np.arange(2 * num_steps) // 100
+        one["epoch"] = epoch
         one["step"], one["steps"] = np.arange(2 * num_steps) // 2, 1
         one["start"], one["stop"] = edges[:-1] + 1e4 * epoch, edges[1:] + 1e4 * epoch
-        kept.add(one)
-    assert len(kept.all()) <= room
-    assert len(kept.all()) > room / 2
+        kept.add(one, one[:0])
+    found = np.concatenate(kept.spans)
+    detailed = found[found["steps"] == 1]
+    assert len(detailed) == min(DETAILED * num_epochs, MAX_SPANS // num_ranks)
+    assert len(found) <= len(detailed) + 2 * num_epochs
     assert kept.seconds == {
         epoch: {"compute": num_steps, "wait": num_steps} for epoch in range(1, num_epochs + 1)
     }
-    found = kept.all()
     assert (found["start"][1:] >= found["stop"][:-1]).all()
-    # What is left out is said; all else adds up.
-    for epoch in np.unique(found["epoch"]):
+    for epoch in range(1, num_epochs + 1):
         here = found[found["epoch"] == epoch]
         assert (here["stop"] - here["start"]).sum() == pytest.approx(2 * num_steps)
-    assert kept.num_left_out == 2 * (num_epochs - len(np.unique(found["epoch"])))
 
 
 def test_a_clock_that_goes_apart_is_followed_and_a_disturbed_reading_is_not() -> None:

@@ -78,9 +78,12 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--powersgd-rank", "0"], "--powersgd-rank: expected at least 1"),
-        (["--topk-fraction", "2"], "--topk-fraction: expected more than 0, at most 1. Got: 2"),
-        (["--topk-fraction", "0"], "--topk-fraction: expected more than 0"),
+        (["--collective", "powersgd", "--powersgd-rank", "0"], "--powersgd-rank: expected at least 1"),
+        (
+            ["--collective", "topk", "--topk-fraction", "2"],
+            "--topk-fraction: expected more than 0, at most 1. Got: 2",
+        ),
+        (["--collective", "topk", "--topk-fraction", "0"], "--topk-fraction: expected more than 0"),
         (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
         (
             ["--collective", "diloco", "--post-local-from", "2"],
