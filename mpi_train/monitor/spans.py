@@ -127,10 +127,10 @@ def hidden_s(moving: np.ndarray, spans: np.ndarray) -> float:
     computing = spans[spans["phase"] == COMPUTE]
     if not len(computing):
         return 0.0
+    lengths = computing["stop"] - computing["start"]
     # The time computed so far grows within these spans, and is constant between them.
     edges = np.stack([computing["start"], computing["stop"]], axis=1).ravel()
-    ends = np.cumsum(computing["stop"] - computing["start"])
-    computed = np.stack([np.append(0, ends[:-1]), ends], axis=1).ravel()
+    computed = np.repeat(np.cumsum(np.append(0, lengths)), 2)[1:-1]
     by_then = [np.interp(moving[edge], edges, computed) for edge in ("start", "stop")]
     return float(np.sum(by_then[1] - by_then[0]))
 
@@ -167,10 +167,8 @@ class KeptSpans:
         moving = background[background["phase"] == MOVING]
         for epoch in np.unique(moving["epoch"]):
             some = moving[moving["epoch"] == epoch]
-            self.background[int(epoch)] = {
-                "moving": float(np.sum(some["stop"] - some["start"])),
-                "hidden": hidden_s(some, spans),
-            }
+            seconds = {"moving": float(np.sum(some["stop"] - some["start"])), "hidden": hidden_s(some, spans)}
+            self.background[int(epoch)] = seconds
         self.spans.append(self._first(background[background["stop"] > background["start"]]))
 
     def _first(self, spans: np.ndarray) -> np.ndarray:

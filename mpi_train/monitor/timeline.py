@@ -29,43 +29,56 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # A process has one timeline, which reaches back to its start: before there is a run, a trainer or a
 # collective to hand it to. Passing it through all of them would add a parameter to each, for --trace alone.
-_current: Timeline | None = None
+_current: _Timeline | None = None
 _NO_PHASE: AbstractContextManager[None] = nullcontext()
 
 
 def start(world: World) -> None:
     """Begin a timeline at the start of the process, on all ranks together."""
     global _current
-    _current = Timeline(world)
+    _current = _Timeline(world)
 
 
 def phase(name: str, first: int = 0, stop: int = 0) -> AbstractContextManager[None]:
     """Return a context that is a phase of the training thread, of steps ``first`` to ``stop`` if any."""
-    return _NO_PHASE if _current is None else _current.phase(name, first, stop)
+    return _NO_PHASE if _current is None else _phase(name, first, stop)
 
 
-def enter(name: str) -> None:
+@contextmanager
+def _phase(name: str, first: int, stop: int) -> Iterator[None]:
+    enter(name, first, stop)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def enter(name: str, first: int = 0, stop: int = 0) -> None:
     """Begin a phase without a context; ``leave`` ends it."""
     if _current is not None:
-        _current.enter(name)
+        _current.note()
+        _current.open.append((name, first, stop))
 
 
 def leave() -> None:
     """End the phase that was entered last."""
     if _current is not None:
-        _current.leave()
+        _current.note()
+        _current.step = _current.open.pop()[2] or _current.step
 
 
 def lap(name: str) -> None:
     """End a phase of the start-up, which began at the end of the previous one."""
     if _current is not None:
-        _current.lap(name)
+        _current.note()
+        _current.noted = [(name, *span[1:]) if span[0] == "" else span for span in _current.noted]
 
 
 def begin_epoch(epoch: int) -> None:
     """Assign what follows to this epoch."""
     if _current is not None:
-        _current.begin_epoch(epoch)
+        # A phase that is still open is the start-up, or was left by an error.
+        _current.open, _current.epoch, _current.step = [], epoch, 0
 
 
 def end_epoch() -> None:
@@ -85,16 +98,26 @@ def traced(
     """Return ``function`` with its calls on the timeline, or unchanged if there is no timeline.
 
     Args:
-        name: Phase of a call.
-        function: Function that a step calls, outside of or inside a graph.
+        name: Phase of a call, such as ``all-reduce``.
+        function: Function to call.
         together: Ranks whose calls are one exchange, which ends on none before it has begun on all: the time
-            until the last rank begins is waiting.
+            until the last rank begins is waiting. None if no other rank takes part.
         num_bytes: Bytes that this rank sends in one call.
         background: True if another thread calls it while the rank computes.
     """
     if _current is None:
         return function
-    return _current.traced(function, _Calls(name, together, num_bytes, background))
+    calls = _Calls(name, together, num_bytes, background)
+    _current.calls.append(calls)
+    add, clock = calls.times.extend, time.perf_counter
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        begin = clock()
+        result = function(*args, **kwargs)
+        add((begin, clock()))
+        return result
+
+    return timed  # type: ignore[return-value]
 
 
 @contextmanager
@@ -118,12 +141,7 @@ def _write(path: Path, say: Callable[[str], None]) -> None:
 
 @dataclass
 class _Calls:
-    """Calls of one traced function.
-
-    Attributes:
-        phase, together, num_bytes, background: Arguments of ``traced``.
-        times: Start and stop of each call, in turn.
-    """
+    """Start and stop (``times``) of the calls of one traced function; the rest as for ``traced``."""
 
     phase: str
     together: World | None
@@ -140,93 +158,46 @@ class _Calls:
         begins, ends = np.array(self.times[:count]).reshape(-1, 2).T
         del self.times[:count]
         if self.together is None:
-            return self._spans(self.phase, begins, ends)
+            return self._spans(self.phase, begins, ends, self.num_bytes)
         common = clock.common(begins)
         last = np.clip(begins + (self.together.maxima(common) - common), begins, ends)
-        return np.concatenate([self._spans("wait", begins, last), self._spans(self.phase, last, ends)])
+        waits = self._spans("wait", begins, last, 0)
+        return np.concatenate([waits, self._spans(self.phase, last, ends, self.num_bytes)])
 
-    def _spans(self, phase: str, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    def _spans(self, phase: str, starts: np.ndarray, stops: np.ndarray, num_bytes: int) -> np.ndarray:
         spans = np.zeros(len(starts), SPAN)
-        spans["phase"], spans["background"] = PHASES.index(phase), self.background
-        spans["num_bytes"] = 0 if phase == "wait" else self.num_bytes
-        spans["start"], spans["stop"] = starts, stops
+        spans["phase"], spans["num_bytes"] = PHASES.index(phase), num_bytes
+        spans["background"], spans["start"], spans["stop"] = self.background, starts, stops
         return spans
 
 
-class Timeline:
-    """Timeline of this rank.
-
-    Args:
-        world: The ranks.
-
-    Attributes:
-        clock: This rank's clock, compared with the root's.
-        kept: Spans of the epochs that are over.
-    """
+class _Timeline:
+    """Timeline of this rank, among those of ``world``."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
-        self.kept = KeptSpans(world.size)
-        self._calls: list[_Calls] = []
-        self._noted: list[tuple[Any, ...]] = []  # as SPAN, with the name of the phase
-        self._epoch = self._step = 0
+        self.world, self.kept = world, KeptSpans(world.size)
+        self.calls: list[_Calls] = []
+        self.noted: list[tuple[Any, ...]] = []  # as SPAN, with the name of the phase
+        self.epoch = self.step = 0
         # Name and steps of the open phases, innermost last. Those of the start-up are named at their end.
-        self._open: list[tuple[str, int, int]] = [("", 0, 0)]
+        self.open: list[tuple[str, int, int]] = [("", 0, 0)]
         self._since = time.perf_counter() - machine.process_age_s()
         self.clock = Clock(world)
 
-    @contextmanager
-    def phase(self, name: str, first: int = 0, stop: int = 0) -> Iterator[None]:
-        self.enter(name, first, stop)
-        try:
-            yield
-        finally:
-            self.leave()
-
-    def enter(self, name: str, first: int = 0, stop: int = 0) -> None:
-        self._note()
-        self._open.append((name, first, stop))
-
-    def leave(self) -> None:
-        self._note()
-        _, _, stop = self._open.pop()
-        self._step = stop or self._step
-
-    def lap(self, name: str) -> None:
-        self._note()
-        self._noted = [(name, *span[1:]) if span[0] == "" else span for span in self._noted]
-
-    def begin_epoch(self, epoch: int) -> None:
-        # A phase that is still open is the start-up, or was left by an error.
-        self._open = []
-        self._epoch, self._step = epoch, 0
-
-    def traced(self, function: Function, calls: _Calls) -> Function:
-        self._calls.append(calls)
-        add, clock = calls.times.extend, time.perf_counter
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = clock()
-            result = function(*args, **kwargs)
-            add((begin, clock()))
-            return result
-
-        return timed  # type: ignore[return-value]
+    def note(self) -> None:
+        """End the span of the innermost phase here, where another begins."""
+        now = time.perf_counter()
+        if self.open:
+            name, first, stop = self.open[-1]
+            step, steps = (first, stop - first) if stop else (self.step, 0)
+            self.noted.append((name, False, self.epoch, step, steps, 0, self._since, now))
+        self._since = now
 
     def settle(self) -> None:
         """Make spans of what was noted since this was last called, on all ranks together."""
         self.clock.read()
-        exchanges = np.concatenate([np.empty(0, SPAN), *(calls.take(self.clock) for calls in self._calls)])
-        noted = [(PHASES.index(name), *span) for name, *span in self._noted if name in PHASES]
-        self._noted = []
+        exchanges = np.concatenate([np.empty(0, SPAN), *(calls.take(self.clock) for calls in self.calls)])
+        noted = [(PHASES.index(name), *span) for name, *span in self.noted if name in PHASES]
+        self.noted = []
         background = exchanges["background"]
         self.kept.add(cut(np.array(noted, SPAN), exchanges[~background]), exchanges[background])
-
-    def _note(self) -> None:
-        """End the span of the innermost phase here, where another begins."""
-        now = time.perf_counter()
-        if self._open:
-            name, first, stop = self._open[-1]
-            step, steps = (first, stop - first) if stop else (self._step, 0)
-            self._noted.append((name, False, self._epoch, step, steps, 0, self._since, now))
-        self._since = now

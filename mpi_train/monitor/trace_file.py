@@ -24,15 +24,7 @@ Event = dict[str, Any]
 
 
 def write(path: Path, world: World, clock: Clock, kept: KeptSpans, say: Callable[[str], None]) -> None:
-    """Write the spans of all ranks, on all of them together.
-
-    Args:
-        path: File, written by the root.
-        world: The ranks.
-        clock: Clock of this rank.
-        kept: Spans of this rank, by its own clock.
-        say: Function that shows a line to the user.
-    """
+    """Write the spans of all ranks to ``path``, on all of them together, and ``say`` so to the user."""
     spans = np.concatenate(kept.spans)
     for edge in ("start", "stop"):
         spans[edge] = clock.common(spans[edge])
@@ -87,8 +79,8 @@ def _events(spans: np.ndarray, zero: float, name: str, rank: int, size: int) -> 
     # A process has the number of its first thread, and 0 is the kernel's.
     pid = rank + 1
     threads = {"phases": pid, "epochs": size + pid, "exchange": 2 * size + pid}
-    yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}
-    yield {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}
+    for kind, value in (("name", name), ("sort_index", pid)):
+        yield {"ph": "M", "name": f"process_{kind}", "pid": pid, "args": {kind: value}}
     for thread, tid in threads.items():
         if thread != "exchange" or spans["background"].any():
             yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": thread}}
