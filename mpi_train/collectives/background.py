@@ -48,19 +48,16 @@ class Background(ExchangeLog):
                 )
         self._comm = world.comm.Dup()
         self._inverse_size = np.float32(1 / world.size)
-        self._buffers = [
-            (
-                vector,
-                mean,
-                self.part(
-                    "all-reduce",
-                    self._average,
-                    together=world,
-                    num_bytes=all_reduce_bytes(vector.nbytes, world.size),
-                    background=True,
-                ),
+        self._buffers = buffers
+        self._averages = [
+            self.part(
+                "all-reduce",
+                self._average,
+                together=world,
+                num_bytes=all_reduce_bytes(vector.nbytes, world.size),
+                background=True,
             )
-            for vector, mean in buffers
+            for vector, _ in buffers
         ]
         # The interpreter joins this thread at exit, so running exchanges complete before MPI ends.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="exchange")
@@ -100,8 +97,7 @@ class Background(ExchangeLog):
 
     def _run(self, number: int) -> None:
         begin = time.perf_counter()
-        vector, mean, average = self._buffers[number]
-        average(vector, mean)
+        self._averages[number](*self._buffers[number])
         self._moved_s.append(time.perf_counter() - begin)
 
     def _average(self, vector: np.ndarray, mean: np.ndarray) -> None:

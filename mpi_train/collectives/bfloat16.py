@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from mpi_train.collectives.averaging import Averaging, Context, Gradients
 from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
@@ -81,8 +80,3 @@ class BFloat16AllReduce(MeanAllReduce):
 
 def _round(to: np.ndarray, numbers: np.ndarray) -> None:
     np.copyto(to, numbers, casting="unsafe")
-
-
-def make(context: Context) -> Averaging:
-    """Make the policy of ``--collective bfloat16``."""
-    return Gradients(BFloat16AllReduce(context.world, context.length))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Averaging, Context, Gradients
+from mpi_train.collectives.averaging import Context, Gradients
 from mpi_train.collectives.background import Background
 from mpi_train.collectives.base import AllReduce
 from mpi_train.collectives.host_call import HostCall
@@ -29,17 +29,12 @@ _EMPTY = np.empty(0, np.float32)
 class Buckets(Gradients):
     """Average the gradients bucket by bucket: the mean of the whole gradient, except for rounding.
 
-    Args:
-        world: At least two ranks.
-        flat: The model.
-        bucket_bytes: Smallest size of a bucket.
-
     Raises:
         PlatformError: as ``Background``.
     """
 
-    def __init__(self, world: World, flat: FlatModel, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._exchange = _BucketAllReduce(world, flat, bucket_bytes)
+    def __init__(self, context: Context, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self._exchange = _BucketAllReduce(context.world, context.flat, bucket_bytes)
         super().__init__(self._exchange)
 
     def layers(self, gradients: list[tf.Tensor]) -> None:
@@ -94,11 +89,6 @@ class _BucketAllReduce(AllReduce):
         self._wait()
         self._unpack(self._means[0], self._sums)
         return self._means[0]
-
-
-def make(context: Context) -> Averaging:
-    """Make the policy of ``--collective buckets``."""
-    return Buckets(context.world, context.flat)
 
 
 def grouped(sizes: Sequence[int], smallest: int) -> list[range]:

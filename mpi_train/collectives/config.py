@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mpi_train.collectives.registry import COLLECTIVES, Collective, names
+from mpi_train.collectives.registry import COLLECTIVES, names
 from mpi_train.runtime.errors import UsageError
-from mpi_train.runtime.flags import as_dict, at_least, option, variant
+from mpi_train.runtime.flags import as_dict, at_least, flag_of, option, variant
 
 Average = Literal["weights", "gradients", "weights+slots"]
 
@@ -65,7 +65,7 @@ class ExchangeConfig:
     )
 
     def __post_init__(self) -> None:
-        entry = self._entry
+        entry = COLLECTIVES[self.collective]
         # Defaults that follow from the collective are filled in here, so that no other module has to.
         if self.average is None:
             object.__setattr__(self, "average", entry.averages[0])
@@ -74,61 +74,54 @@ class ExchangeConfig:
         if self.options is None and entry.options is not None:
             object.__setattr__(self, "options", entry.options())
         assert self.every is not None
-        at_least("--every", self.every, 1)
-        self._check_collective(entry)
-        at_least("--post-local-from", self.post_local_from, 1)
-        at_least("--accumulate", self.accumulate, 1)
-        if self.post_local_from > 1 and self.every == 1:
-            raise UsageError(
-                f"--post-local-from requires --every greater than 1. Got: --every 1 from epoch "
-                f"{self.post_local_from}",
-                remedy="--every 8, for example",
-            )
-        if self.average == "gradients" and self.every != 1:
-            raise UsageError(
+        for name in ("every", "post_local_from", "accumulate"):
+            at_least(flag_of(name), getattr(self, name), 1)
+        collective = f"--collective {self.collective}"
+        whole = "--accumulate" if self.accumulate > 1 else "--sync-batchnorm"
+        refused = [
+            (
+                self.average not in entry.averages,
+                f"--average: expected {' or '.join(entry.averages)} with {collective}. Got: {self.average}",
+                "leave --average out",
+            ),
+            (
+                self.every != 1 and not entry.local,
+                f"--every: {collective} exchanges at every step. Got: --every {self.every}",
+                "leave --every out",
+            ),
+            (
+                self.every != 1 and self.average == "gradients",
                 f"--every: gradients are averaged at every step. Got: --every {self.every}",
-                remedy="--average weights, or leave --every out",
-            )
-
-    def _check_collective(self, entry: Collective) -> None:
-        name = self.collective
-        if self.average not in entry.averages:
-            raise UsageError(
-                f"--average: expected {' or '.join(entry.averages)} with --collective {name}. "
-                f"Got: {self.average}",
-                remedy="leave --average out",
-            )
-        if self.every != 1 and not entry.local:
-            raise UsageError(
-                f"--every: --collective {name} exchanges at every step. Got: --every {self.every}",
-                remedy="leave --every out",
-            )
-        if entry.by_layer and (self.accumulate > 1 or self.sync_batchnorm):
-            flag = "--accumulate" if self.accumulate > 1 else "--sync-batchnorm"
-            raise UsageError(
-                f"--collective {name} exchanges layers during the backward pass, which excludes {flag}. "
-                f"Got: both",
-                remedy=f"--collective plain, or leave {flag} out",
-            )
-        if entry.every > 1 and self.post_local_from > 1:
-            raise UsageError(
-                f"--post-local-from: --collective {name} is local from the first epoch on. "
-                f"Got: {self.post_local_from}",
-                remedy="leave it out",
-            )
-        if self.autotune and name != "auto":
-            raise UsageError(
-                f"--autotune chooses the collective itself. Got: --collective {name}",
-                remedy="leave one of them out",
-            )
-
-    @property
-    def _entry(self) -> Collective:
-        return COLLECTIVES[self.collective]
+                "--average weights, or leave --every out",
+            ),
+            (
+                entry.by_layer and (self.accumulate > 1 or self.sync_batchnorm),
+                f"{collective} exchanges layers during the backward pass, which excludes {whole}. Got: both",
+                f"--collective plain, or leave {whole} out",
+            ),
+            (
+                self.post_local_from > 1 and entry.every > 1,
+                f"--post-local-from: {collective} is always local. Got: {self.post_local_from}",
+                "leave --post-local-from out",
+            ),
+            (
+                self.post_local_from > 1 and self.every == 1,
+                f"--post-local-from requires --every greater than 1. Got: --every {self.every}",
+                "--every 8, for example",
+            ),
+            (
+                self.autotune and self.collective != "auto",
+                f"--autotune chooses the collective itself. Got: {collective}",
+                "leave one of them out",
+            ),
+        ]
+        for wrong, message, remedy in refused:
+            if wrong:
+                raise UsageError(message, remedy=remedy)
 
     @property
     def exchange(self) -> dict[str, Any]:
         """Name and options of a collective that changes the result; empty for any other."""
-        if not self._entry.changes_result:
+        if not COLLECTIVES[self.collective].changes_result:
             return {}
         return {"collective": self.collective, **(as_dict(self.options) if self.options else {})}

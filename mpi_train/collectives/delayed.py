@@ -15,34 +15,29 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Averaging, Context, Weights
+from mpi_train.collectives.averaging import Context, Weights
 from mpi_train.collectives.background import Background
-from mpi_train.collectives.base import AllReduce, HostArray, StateArray
+from mpi_train.collectives.base import HostArray, StateArray
 from mpi_train.collectives.exchange_log import ExchangeLog
 from mpi_train.collectives.host_call import HostCall
 from mpi_train.runtime.aligned import aligned_empty
-from mpi_train.runtime.world import World
 
 
 class Delayed(Weights):
     """Average weights one step late. At the end of an epoch all ranks have their mean, and nothing runs.
 
-    Args:
-        all_reduce: All-reduce over the flat buffer, for the end of an epoch.
-        world: At least two ranks.
-        length: Length of the buffer, in float32 numbers.
-
     Raises:
         PlatformError: as ``Background``.
     """
 
-    def __init__(self, all_reduce: AllReduce, world: World, length: int) -> None:
-        super().__init__(all_reduce)
+    def __init__(self, context: Context) -> None:
+        length = context.length
+        super().__init__(context.exact(length))
         # Both are 0 if nothing was sent, so that there is nothing to correct.
         self._sent, self._mean = np.zeros((2, length), np.float32)
         # TensorFlow may update weights in place, so it must not get the array that MPI reads.
         self._corrected = [aligned_empty((length,), np.float32) for _ in range(2)]
-        self._background = log = Background(world, [(self._sent, self._mean)])
+        self._background = log = Background(context.world, [(self._sent, self._mean)])
         self._wait = log.part("all-reduce", log.wait)
         self._correct = log.part("unpack", self._add_correction)
         self._call, self._finish = HostCall(self._step, log), log.call(self._wait)
@@ -82,8 +77,3 @@ class Delayed(Weights):
         else:
             np.copyto(self._sent, corrected)
         return corrected
-
-
-def make(context: Context) -> Averaging:
-    """Make the policy of ``--collective delayed``."""
-    return Delayed(context.exact(context.length), context.world, context.length)

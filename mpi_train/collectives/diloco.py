@@ -13,27 +13,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Averaging, Context, Weights
-from mpi_train.collectives.base import AllReduce, StateArray
-from mpi_train.models.flat import FlatModel
+from mpi_train.collectives.averaging import Context, Weights
+from mpi_train.collectives.base import StateArray
 
 
 class DiLoCo(Weights):
-    """Outer steps of SGD with Nesterov momentum, every ``every`` steps and at the end of an epoch.
+    """Outer steps of SGD with Nesterov momentum, every ``--every`` steps and at the end of an epoch.
 
-    Args:
-        all_reduce: All-reduce over the flat buffer.
-        flat: The model; its weights may still change before the first step.
-        every: Steps between two outer steps.
-        rate: Learning rate of the outer optimizer.
-        momentum: Momentum of the outer optimizer. With rate 1 and momentum 0 this is local SGD.
+    With a rate of 1 and a momentum of 0 this is local SGD. The model's weights may change before the first
+    step.
     """
 
-    def __init__(
-        self, all_reduce: AllReduce, flat: FlatModel, every: int, rate: float, momentum: float
-    ) -> None:
-        super().__init__(all_reduce, every)
-        self._flat, self._rate, self._momentum = flat, rate, momentum
+    def __init__(self, context: Context) -> None:
+        config, self._flat = context.config, context.flat
+        assert config.every is not None
+        super().__init__(context.exact(context.length), config.every)
+        self._rate, self._momentum = config.options.outer_rate, config.options.outer_momentum
+        flat = self._flat
         with tf.device(flat.weights.value.device):
             weights = flat.weights.value.read_value()
             self._origin = tf.Variable(weights, trainable=False)
@@ -62,12 +58,3 @@ class DiLoCo(Weights):
             self._origin.assign(new, read_value=False),
             weights.value.assign(new, read_value=False),
         )
-
-
-def make(context: Context) -> Averaging:
-    """Make the policy of ``--collective diloco``."""
-    options, every = context.config.options, context.config.every
-    assert every is not None
-    return DiLoCo(
-        context.exact(context.length), context.flat, every, options.outer_rate, options.outer_momentum
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,12 +34,7 @@ class Traffic:
     hidden_s: float = 0.0
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.moving_s + other.moving_s,
-            self.waiting_s + other.waiting_s,
-            self.sent_bytes + other.sent_bytes,
-            self.hidden_s + other.hidden_s,
-        )
+        return Traffic(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 class ExchangeLog:
@@ -78,26 +73,10 @@ class ExchangeLog:
 
         return logged  # type: ignore[return-value]
 
-    def part(
-        self,
-        kind: str,
-        function: Function,
-        *,
-        together: World | None = None,
-        num_bytes: int = 0,
-        background: bool = False,
-    ) -> Function:
-        """Return ``function``, one part of a call, with its calls on the timeline if there is one.
-
-        Args:
-            kind: Phase of the timeline, such as ``all-reduce``.
-            function: Function to call.
-            together: Ranks whose calls form one exchange; None if no other rank takes part.
-            num_bytes: Bytes that this rank sends in one call.
-            background: True if another thread calls it while the rank computes.
-        """
+    def part(self, kind: str, function: Function, *, num_bytes: int = 0, **how: Any) -> Function:
+        """Return ``function``, one part of a call, with its calls logged; arguments as of ``traced``."""
         self.bytes_per_call += num_bytes
-        return timeline.traced(kind, function, together=together, num_bytes=num_bytes, background=background)
+        return timeline.traced(kind, function, num_bytes=num_bytes, **how)
 
     @property
     def total_s(self) -> float:

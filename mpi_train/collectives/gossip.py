@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.collectives.averaging import Averaging, Context, Weights
-from mpi_train.collectives.base import AllReduce, HostArray, MeanAllReduce
+from mpi_train.collectives.averaging import Context, Weights
+from mpi_train.collectives.base import HostArray, MeanAllReduce
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
@@ -47,26 +47,15 @@ class Neighbours(MeanAllReduce):
 
 
 class Gossip(Weights):
-    """Average weights with one rank per step; at the end of an epoch all ranks have their mean.
+    """Average weights with one rank per step; at the end of an epoch all ranks have their mean."""
 
-    Args:
-        all_reduce: All-reduce over the flat buffer, for the end of an epoch.
-        world: At least two ranks.
-        length: Length of the buffer, in float32 numbers.
-    """
-
-    def __init__(self, all_reduce: AllReduce, world: World, length: int) -> None:
-        super().__init__(all_reduce)
-        self._neighbours = Neighbours(world, length)
-        self.all_reduces = [all_reduce, self._neighbours]
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.exact(context.length))
+        self._neighbours = Neighbours(context.world, context.length)
+        self.all_reduces = [*self.all_reduces, self._neighbours]
 
     def weights(self, weights: keras.Variable, step: tf.Tensor, is_last: tf.Tensor) -> None:
         def exchange() -> tf.Operation:
             return weights.value.assign(self._neighbours(weights.value.read_value()), read_value=False)
 
         tf.cond(is_last, lambda: self.average(weights), exchange)
-
-
-def make(context: Context) -> Averaging:
-    """Make the policy of ``--collective gossip``."""
-    return Gossip(context.exact(context.length), context.world, context.length)

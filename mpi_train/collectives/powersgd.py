@@ -9,7 +9,7 @@ products. The error of the approximation of a rank's own M is added to its next 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from mpi_train.collectives.averaging import Averaging, Context, Gradients
 from mpi_train.collectives.base import AllReduce
-from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.errors import UsageError
 
 
@@ -41,21 +40,14 @@ class PowerSGD(AllReduce):
 
     Biases, and kernels whose bytes would not even halve, are part of the first all-reduce unchanged.
 
-    Args:
-        make_all_reduce: Function that makes an all-reduce for a vector length, in float32 numbers.
-        flat: The model.
-        rank: Rank of the approximations.
-        seed: Seed of the first Q.
-
     Raises:
         UsageError: no kernel's bytes would halve.
     """
 
-    def __init__(
-        self, make_all_reduce: Callable[[int], AllReduce], flat: FlatModel, rank: int, seed: int
-    ) -> None:
-        self._flat = flat
-        draw = np.random.default_rng(seed).standard_normal
+    def __init__(self, context: Context) -> None:
+        self._flat = flat = context.flat
+        rank = context.config.options.powersgd_rank
+        draw = np.random.default_rng(context.seed).standard_normal
         self._matrices: list[_Matrix] = []
         with tf.device(flat.weights.value.device):
             for index, shape in enumerate(flat.shapes):
@@ -72,8 +64,8 @@ class PowerSGD(AllReduce):
         indices = {matrix.index for matrix in self._matrices}
         self._whole = [index for index in range(len(flat.shapes)) if index not in indices]
         ps = [(matrix.error.shape[1], rank) for matrix in self._matrices]
-        self._first = _Joint(make_all_reduce, [*ps, *(flat.shapes[index] for index in self._whole)])
-        self._second = _Joint(make_all_reduce, [tuple(matrix.q.shape) for matrix in self._matrices])
+        self._first = _Joint(context, [*ps, *(flat.shapes[index] for index in self._whole)])
+        self._second = _Joint(context, [tuple(matrix.q.shape) for matrix in self._matrices])
         self.logs = [*self._first.all_reduce.logs, *self._second.all_reduce.logs]
         self.variables = {
             name: variable
@@ -101,19 +93,12 @@ class PowerSGD(AllReduce):
 
 
 class _Joint:
-    """Means of several tensors over the ranks, in one all-reduce.
+    """Means of tensors of these shapes over the ranks, in one all-reduce."""
 
-    Args:
-        make_all_reduce: Function as for ``PowerSGD``.
-        shapes: Shapes of the tensors.
-    """
-
-    def __init__(
-        self, make_all_reduce: Callable[[int], AllReduce], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
+    def __init__(self, context: Context, shapes: Sequence[tuple[int, ...]]) -> None:
         self._shapes = shapes
         self._sizes = [math.prod(shape) for shape in shapes]
-        self.all_reduce = make_all_reduce(sum(self._sizes))
+        self.all_reduce = context.exact(sum(self._sizes))
 
     def __call__(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         mean = self.all_reduce(tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0))
@@ -123,5 +108,4 @@ class _Joint:
 
 def make(context: Context) -> Averaging:
     """Make the policy of ``--collective powersgd``."""
-    rank = context.config.options.powersgd_rank
-    return Gradients(PowerSGD(context.exact, context.flat, rank, context.seed))
+    return Gradients(PowerSGD(context))

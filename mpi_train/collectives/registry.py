@@ -67,8 +67,8 @@ class Collective:
         local: True if ``--every`` may be above 1.
         by_layer: True if layers are exchanged during the backward pass.
         options: Dataclass of its own options, or None.
+        all_reduce: Function ``module:name`` that makes its all-reduce from the world and a vector length.
         factory: Function ``module:name`` that makes its averaging policy from ``averaging.Context``.
-        all_reduce: Function ``module:name`` that makes its exact all-reduce from the world and a length.
         cost: Pattern of what an exchange moves, one of those that ``plan`` implements.
     """
 
@@ -79,8 +79,8 @@ class Collective:
     local: bool = False
     by_layer: bool = False
     options: type | None = None
-    factory: str = f"{_ROOM}.averaging:make"
     all_reduce: str = f"{_ROOM}.build:mean_all_reduce"
+    factory: str = f"{_ROOM}.averaging:make"
     cost: str = "all-reduce"
 
 
@@ -97,14 +97,14 @@ COLLECTIVES = {
         text="each layer's gradient as soon as it is computed",
         averages=("gradients",),
         by_layer=True,
-        factory=f"{_ROOM}.buckets:make",
+        factory=f"{_ROOM}.buckets:Buckets",
         cost="bucketed all-reduces",
     ),
     "bfloat16": Collective(
         text="gradients sent in 16 bits, added in 32",
         averages=("gradients",),
         changes_result=True,
-        factory=f"{_ROOM}.bfloat16:make",
+        all_reduce=f"{_ROOM}.bfloat16:BFloat16AllReduce",
         cost="all-to-all",
     ),
     "powersgd": Collective(
@@ -127,14 +127,14 @@ COLLECTIVES = {
         text="average of the weights one step late, overlapped with computation",
         averages=("weights",),
         changes_result=True,
-        factory=f"{_ROOM}.delayed:make",
+        factory=f"{_ROOM}.delayed:Delayed",
         cost="delayed all-reduce",
     ),
     "gossip": Collective(
         text="weights exchanged with one other rank per step",
         averages=("weights",),
         changes_result=True,
-        factory=f"{_ROOM}.gossip:make",
+        factory=f"{_ROOM}.gossip:Gossip",
         cost="neighbour",
     ),
     "diloco": Collective(
@@ -144,7 +144,7 @@ COLLECTIVES = {
         every=32,
         local=True,
         options=DiLoCoOptions,
-        factory=f"{_ROOM}.diloco:make",
+        factory=f"{_ROOM}.diloco:DiLoCo",
     ),
 }
 

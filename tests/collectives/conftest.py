@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mpi_train.collectives.averaging import Averaging
+from mpi_train.collectives.averaging import Averaging, Context
 from mpi_train.collectives.base import MeanAllReduce
+from mpi_train.collectives.build import mean_all_reduce
+from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.data.shards import ShardSet
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
@@ -60,6 +64,16 @@ class Small:
 @pytest.fixture
 def small(world: World, tiny: ShardSet) -> Small:
     return Small(world, tiny)
+
+
+@pytest.fixture
+def context(world: World) -> Callable[..., Context]:
+    """Context of a collective, for a model and options of the exchange."""
+
+    def make(flat: FlatModel, **settings: Any) -> Context:
+        return Context(ExchangeConfig(**settings), world, flat, 1, partial(mean_all_reduce, world))
+
+    return make
 
 
 @pytest.fixture

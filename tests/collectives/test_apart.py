@@ -7,6 +7,7 @@ from mpi_train.collectives.averaging import Averaging, NoAveraging, Weights
 from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip, Neighbours
+from mpi_train.collectives.registry import DiLoCoOptions
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
@@ -39,11 +40,8 @@ def test_a_round_of_rumours_is_the_exact_mean_of_a_power_of_two_of_ranks(world: 
 
 @pytest.mark.ranks(4)
 @pytest.mark.mpi(min_size=2)
-def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, small) -> None:
-    def gossip(flat: FlatModel) -> Averaging:
-        return Gossip(mean_all_reduce(world, flat.num_padded), world, flat.num_padded)
-
-    trainer = small.trainer(gossip, optimizer="adam")
+def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, small, context) -> None:
+    trainer = small.trainer(lambda flat: Gossip(context(flat)), optimizer="adam")
     first = small.train(trainer).mean_loss
     check_equal(world, trainer.flat.arrays(), when="after the epoch")
     traffic = trainer.averaging.take_traffic(world)
@@ -53,9 +51,10 @@ def test_gossip_trains_and_is_one_model_at_the_end_of_an_epoch(world: World, sma
 
 
 @pytest.mark.mpi(min_size=2)
-def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
+def test_diloco_without_momentum_is_local_sgd(world: World, small, context) -> None:
     def diloco(flat: FlatModel) -> Averaging:
-        return DiLoCo(mean_all_reduce(world, flat.num_padded), flat, every=4, rate=1.0, momentum=0.0)
+        options = DiLoCoOptions(outer_rate=1.0, outer_momentum=0.0)
+        return DiLoCo(context(flat, collective="diloco", every=4, options=options))
 
     def local_sgd(flat: FlatModel) -> Averaging:
         return Weights(mean_all_reduce(world, flat.num_padded), every=4)
@@ -68,13 +67,13 @@ def test_diloco_without_momentum_is_local_sgd(world: World, small) -> None:
 
 
 @pytest.mark.mpi(min_size=2)
-def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
+def test_dilocos_outer_step_is_nesterovs(world: World, small, context) -> None:
     rate, momentum, every = 0.7, 0.9, 4
 
-    def diloco(flat: FlatModel) -> Averaging:
-        return DiLoCo(mean_all_reduce(world, flat.num_padded), flat, every, rate, momentum)
-
-    trainer = small.trainer(diloco)
+    options = DiLoCoOptions(outer_rate=rate, outer_momentum=momentum)
+    trainer = small.trainer(
+        lambda flat: DiLoCo(context(flat, collective="diloco", every=every, options=options))
+    )
     alone = small.trainer(lambda flat: NoAveraging())
     trainer.averaging.begin_epoch(1)
     ours, locally = (each.prepare(small.order(each), small.steps) for each in (trainer, alone))
@@ -92,11 +91,10 @@ def test_dilocos_outer_step_is_nesterovs(world: World, small) -> None:
 
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", ["gossip", "diloco"])
-def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, world: World, small) -> None:
+def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, small, context) -> None:
     def averaging(flat: FlatModel) -> Averaging:
-        reduce = mean_all_reduce(world, flat.num_padded)
         return (
-            Gossip(reduce, world, flat.num_padded) if kind == "gossip" else DiLoCo(reduce, flat, 4, 0.7, 0.9)
+            Gossip(context(flat)) if kind == "gossip" else DiLoCo(context(flat, collective="diloco", every=4))
         )
 
     one, other = (small.trainer(averaging, optimizer="adam") for _ in range(2))

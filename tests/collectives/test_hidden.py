@@ -19,20 +19,16 @@ from mpi_train.collectives.buckets import BUCKET_BYTES, Buckets, grouped
 from mpi_train.collectives.delayed import Delayed
 from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.collectives.plain import PlainAllReduce
-from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
 from mpi_train.monitor.spans import TRAINING
 from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
 
 
-def delayed(world: World, flat: FlatModel) -> Delayed:
-    return Delayed(PlainAllReduce(world, flat.num_padded), world, flat.num_padded)
-
-
+@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
-def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small) -> None:
-    ours = small.trainer(lambda flat: delayed(world, flat))
+def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small, context) -> None:
+    ours = small.trainer(lambda flat: Delayed(context(flat)))
     alone = small.trainer(lambda flat: NoAveraging())
     steps = small.steps
     order = small.order(ours)
@@ -52,8 +48,8 @@ def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small)
 
 
 @pytest.mark.mpi(min_size=2)
-def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, small) -> None:
-    trainer = small.trainer(lambda flat: delayed(world, flat), optimizer="adam")
+def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, small, context) -> None:
+    trainer = small.trainer(lambda flat: Delayed(context(flat)), optimizer="adam")
     first = small.train(trainer)
     check_equal(world, trainer.flat.arrays(), when="after the epoch")
     assert not any(held.numpy().any() for held in trainer.averaging.variables.values())
@@ -66,9 +62,10 @@ def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, sma
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
+@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
-def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, small) -> None:
-    one, other = (small.trainer(lambda flat: delayed(world, flat), optimizer="adam") for _ in range(2))
+def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, small, context) -> None:
+    one, other = (small.trainer(lambda flat: Delayed(context(flat)), optimizer="adam") for _ in range(2))
     steps = small.steps
     order = small.order(one)
     going_on, anew = (trainer.prepare(order, steps) for trainer in (one, other))
@@ -85,14 +82,16 @@ def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World,
 
 
 @pytest.mark.mpi(min_size=2)
-def test_an_error_on_the_thread_ends_the_step(world: World, small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_on_the_thread_ends_the_step(
+    world: World, small, context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[BaseException] = []
 
     def hook(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
         said.append(error)  # under MPI it would end all ranks here
 
     monkeypatch.setattr(sys, "excepthook", hook)
-    trainer = small.trainer(lambda flat: delayed(world, flat))
+    trainer = small.trainer(lambda flat: Delayed(context(flat)))
     run = trainer.prepare(small.order(trainer), small.steps)
     trainer.averaging._background._comm.Free()
     with pytest.raises(tf.errors.OpError):
@@ -125,13 +124,14 @@ def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
     assert background._moved_s == [9.0]  # that one is still waited for
 
 
+@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize(("model", "bucket_bytes"), [("mlp", 1), ("cnn", BUCKET_BYTES)])
-def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, small) -> None:
+def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, small, context) -> None:
     trainers = [
         small.trainer(averaging, model=model)
         for averaging in (
-            lambda flat: Buckets(world, flat, bucket_bytes),
+            lambda flat: Buckets(context(flat), bucket_bytes),
             lambda flat: Gradients(PlainAllReduce(world, flat.num_padded)),
         )
     ]
@@ -145,11 +145,13 @@ def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: Wo
 
 
 @pytest.mark.mpi(min_size=2)
-def test_the_timeline_shows_the_exchange_beside_the_phases(world: World, small, tmp_path: Path) -> None:
+def test_the_timeline_shows_the_exchange_beside_the_phases(
+    world: World, small, context, tmp_path: Path
+) -> None:
     timeline.start(world)
     path = Path(world.gather_all(str(tmp_path))[0]) / "trace.json"
     with timeline.kept(path, lambda line: None):
-        trainer = small.trainer(lambda flat: delayed(world, flat))
+        trainer = small.trainer(lambda flat: Delayed(context(flat)))
         timeline.begin_epoch(1)
         totals = small.train(trainer)
         timeline.end_epoch()

@@ -87,7 +87,7 @@ def test_ways_to_average_that_make_no_sense(flags: list[str], text: str) -> None
         (["--average", "weights", "--collective", "topk"], "--average: expected gradients with"),
         (
             ["--collective", "diloco", "--post-local-from", "2"],
-            "--post-local-from: --collective diloco is local",
+            "--collective diloco is always local",
         ),
         (
             ["--powersgd-rank", "8"],
