@@ -9,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
+from mpi_train.collectives.exchange_log import ExchangeLog, Traffic
 from mpi_train.collectives.host_call import HostCall
-from mpi_train.collectives.exchange_log import Traffic
-from mpi_train.monitor import timeline
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
@@ -54,10 +53,11 @@ class Link:
         self._arriving, self._leaving = buffers(receive_depth + 1), buffers(send_depth)
         self._requests = [MPI.REQUEST_NULL] * send_depth
         self._num_received = self._num_sent = 0
-        self._receive = HostCall(self._receive_now, self._wire)
-        self._send = HostCall(timeline.traced("send", self._send_now), tf.int32)
-        self._probe = timeline.traced("wait", self._comm.Probe)
-        self._take = timeline.traced("receive", self._comm.Recv)
+        self._log = log = ExchangeLog()
+        self._receive = HostCall(self._receive_now, log, self._wire)
+        self._send = HostCall(log.part("send", self._send_now), log, tf.int32)
+        self._probe = log.part("wait", self._comm.Probe)
+        self._take = log.part("receive", self._comm.Recv)
         self._waiting_s, self._sent_bytes = 0.0, 0
 
     def receive(self, count: tf.Tensor, known: int | None) -> tf.Tensor:
@@ -93,11 +93,11 @@ class Link:
     @property
     def total_s(self) -> float:
         """Seconds in sending and receiving so far, waiting included."""
-        return self._receive.total_s + self._send.total_s
+        return self._log.total_s
 
     def take_traffic(self) -> Traffic:
         """Return the traffic since the last call, of this rank alone."""
-        total_s = float(self._receive.take_durations().sum() + self._send.take_durations().sum())
+        total_s = float(self._log.take_durations().sum())
         traffic = Traffic(total_s - self._waiting_s, self._waiting_s, self._sent_bytes)
         self._waiting_s, self._sent_bytes = 0.0, 0
         return traffic
