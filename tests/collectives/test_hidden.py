@@ -25,7 +25,6 @@ from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small, context) -> None:
     ours = small.trainer(lambda flat: Delayed(context(flat)))
@@ -62,7 +61,6 @@ def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, sma
     check_equal(world, trainer.flat.arrays(), when="after five epochs")
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, small, context) -> None:
     one, other = (small.trainer(lambda flat: Delayed(context(flat)), optimizer="adam") for _ in range(2))
@@ -124,7 +122,6 @@ def test_what_a_step_did_not_stand_still_for_is_hidden(world: World) -> None:
     assert background._moved_s == [9.0]  # that one is still waited for
 
 
-@pytest.mark.pair
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize(("model", "bucket_bytes"), [("mlp", 1), ("cnn", BUCKET_BYTES)])
 def test_buckets_give_the_mean_gradient(model: str, bucket_bytes: int, world: World, small, context) -> None:

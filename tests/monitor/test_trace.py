@@ -49,7 +49,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
         env=launch.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
