@@ -1,17 +1,14 @@
-"""Compares the collectives of jobs/mpi.py on the local Slurm cluster, with its nodes' links made slow.
+"""Compare the collectives of jobs/mpi.py on the local Slurm cluster, with slow links between its nodes.
 
-    make slurm-up NODES=4                                               as root; so is what follows
+    make slurm-up NODES=4                                               as root, like the other lines
     python jobs/bench_network.py                                        all collectives at three rates
     python jobs/bench_network.py --rates 100mbit --collectives plain,powersgd --epochs 3
     python jobs/bench_network.py --collectives plain+every=8,powersgd+powersgd-rank=2 --keep
 
-Exits with the code of the first run that failed, after all the others had their turn.
+All runs are made even if one fails; the exit code is that of the first run that failed.
 """
 
-from pathlib import Path
-
-from mpi_train.benchmarks.network.runner import main
-from mpi_train.runs.job import guarded
+from mpi_train.cli import main
 
 if __name__ == "__main__":
-    guarded(lambda: main(Path(__file__).parent))
+    main("bench_network")

@@ -1,11 +1,11 @@
-"""Measures how training scales on 1, 2, 4, 8, … ranks, beside what the model of cost predicts from two.
+"""Measure training steps on 1, 2, 4, 8, ... ranks, and compare them with the prediction from two ranks.
 
     mpiexec -n 8 python jobs/scaling.py
     mpiexec -n 4 python jobs/scaling.py --model mlp --batch-size 256 --collectives plain,hierarchical
     srun -N 8 -n 8 python jobs/scaling.py
 
-One launch measures all numbers of ranks up to its own: those that a measurement does not need sleep. It
-needs no data set. Leaves scaling.json, scaling.md and scaling.png in --out.
+One launch measures all numbers of ranks up to its own; ranks that a measurement does not need sleep. Needs no
+data set. Writes scaling.json, scaling.md and scaling.png to --out.
 """
 
 from mpi_train.cli import main

@@ -41,7 +41,7 @@ COMMANDS: dict[str, Command] = {
     "bench_step": Command(
         "take one training step apart", "mpi_train.benchmarks.step.measure:measure", BenchStepConfig
     ),
-    "bench_network": Command("compare collectives on slow links", "mpi_train.benchmarks.network:main"),
+    "bench_network": Command("compare collectives on slow links", "mpi_train.benchmarks.network.bench:main"),
     "scaling": Command(
         "measure steps on 1, 2, 4, ... ranks", "mpi_train.benchmarks.scaling.measure:measure", ScalingConfig
     ),

@@ -1,1 +1,1 @@
-"""Measurements: strategies against each other, one step, slow networks, scaling."""
+"""Measurements: a bench of the strategies, one step, slow networks, scaling."""

@@ -1,14 +1,21 @@
-"""Runs one after another, each a process of its own with its output in a file, then a report of them.
+"""Runs one after another, each in a process of its own with its output in a file, then a report of them.
 
-What is meant to run is listed before anything starts, and the report is made of that list, so that runs
-which an older bench left in the same folder stay out of it.
+The planned runs are listed before the first one starts, and the report is made of that list: runs that a
+previous bench left in the same folder are not part of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,21 +23,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from mpi_train.benchmarks.process import run_logged, tail
-from mpi_train.benchmarks.strategies.bench import Job
 from mpi_train.monitor.status import FILE as STATUS_FILE
 from mpi_train.report import tables
 from mpi_train.report.collect import Attempt, write_attempts
 from mpi_train.runs.folder import FILES
 from mpi_train.runs.record import RunRecord, read_run
+from mpi_train.runtime import launch
 from mpi_train.runtime.errors import DataError, JobError, unwritable
 
 LOG_FILE = "job.log"
-_TAIL_LINES = 15
+_TAIL_LINES, _TAIL_BYTES = 15, 8192
+_TERMINATE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Planned run, with a label for the terminal; it is kept if its attempt has the exit code 0."""
+
+    attempt: Attempt
+    label: str
+    words: list[str]
 
 
 class RunsFailedError(JobError):
-    """Runs of the bench failed; ``exit_code`` is that of the first."""
+    """Failure of some runs of a bench; ``exit_code`` is that of the first."""
 
     def __init__(self, failed: Sequence[Attempt], out: Path) -> None:
         names = ", ".join(attempt.folder for attempt in failed)
@@ -42,88 +58,61 @@ class RunsFailedError(JobError):
 
 
 class Series(ABC):
-    """Runs in progress.
-
-    Attributes:
-        reports: Names of the report's files in ``out``.
-
-    Args:
-        out: Folder of the runs, each of which has one of its own in it, and of the report.
-        planned: The runs, in order.
-        console: Where they are shown.
-    """
+    """Bench in progress: ``jobs`` in order, with their folders and the files ``reports`` in ``out``."""
 
     reports: ClassVar[tuple[str, ...]]
 
-    def __init__(self, out: Path, planned: Sequence[Job], console: Console) -> None:
-        self.out = out
-        self.jobs = planned
-        self.attempts = [job.attempt for job in planned]
-        self.console = console
+    def __init__(self, out: Path, jobs: Sequence[Job], console: Console) -> None:
+        self.out, self.jobs, self.console = out, jobs, console
+        self.attempts = [job.attempt for job in jobs]
 
     def run(self) -> None:
-        """Makes all runs and the report.
+        """Make all runs, and the report of those that finished.
 
-        Raises:
-            UsageError: the folder cannot be written.
-            RunsFailedError: some failed; the report holds the others.
-            KeyboardInterrupt: interrupted; the report holds what was finished.
+        Raises ``UsageError`` if the folder cannot be written, ``RunsFailedError``, and ``KeyboardInterrupt``.
         """
-        self._clear()
+        # kill and scancel interrupt a bench as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self.clear()
         try:
             self._run_all()
         except KeyboardInterrupt:
-            self.console.print("interrupted: the report is made of the runs that were finished")
-            self._report_finished()
+            self.console.print("interrupted: the report is made of the finished runs")
             raise
-        self._report_finished()
-        failed = [attempt for attempt in self.attempts if attempt.failed]
-        if failed:
+        finally:
+            if any(attempt.exit_code == 0 for attempt in self.attempts):
+                self.report()
+            else:
+                self.console.print("no run was finished, so there is no report")
+        if failed := [attempt for attempt in self.attempts if attempt.failed]:
             raise RunsFailedError(failed, self.out)
 
     @abstractmethod
     def report(self) -> None:
-        """Writes and shows it; some run was finished."""
+        """Write and show the report of at least one finished run."""
 
-    def prepare(self, job: Job) -> None:  # noqa: B027  # nothing, where no run needs it
-        """Called before each run."""
-
-    def list_attempts(self) -> None:
-        """Writes down what is meant to run, and what became of it."""
-        write_attempts(self.out, self.attempts)
-
-    def _clear(self) -> None:
-        """Removes the older report and the records of runs to be made again; lists what is to come.
-
-        A strategy that fails before it opens its folder would otherwise leave an older run's record.
-        """
+    def clear(self) -> None:
+        """List the planned runs, and remove the report and the records of previous ones."""
         try:
-            for written in self.reports:
-                (self.out / written).unlink(missing_ok=True)
+            for name in self.reports:
+                (self.out / name).unlink(missing_ok=True)
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
                 if attempt.exit_code is None:
                     for stale in (*FILES, STATUS_FILE, LOG_FILE):
                         (folder / stale).unlink(missing_ok=True)
-            self.list_attempts()
+            write_attempts(self.out, self.attempts)
         except OSError as error:
             raise unwritable(self.out, error) from error
 
     def _run_all(self) -> None:
+        column = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        text = TextColumn("{task.description}", markup=False, table_column=column)
+        columns = (text, BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn())
+        hidden = not self.console.is_terminal
         with Progress(
-            TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-            ),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            expand=True,
-            disable=not self.console.is_terminal,
+            *columns, console=self.console, transient=True, expand=True, disable=hidden
         ) as progress:
             bar = progress.add_task("", total=len(self.jobs))
             for number, job in enumerate(self.jobs):
@@ -138,43 +127,82 @@ class Series(ABC):
 
     def _run_one(self, number: int, job: Job, show: Callable[[str], None]) -> None:
         folder = self.out / job.attempt.folder
-        kept = job.attempt.exit_code == 0
-        if kept:
-            code, told = 0, []
-        else:
-            self.prepare(job)
+        kept, code, shown = job.attempt.exit_code == 0, 0, []
+        if not kept:
             code = run_logged(job.words, folder / LOG_FILE, show)
-            told = tail(folder / LOG_FILE, _TAIL_LINES)
+            shown = tail(folder / LOG_FILE, _TAIL_LINES)
         record: RunRecord | None = None
         if code == 0:
             try:
                 record = read_run(folder / "run.json")
             except DataError as error:
-                code, told = error.exit_code, [*told, str(error)]
+                code, shown = error.exit_code, [*shown, str(error)]
         self.attempts[number] = dataclasses.replace(job.attempt, exit_code=code)
-        self.list_attempts()
-        total = len(self.jobs)
-        line = f"[{number + 1:{len(str(total))}}/{total}] {_line(job, record, code)}"
-        self.console.print(line + ("  (kept)" if kept else ""))
+        write_attempts(self.out, self.attempts)
+        total, result = len(self.jobs), f"FAILED with exit code {code}"
+        if record is not None:
+            stalled = sum(epoch.stalled for epoch in record.epochs)
+            rate, accuracy = tables.rate(record.images_per_s), tables.accuracy(record.test_accuracy)
+            result = f"{tables.seconds(record.train_s):>9} s  {rate:>8} images/s  test accuracy {accuracy}"
+            result += f"  {tables.STALLED} {stalled} epochs stalled" if stalled else ""
+        count = f"{number + 1:{len(str(total))}}/{total}"
+        self.console.print(f"[{count}] {job.label}  {result}{'  (kept)' if kept else ''}")
         if record is None:
-            self.console.print(f"  the end of {folder / LOG_FILE}:")
-            self.console.print("\n".join(f"  | {line}" for line in told))
-
-    def _report_finished(self) -> None:
-        if any(attempt.exit_code == 0 for attempt in self.attempts):
-            self.report()
-        else:
-            self.console.print("no run was finished, so there is no report")
+            end = f"  the end of {folder / LOG_FILE}:"
+            self.console.print(end, *(f"  | {line}" for line in shown), sep="\n")
 
 
-def _line(job: Job, record: RunRecord | None, code: int) -> str:
-    """One finished run in one line."""
-    if record is None:
-        return f"{job.label}  FAILED with exit code {code}"
-    stalled = sum(epoch.stalled for epoch in record.epochs)
-    rate = f"{tables.rate(record.images_per_s):>8} images/s"
-    return (
-        f"{job.label}  {tables.seconds(record.train_s):>9} s  {rate}  "
-        f"test accuracy {tables.accuracy(record.test_accuracy)}"
-        + (f"  {tables.STALLED} {stalled} epochs stalled" if stalled else "")
-    )
+def run_logged(words: Sequence[str], log: Path, show: Callable[[str], None]) -> int:
+    """Run ``words`` with their output in the new file ``log``; end them when interrupted.
+
+    Calls ``show`` with the last line of the log about twice a second. Returns the exit code, or 128 + n if
+    signal n ended the process.
+    """
+    # Unbuffered, so that the log grows while the job runs. Without standard input, because a launcher in
+    # the background that reads from the terminal is stopped.
+    environment = {**launch.environment(), "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while child.poll() is None:
+                show(" ".join(" ".join(tail(log, 1)).split()))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=0.5)
+        finally:
+            if child.poll() is None:
+                child.terminate()  # a launcher then ends its ranks
+                try:
+                    child.wait(_TERMINATE_S)
+                except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                    child.kill()
+                    child.wait()
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def tail(log: Path, num_lines: int) -> list[str]:
+    """Return the last lines of a log that are not empty, without control characters."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = ("".join(c for c in line if c.isprintable()).rstrip() for line in text.splitlines())
+    return [line for line in lines if line][-num_lines:]
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """Join ``words`` as a user types them in an activated environment."""
+    short = {sys.executable: "python"}
+    if Path(words[0]).name == "mpiexec":
+        short[words[0]] = "mpiexec"
+    return shlex.join(short.get(word, word) for word in words)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words between commas or blanks, each once."""
+    return list(dict.fromkeys(text.replace(",", " ").split()))

@@ -1,4 +1,4 @@
-"""Times several pieces of work in turn, on all ranks, so that a machine that drifts slows all alike."""
+"""Timing in turn on all ranks, so that a drifting machine slows all work alike: steps, bare all-reduces."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import keras
+import numpy as np
+
+from mpi_train.collectives import build
+from mpi_train.collectives.averaging import NoAveraging
+from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.collectives.plain import sum_in_place
+from mpi_train.data.examples import Examples
+from mpi_train.data.shards import balanced_range
+from mpi_train.models import optimizers, zoo
+from mpi_train.models.flat import FlatModel
+from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.world import World
+from mpi_train.training.steps import epoch_order, plan_steps
+from mpi_train.training.trainer import Trainer
 
 SAMPLE_S = 0.3
-"""Seconds that one sample of a piece of work should take."""
+"""Target duration of one sample, in seconds; tests lower it."""
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work to time.
-
-    Attributes:
-        name: For tables.
-        run: Does it as many times as it is told, and returns when all is done, on the device too.
-        alone: Rank 0 does it while the others sleep.
-    """
+    """Piece of work: ``run`` does it ``count`` times; ``alone``, rank 0 works while the others sleep."""
 
     name: str
     run: Callable[[int], None]
@@ -28,15 +38,14 @@ class Work:
 
 
 def time_in_turn(
-    works: Sequence[Work], world: World, *, repeats: int, sample_s: float = SAMPLE_S
+    works: Sequence[Work], world: World, *, repeats: int, share: float = 1.0
 ) -> dict[str, list[float]]:
-    """Takes ``repeats`` samples of each piece of work, in the order A B C A B C.
+    """Take ``repeats`` samples of each piece of work, in the order A B C A B C.
 
-    Returns:
-        For each name, seconds of doing it once, a value a sample; equal on all ranks, as the slowest
-        rank counts.
+    A sample takes about ``share`` times ``SAMPLE_S``. Returns, for each name, the seconds of one execution on
+    the slowest rank, one value a sample; equal on all ranks.
     """
-    counts = [_calibrate(work, world, sample_s) for work in works]
+    counts = [_calibrate(work, world, share * SAMPLE_S) for work in works]
     samples: dict[str, list[float]] = {work.name: [] for work in works}
     for _ in range(repeats):
         for work, count in zip(works, counts, strict=True):
@@ -45,29 +54,96 @@ def time_in_turn(
 
 
 def _calibrate(work: Work, world: World, sample_s: float) -> int:
-    """How many times the work fits into ``sample_s``. Ranks agree, as they share their timings."""
+    """Count the executions that fit into ``sample_s``; ranks share their timings and so agree."""
     count = 1
-    _time(work, world, count)  # builds its graph, touches its memory
+    _time(work, world, count)  # builds the graph, touches the memory
     while (elapsed := _time(work, world, count)) < sample_s / 4:
         count *= 4
     return max(1, round(count * sample_s / elapsed))
 
 
 def _time(work: Work, world: World, count: int) -> float:
-    """Seconds of doing the work ``count`` times, on the slowest rank."""
+    """Return the seconds of ``count`` executions on the slowest rank."""
     world.barrier()
     start = time.perf_counter()
     if world.is_root or not work.alone:
         work.run(count)
     elapsed = time.perf_counter() - start
     if work.alone:
-        rest_until_all_are_here(world)
+        sleep_until_all_arrive(world)
     return world.maximum(elapsed)
 
 
-def rest_until_all_are_here(world: World) -> None:
-    """A barrier that leaves the cores to the ranks that are still at work; MPI's own would spin."""
+def sleep_until_all_arrive(world: World) -> None:
+    """Wait at a barrier without using a core; MPI's own barrier would spin."""
     if world.comm is not None:
         request = world.comm.Ibarrier()
         while not request.Test():
             time.sleep(0.002)
+
+
+class BareAllReduce:
+    """Sums of ``num_bytes`` of float32 over all ranks, in place and from host memory."""
+
+    def __init__(self, world: World, num_bytes: int) -> None:
+        self._world, self._buffer = world, np.zeros(num_bytes // 4, np.float32)
+
+    def __call__(self, count: int) -> None:
+        for _ in range(count):
+            sum_in_place(self._world, self._buffer)
+
+
+def build_model(config: StepConfig) -> keras.Model:
+    """Build the model that ``config`` names, for random images."""
+    return zoo.build(config.model, IMAGE_SHAPE, NUM_CLASSES, seed=config.seed, dtype=config.dtype)
+
+
+class TimedStep:
+    """Training steps on random images of Fashion-MNIST's size, called with the number of steps to take.
+
+    ``batch_size`` is the global batch of ``world``, and ``num_steps`` the length of an epoch.
+    """
+
+    def __init__(
+        self,
+        config: StepConfig,
+        world: World,
+        device: str,
+        batch_size: int,
+        exchange: ExchangeConfig | None = None,
+        num_steps: int = 256,
+    ) -> None:
+        num_images = batch_size * num_steps
+        start, stop = balanced_range(num_images, world.size, world.rank)
+        rng, num_own = np.random.default_rng([config.seed, world.rank]), stop - start
+        images = rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8)
+        self.examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
+        flat = FlatModel(build_model(config), device)
+        averaging = (
+            NoAveraging() if exchange is None else build.averaging(exchange, world, flat, seed=config.seed)
+        )
+        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        self.trainer = Trainer(flat, optimizer, self.examples, averaging=averaging, devices=[device])
+        averaging.begin_epoch(1)
+        steps = plan_steps(num_images, batch_size, rank=world.rank, size=world.size)
+        self._run = self.trainer.prepare(epoch_order(config.seed, 1, world.rank, num_own), steps)
+        self._world, self._averaging = world, averaging
+        # The last step of an epoch, which runs in another graph, is left out.
+        self._next, self._num_steps = 0, max(1, num_steps - 1)
+
+    def __call__(self, count: int) -> None:
+        self._take(count)
+        self._averaging.take_traffic(World())  # the list of exchanges would grow without limit
+
+    def sent_bytes(self, num_steps: int) -> int:
+        """Take ``num_steps``, and return the bytes that this rank sent in one; on all ranks together."""
+        self._take(num_steps)
+        return round(self._averaging.take_traffic(self._world).sent_bytes / num_steps)
+
+    def _take(self, count: int) -> None:
+        while count > 0:
+            taken = min(count, self._num_steps - self._next)
+            self._run(self._next, self._next + taken)
+            self._next = (self._next + taken) % self._num_steps
+            count -= taken
+        self._averaging.finish()

@@ -16,7 +16,7 @@ from mpi_train.runtime.flags import Parser, as_flags, from_values
 from mpi_train.strategies.registry import STRATEGIES
 
 OTHERS = {
-    "bench": "mpi_train.benchmarks.strategies.bench:BenchConfig",
+    "bench": "mpi_train.benchmarks.bench:BenchConfig",
     "plan": "mpi_train.benchmarks.scaling.config:PlanConfig",
 }
 """Commands that are not strategies, and their config, which is imported if it is needed."""

@@ -11,6 +11,12 @@ from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
 
+def sum_in_place(world: World, buffer: np.ndarray) -> None:
+    """Replace ``buffer`` on every rank by the sum over all ranks."""
+    assert world.comm is not None
+    world.comm.Allreduce(MPI.IN_PLACE, buffer)
+
+
 class PlainAllReduce(MeanAllReduce):
     """Sum by ``MPI_Allreduce``, into two buffers in turn.
 

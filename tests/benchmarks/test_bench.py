@@ -3,6 +3,7 @@ place of the training jobs one that leaves a record after a moment, so that each
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,13 +15,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mpi_train.benchmarks.strategies.bench import STRATEGIES, BenchConfig, available, plan
-from mpi_train.benchmarks.strategies.runner import Bench
+from mpi_train.benchmarks.bench import Bench, BenchConfig, available, plan
 from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
 from mpi_train.report.collect import read_attempts
 from mpi_train.runs import record as records
+from mpi_train.runtime import launch
 from mpi_train.runtime.errors import EXIT_DATA, EXIT_DIVERGED, EXIT_USAGE, PlatformError, UsageError
+from mpi_train.runtime.flags import parse
+from mpi_train.strategies.registry import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,19 +72,28 @@ if rank == 0:
     recorder.write(record)
 """
 
+# The bench, in a clone with the quick jobs.
+BENCH = """
+from pathlib import Path
+from mpi_train.cli import main
+from mpi_train.runtime import launch
+launch.CLONE = Path(__file__).parents[1]
+main("bench")
+"""
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with the quick jobs and a tiny synthetic data set, to run a bench in."""
     (tmp_path / "jobs").mkdir()
-    for launch in STRATEGIES.values():
-        (tmp_path / "jobs" / launch.script).write_text(QUICK_JOB)
+    for strategy in STRATEGIES.values():
+        (tmp_path / "jobs" / f"{strategy.job}.py").write_text(QUICK_JOB)
     python = tmp_path / ".venv-peers/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (tmp_path / ".venv-peers/installed").touch()
-    (tmp_path / "jobs/bench.py").write_text((ROOT / "jobs/bench.py").read_text())
+    (tmp_path / "jobs/bench.py").write_text(BENCH)
     write_shards(synthetic.draw(1, num_train=64, num_test=16), tmp_path / "data/synthetic", 1, 1)
     return tmp_path
 
@@ -135,23 +147,24 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
 def test_all_leaves_out_what_is_not_installed_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "CLONE", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     said: list[str] = []
-    config = available(BenchConfig(), tmp_path / "jobs", said.append)
+    config = available(BenchConfig(), said.append)
     assert config.names == [name for name in STRATEGIES if name != "ddp"]
     assert said == ["ddp is left out: PyTorch is not installed (make peers)"]
     with pytest.raises(PlatformError, match="ddp cannot be compared here: PyTorch is not installed"):
-        available(BenchConfig(strategies="mpi,ddp"), tmp_path / "jobs", said.append)
+        available(BenchConfig(strategies="mpi,ddp"), said.append)
     python = tmp_path / ".venv-peers/bin/python"
     python.parent.mkdir(parents=True)
     python.touch()  # as an interrupted make peers leaves it
-    assert "ddp" not in available(BenchConfig(), tmp_path / "jobs", said.append).names
+    assert "ddp" not in available(BenchConfig(), said.append).names
     assert said.pop() == said[0]
     (tmp_path / ".venv-peers/installed").touch()
-    assert available(BenchConfig(), tmp_path / "jobs", said.append).names == list(STRATEGIES)
+    assert available(BenchConfig(), said.append).names == list(STRATEGIES)
     assert len(said) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert "ddp" not in available(BenchConfig(), tmp_path / "jobs", said.append).names
+    assert "ddp" not in available(BenchConfig(), said.append).names
     assert "ddp is left out: it trains on CPUs" in said[1]
 
 
@@ -266,7 +279,7 @@ def test_default_size_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     config = BenchConfig(np=4, repeats=1, model="mlp", batch_size=96, dtype="bfloat16", out=tmp_path)
-    jobs = {job.attempt.folder: job for job in plan(config, Path("jobs"))}
+    jobs = {job.attempt.folder: job for job in plan(config)}
     assert list(jobs) == [*(f"{name}/1" for name in STRATEGIES), "reference/1"]
     for job in jobs.values():
         words = " ".join(job.words)
@@ -281,14 +294,14 @@ def test_the_training_flags_reach_every_run(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    for job in plan(BenchConfig(out=tmp_path), Path("jobs")):
+    for job in plan(BenchConfig(out=tmp_path)):
         assert "--resume never" in job.attempt.command
-    with pytest.raises(UsageError, match="a bench begins each run anew"):
+    with pytest.raises(UsageError, match="a bench starts each run anew"):
         BenchConfig(resume="auto")
 
 
 def test_a_quiet_bench_keeps_the_logs_of_its_runs(tmp_path: Path) -> None:
-    for job in plan(BenchConfig(out=tmp_path, quiet=True), Path("jobs")):
+    for job in plan(BenchConfig(out=tmp_path, quiet=True)):
         assert "--quiet" not in job.words
     with pytest.raises(UsageError, match="--json: a bench shows its runs itself"):
         BenchConfig(json=True)
@@ -296,11 +309,29 @@ def test_a_quiet_bench_keeps_the_logs_of_its_runs(tmp_path: Path) -> None:
 
 def test_alone_there_is_no_reference(tmp_path: Path) -> None:
     for config in (BenchConfig(np=1), BenchConfig(strategies="baseline")):
-        assert not any(job.attempt.folder.startswith("reference") for job in plan(config, Path("jobs")))
+        assert not any(job.attempt.folder.startswith("reference") for job in plan(config))
 
 
 def test_lists_what_is_to_come_before_it_starts(tmp_path: Path) -> None:
     config = BenchConfig(repeats=1, strategies="baseline", out=tmp_path)
-    Bench(tmp_path, plan(config, Path("jobs")), Console(quiet=True))._clear()
+    Bench(tmp_path, plan(config), Console(quiet=True))._clear()
     raw = json.loads((tmp_path / "bench.json").read_text())
     assert raw["runs"][0]["exit_code"] is None
+
+
+def test_a_registered_strategy_is_in_the_help_and_among_the_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fast = dataclasses.replace(STRATEGIES["mirrored"], name="fast", text="a new one", command="mirrored")
+    slow = dataclasses.replace(STRATEGIES["baseline"], name="slow", bench=False)
+    for strategy in (fast, slow):
+        monkeypatch.setitem(STRATEGIES, strategy.name, strategy)
+    with pytest.raises(SystemExit):
+        parse(BenchConfig, ["--help"], description="", prog="bench")
+    assert "fast" in capsys.readouterr().out
+    planned = plan(BenchConfig(np=2, repeats=1, out=tmp_path))
+    commands = {job.attempt.strategy: job.attempt.command for job in planned}
+    assert commands["fast"].startswith("python jobs/mirrored.py")
+    assert commands["fast"].endswith("--devices 2")
+    assert "slow" not in commands, "by name only"
+    assert BenchConfig(strategies="slow,fast").names == ["slow", "fast"]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mpi_train.benchmarks.network.config import NetworkConfig, flags_of, plan
-from mpi_train.benchmarks.network.runner import kept
-from mpi_train.collectives.registry import COLLECTIVES, TopKOptions
+from mpi_train.benchmarks.network.bench import NetworkConfig, flags_of, kept, plan
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.report.collect import write_attempts
 from mpi_train.runtime.errors import EXIT_PLATFORM, UsageError
 from mpi_train.runtime.flags import parse
@@ -29,25 +28,27 @@ def test_each_collective_runs_at_each_rate_with_the_same_work(
     config = NetworkConfig(
         rates="1gbit, 100mbit", collectives="plain,plain+every=8,topk+topk-fraction=0.1", seed=3, out=tmp_path
     )
-    jobs = plan(config, ROOT / "jobs")
-    folders = [job.attempt.folder for job in jobs]
+    planned = plan(config)
+    assert list(planned) == ["1gbit", "100mbit"]
+    jobs = [job for own in planned.values() for job in own]
+    folders = [f"{rate}/{job.attempt.folder}" for rate, own in planned.items() for job in own]
     assert folders[:3] == ["1gbit/plain", "1gbit/plain+every=8", "1gbit/topk+topk-fraction=0.1"]
     assert folders[3:] == [folder.replace("1gbit", "100mbit") for folder in folders[:3]]
-    for job in jobs:
+    for folder, job in zip(folders, jobs, strict=True):
         words = job.words[job.words.index(os.path.relpath(ROOT / "jobs/mpi.py")) + 1 :]
         read = parse(MpiConfig, words, description="", prog="")
         # Each of the 4 ranks has its share of the 8 cores, and begins anew.
         assert (read.seed, read.epochs, read.threads, read.resume) == (3, 4, 2, "never")
-        assert read.out == tmp_path / job.attempt.folder
+        assert read.out == tmp_path / folder
         assert "--nodes=4" in job.words
-        rate = job.attempt.folder.split("/")[0]
+        rate = folder.split("/")[0]
         assert job.attempt.command.startswith(
             os.path.relpath(ROOT / "slurm/local_cluster.sh") + f" rate {rate} && srun"
         )
     settings = [parse(MpiConfig, job.words[-4:], description="", prog="") for job in jobs[1:3]]
-    assert [(each.collective, each.every, each.options) for each in settings] == [
-        ("plain", 8, None),
-        ("topk", 1, TopKOptions(topk_fraction=0.1)),
+    assert [(each.collective, each.every, each.topk_fraction) for each in settings] == [
+        ("plain", 8, MpiConfig().topk_fraction),
+        ("topk", 1, 0.1),
     ]
 
 
@@ -69,11 +70,11 @@ def test_by_default_all_that_differ_on_nodes_with_one_rank_are_compared() -> Non
             {"collectives": "gossip+every=8"},
             "gossip.every=8: --every: --collective gossip exchanges at every step",
         ),
-        ({"collectives": "plain+epochs=9"}, "--epochs is the same for all runs. Got: plain.epochs=9"),
+        ({"collectives": "plain+epochs=9"}, "--epochs must be the same in all runs. Got: plain.epochs=9"),
         ({"nodes": 1}, "--nodes: expected at least 2"),
         ({"batch_size": 3}, "at least one example for each of the 4 ranks"),
         ({"target": 88.0}, "--target: expected an accuracy between 0 and 1. Got: 88"),
-        ({"resume": "auto"}, "a bench begins each run anew"),
+        ({"resume": "auto"}, "a bench starts each run anew"),
     ],
 )
 def test_refuses_what_cannot_run(fields: dict[str, object], message: str) -> None:
@@ -93,16 +94,16 @@ def test_a_flag_without_a_value_may_be_added() -> None:
 
 def test_keeps_what_the_same_command_finished(tmp_path: Path) -> None:
     config = NetworkConfig(rates="1gbit,none", collectives="plain,gossip,diloco,topk", out=tmp_path)
-    jobs = plan(config, ROOT / "jobs")
-    done = [dataclasses.replace(job.attempt, exit_code=0, folder=job.attempt.strategy) for job in jobs[:4]]
+    jobs = plan(config)["1gbit"]
+    done = [dataclasses.replace(job.attempt, exit_code=0) for job in jobs]
     done[1] = dataclasses.replace(done[1], exit_code=None)
     done[2] = dataclasses.replace(done[2], command="with other flags")
     for name in ("plain", "gossip", "diloco", "topk"):
         write_run(tmp_path / "1gbit", name)
     (tmp_path / "1gbit/topk/run.json").write_text("cut off")
     write_attempts(tmp_path / "1gbit", done)
-    found = [job.attempt.folder for job in kept(jobs, tmp_path) if job.attempt.exit_code == 0]
-    assert found == ["1gbit/plain"]
+    found = [job.attempt.folder for job in kept(jobs, tmp_path / "1gbit") if job.attempt.exit_code == 0]
+    assert found == ["plain"]
 
 
 @pytest.mark.launches

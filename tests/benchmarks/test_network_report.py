@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,15 @@ from mpi_train.benchmarks.network.report import Row
 from mpi_train.report.collect import Attempt, write_attempts
 from mpi_train.runs.record import RunRecord
 from mpi_train.training.totals import RankTimes
+from tests.report.conftest import write_run
 
 MakeRun = Callable[..., RunRecord]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """``write_run`` below ``tmp_path``."""
+    return functools.partial(write_run, tmp_path)
 
 
 def attempt_of(name: str, rate: str = "100mbit", exit_code: int | None = 0) -> Attempt:
@@ -26,7 +34,7 @@ def attempt_of(name: str, rate: str = "100mbit", exit_code: int | None = 0) -> A
         unit="rank",
         repeat=1,
         seed=1,
-        folder=f"{rate}/{name}",
+        folder=name,
         command=f"slurm/local_cluster.sh rate {rate} && srun python jobs/mpi.py --collective {name}",
         exit_code=exit_code,
     )
@@ -101,12 +109,10 @@ def comparison(make_run: MakeRun, tmp_path: Path) -> report.Comparison:
     make_run(f"{fast}/powersgd", **sync("powersgd", "gradients"), epoch_s=(4.0, 3.0, 3.0))
     make_run(f"{slow}/plain", **sync("plain"), scores=(0.7, 0.8, 0.85))
     make_run(f"{slow}/powersgd", **sync("powersgd", "gradients"))
-    attempts = [attempt_of(name, rate) for rate in (fast, slow) for name in ("plain", "powersgd")]
-    attempts.append(attempt_of("topk", slow, exit_code=6))
-    for rate in (fast, slow):
-        own = [a for a in attempts if a.folder.startswith(f"{rate}/")]
-        listed = [dataclasses.replace(a, folder=a.folder.removeprefix(f"{rate}/")) for a in own]
-        write_attempts(tmp_path / rate, listed)
+    attempts = {rate: [attempt_of(name, rate) for name in ("plain", "powersgd")] for rate in (fast, slow)}
+    attempts[slow].append(attempt_of("topk", slow, exit_code=6))
+    for rate, own in attempts.items():
+        write_attempts(tmp_path / rate, own)
     return report.compare(tmp_path, attempts, target=0.88, plain="plain")
 
 
@@ -128,8 +134,8 @@ def test_terminal_shows_the_same_figures(comparison: report.Comparison) -> None:
     from rich.console import Console
 
     console = Console(width=100, record=True, file=io.StringIO())
-    for table in report.terminal(comparison):
-        console.print(table)
+    for table in report.tables(comparison):
+        console.print(table.terminal())
     text = console.export_text()
     for words in (
         "1gbit",

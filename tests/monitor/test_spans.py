@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_train.benchmarks.strategies.bench import BenchConfig
+from mpi_train.benchmarks.bench import BenchConfig
 from mpi_train.monitor import clock, timeline
 from mpi_train.monitor.clock import Clock, Reading
 from mpi_train.monitor.spans import DETAILED, MAX_SPANS, PHASES, SPAN, KeptSpans, cut, totals

@@ -1,9 +1,9 @@
-"""The charts: how steps scale, measured beside predicted; and how trainings would."""
+"""Charts: measured and predicted steps over the ranks, and predicted trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from mpi_train.report.charts import STYLE, colour, legend, new_figure
 
@@ -12,88 +12,61 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mpi_train.benchmarks.scaling.measure import Measured
-    from mpi_train.benchmarks.scaling.predict import Model, Training
+    from mpi_train.benchmarks.scaling.predict import Model, Trainings
 
 
 def scaling(measured: Sequence[Measured]) -> Figure:
-    """Milliseconds of a step over the ranks: what was measured, and lines for what was predicted."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
-        figure = new_figure("A step on more ranks: points measured, lines predicted from two", 4.2, 9)
-        ways = list(dict.fromkeys(each.way for each in measured))
-        kinds = ("strong", "weak")
-        titles = ("global batch fixed (strong scaling)", "batch of a rank fixed (weak scaling)")
-        alone = measured[0]
-        for number, (kind, title) in enumerate(zip(kinds, titles, strict=True)):
-            axes = figure.add_subplot(1, 2, number + 1)
-            _axes(axes, title)
-            axes.set_ylabel("ms a step, slowest rank")
-            sizes = sorted({each.ranks for each in measured})
-            axes.set_xticks(sizes, [str(size) for size in sizes])
-            for line, way in enumerate(ways):
-                rows = [alone, *(e for e in measured if e.way == way and e.scaling == kind and e.ranks > 1)]
-                ranks = [each.ranks for each in rows]
-                axes.plot(ranks, [each.predicted_s * 1e3 for each in rows], color=colour(line), linewidth=1.6)
-                axes.errorbar(
-                    ranks,
-                    [each.step_s * 1e3 for each in rows],
-                    yerr=[
-                        [(each.step_s - min(each.samples_s)) * 1e3 for each in rows],
-                        [(max(each.samples_s) - each.step_s) * 1e3 for each in rows],
-                    ],
-                    color=colour(line),
-                    linestyle="none",
-                    marker="o",
-                    capsize=3,
-                    label=way,
-                )
-            axes.set_ylim(bottom=0)
-        legend(figure, axes)
+    """Draw the time of a step over the ranks: measured points, and lines for the predictions."""
+    titles = ("global batch fixed (strong scaling)", "batch of a rank fixed (weak scaling)")
+    figure, panels = _figure("A step on more ranks: points measured, lines predicted from two", 4.2, titles)
+    alone, sizes = measured[0], sorted({each.ranks for each in measured})
+    for axes, kind in zip(panels, ("strong", "weak"), strict=True):
+        axes.set_ylabel("ms a step, slowest rank")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        for number, name in enumerate(dict.fromkeys(each.collective for each in measured), start=1):
+            own = [e for e in measured if e.collective == name and e.scaling == kind and e.ranks > 1]
+            rows, hue = [alone, *own], colour(number)
+            ranks, step_ms = [row.ranks for row in rows], [row.step_s * 1e3 for row in rows]
+            below = [(row.step_s - min(row.samples_s)) * 1e3 for row in rows]
+            above = [(max(row.samples_s) - row.step_s) * 1e3 for row in rows]
+            axes.plot(ranks, [row.predicted_s * 1e3 for row in rows], color=hue, linewidth=1.6)
+            axes.errorbar(ranks, step_ms, [below, above], color=hue, fmt="o", capsize=3, label=name)
+        axes.set_ylim(bottom=0)
+    legend(figure, panels[0])
     return figure
 
 
-def _axes(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("ranks")
-    axes.minorticks_off()
+def plan(found: Trainings, model: Model, claim: str) -> Figure:
+    """Draw time and node-hours of each collective over the ranks, dashed if the result changes."""
+    longest_s = max(row.train_s for rows in found.values() for row in rows)
+    units = {"hours": 3600, "minutes": 60, "seconds": 1}
+    unit = next((name for name, unit_s in units.items() if longest_s > 2 * unit_s), "seconds")
+    figure, panels = _figure(claim, 5, (f"time to the last epoch, {unit}", "node-hours"))
+    for number, (name, rows) in enumerate(found.items(), start=1):
+        ranks, times = [row.shape.ranks for row in rows], [row.train_s / units[unit] for row in rows]
+        look: dict[str, Any] = {"color": colour(number), "marker": "o", "markersize": 3, "linewidth": 1.4}
+        look["linestyle"] = "--" if model.changes_result(name) else "-"
+        for axes, values in zip(panels, (times, [row.node_hours for row in rows]), strict=True):
+            axes.plot(ranks, values, label=name, **look)
+    ticks = [row.shape.ranks for row in next(iter(found.values()))]
+    ticks = ticks if len(ticks) < 9 else ticks[::2]
+    for axes in panels:
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    legend(figure, panels[0])
+    return figure
 
 
-def plan(trainings: Mapping[str, Sequence[Training]], model: Model, claim: str) -> Figure:
-    """Time and node-hours of each way over the ranks; dashed where the result changes."""
+def _figure(claim: str, height_in: float, titles: Sequence[str]) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure with a panel for each of ``titles``, over the ranks."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
-        figure = new_figure(claim, 5, 9)
-        first, second = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-        longest_s = max(row.train_s for rows in trainings.values() for row in rows)
-        units = {"hours": 3600, "minutes": 60, "seconds": 1}
-        unit = next((name for name, unit_s in units.items() if longest_s > 2 * unit_s), "seconds")
-        unit_s = units[unit]
-        _axes(first, f"time to the last epoch, {unit}")
-        _axes(second, "node-hours")
-        for line, (way, rows) in enumerate(trainings.items()):
-            ranks = [row.shape.ranks for row in rows]
-            style = "--" if model.changes_result(way) else "-"
-            for axes, values in (
-                (first, [row.train_s / unit_s for row in rows]),
-                (second, [row.node_hours for row in rows]),
-            ):
-                axes.plot(
-                    ranks,
-                    values,
-                    style,
-                    color=colour(line),
-                    marker="o",
-                    markersize=3,
-                    linewidth=1.4,
-                    label=way,
-                )
-        ticks = [row.shape.ranks for row in next(iter(trainings.values()))]
-        ticks = ticks if len(ticks) < 9 else ticks[::2]
-        for axes in (first, second):
-            axes.set_yscale("log")
-            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        legend(figure, first)
-    return figure
+        figure = new_figure(claim, height_in, width_in=9)
+        panels = figure.subplots(1, len(titles))
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("ranks")
+        axes.minorticks_off()
+    return figure, panels

@@ -1,5 +1,4 @@
-"""What ``jobs/plan.py`` and ``jobs/scaling.py`` take; apart from what they do, as ``--help`` waits for no
-TensorFlow."""
+"""Options of ``jobs/plan.py`` and ``jobs/scaling.py``."""
 
 from __future__ import annotations
 
@@ -8,22 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 from mpi_train.benchmarks.scaling.cost_model import Network
+from mpi_train.benchmarks.series import words_of
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.errors import UsageError
-from mpi_train.runtime.flags import at_least, option
-
-Machine = Literal["auto", "one", "many"]
+from mpi_train.runtime.flags import at_least, flag_of, option
 
 
 def every_step() -> list[str]:
-    """Ways that exchange at every step, so that a few steps tell what one takes."""
-    return [name for name, way in COLLECTIVES.items() if way.every == 1]
+    """Return the collectives that exchange at every step, so that a few steps show their cost."""
+    return [name for name, collective in COLLECTIVES.items() if collective.every == 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(StepConfig):
-    """What both take: which step, and how often it is timed."""
+    """Options of both jobs."""
 
     repeats: int = option(5, "samples of each measurement, taken in turn")
 
@@ -34,64 +32,50 @@ class MeasureConfig(StepConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig(MeasureConfig):
-    """Which ways of exchanging are measured on 1, 2, 4, 8, … ranks, up to those that there are."""
+    """Options of ``jobs/scaling.py``."""
 
-    collectives: str = option(
-        "plain", "ways to exchange, as jobs/mpi.py --collective has them, with commas", "NAMES"
-    )
+    collectives: str = option("plain", "comma list of collectives of jobs/mpi.py", "NAMES")
     out: Path = option(Path("results/scaling"), "folder for scaling.json, scaling.md and scaling.png", "DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known = every_step()
-        if not self.ways or not set(self.ways) <= set(known):
+        if not self.names or not set(self.names) <= set(known):
             raise UsageError(
                 f"--collectives: expected some of {', '.join(known)}, which exchange at every step. "
                 f"Got: {self.collectives!r}"
             )
 
     @property
-    def ways(self) -> list[str]:
-        """Names of ``collectives``."""
-        return list(dict.fromkeys(name.strip() for name in self.collectives.split(",") if name.strip()))
+    def names(self) -> list[str]:
+        return words_of(self.collectives)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(MeasureConfig):
-    """What is predicted, and from which measurement."""
+    """Options of ``jobs/plan.py``."""
 
-    calibration: Path | None = option(
-        None, "predict from this earlier calibration.json, and measure nothing", "FILE"
-    )
+    calibration: Path | None = option(None, "previous calibration.json to predict from", "FILE")
     epochs: int = option(5, "passes over the training set")
     examples: int = option(60_000, "examples of the training set")
-    max_ranks: int = option(4096, "the most ranks to predict")
+    max_ranks: int = option(4096, "largest number of ranks to predict")
     ranks_per_node: int = option(1, "ranks of a node")
-    weak: bool = option(
-        False,
-        "--batch-size is that of each rank, so that the global batch grows with them (changes the result)",
-    )
+    weak: bool = option(False, "--batch-size is that of each rank, not the global one (changes the result)")
     every: int | None = option(
-        None, "steps between two exchanges, of ways that can be local (default: each way's own)"
+        None, "steps between two exchanges, if the collective supports that (default: its own)"
     )
-    machine: Machine = option(
+    machine: Literal["auto", "one", "many"] = option(
         "auto", "many: nodes with cores of their own; one: all ranks share this machine's (auto: as measured)"
     )
-    gbit: float | None = option(
-        None, "predict for a network of so many Gbit/s, in place of the measured one", "RATE"
-    )
-    latency_us: float | None = option(None, "its latency in microseconds (with --gbit)", "TIME")
-    simulate: bool = option(False, "simulate the all-reduces with SimGrid too; minutes")
-    out: Path = option(
-        Path("results/plan"), "folder for calibration.json, plan.json, plan.md, plan.png", "DIR"
-    )
+    gbit: float | None = option(None, "bandwidth in Gbit/s, in place of the measured network", "RATE")
+    latency_us: float | None = option(None, "latency of that network in microseconds (with --gbit)", "TIME")
+    out: Path = option(Path("results/plan"), "folder for calibration.json and plan.{json,md,png}", "DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "examples", "max_ranks", "ranks_per_node"):
-            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
-        if self.every is not None:
-            at_least("--every", self.every, 1)
+        for name in ("epochs", "examples", "max_ranks", "ranks_per_node", "every"):
+            if getattr(self, name) is not None:
+                at_least(flag_of(name), getattr(self, name), 1)
         if (self.gbit is None) != (self.latency_us is None):
             raise UsageError(
                 "--gbit, --latency-us: expected both or none, as they replace the measured network. "
@@ -104,7 +88,7 @@ class PlanConfig(MeasureConfig):
 
     @property
     def network(self) -> Network | None:
-        """The one that is given in place of the measured one."""
+        """Network in place of the measured one, or None."""
         if self.gbit is None or self.latency_us is None:
             return None
         return Network(latency_s=self.latency_us * 1e-6, seconds_per_byte=8e-9 / self.gbit)

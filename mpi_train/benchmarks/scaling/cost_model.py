@@ -1,10 +1,10 @@
-"""What exchanging costs: formulas alone, of Hockney's model of a network.
+"""Cost of collectives: formulas in Hockney's model of a network.
 
-A message of b bytes takes alpha + b * beta: latency, and seconds a byte (Hockney 1994, "The communication
-challenge for MPP"). A rank can send and receive at once. The all-reduces are those of Thakur,
-Rabenseifner, Gropp 2005, "Optimization of Collective Communication Operations in MPICH"; the ring is that
-of Patarasuk, Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations". What
-adding costs is in the measured beta, which is that of an all-reduce.
+A message of b bytes takes alpha + b * beta: a latency, and seconds a byte (Hockney 1994, "The communication
+challenge for MPP"). A rank can send and receive at once. The all-reduces are those of Thakur, Rabenseifner,
+Gropp 2005, "Optimization of Collective Communication Operations in MPICH"; the ring is that of Patarasuk,
+Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations". The measured beta contains
+the cost of the additions.
 """
 
 from __future__ import annotations
@@ -15,48 +15,36 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Attributes:
-    latency_s: Of a message.
-    seconds_per_byte: Of one that is long, sent and received at once.
-    burst_bytes: What a rank sends at once after a pause, before that rate holds: networks of the cloud, and
-        ``tc tbf``, give a link a bucket that fills at its rate while nothing is sent.
+    """Network between nodes.
+
+    After a pause, ``burst_bytes`` can be sent at once before the rate applies: cloud networks and ``tc tbf``
+    give a link a bucket that fills at its rate while nothing is sent.
     """
 
     latency_s: float
     seconds_per_byte: float
     burst_bytes: float = 0.0
 
-    def after_pause(self, moved: Moved, pause_s: float) -> float:
-        """Seconds in which ``moved`` moves between nodes, after ``pause_s`` in which nothing did."""
+    def after_pause(self, transfer: Transfer, pause_s: float) -> float:
+        """Return the seconds that ``transfer`` takes between nodes, after ``pause_s`` without traffic."""
         saved_s = min(self.burst_bytes * self.seconds_per_byte, pause_s)
-        return moved.rounds * self.latency_s + max(0.0, moved.num_bytes * self.seconds_per_byte - saved_s)
+        sending_s = max(0.0, transfer.num_bytes * self.seconds_per_byte - saved_s)
+        return transfer.rounds * self.latency_s + sending_s
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What one exchange comes to.
-
-    Attributes:
-        rounds: Messages one after another, between nodes.
-        num_bytes: What leaves a node, one way.
-        rounds_within, bytes_within: The same within a node, by rank.
-    """
+class Transfer:
+    """Consecutive messages between nodes and bytes that leave a node; the same for a rank within its node."""
 
     rounds: float
     num_bytes: float
     rounds_within: float = 0
     bytes_within: float = 0
 
-    def times(self, count: int) -> Moved:
-        """``count`` of them, one after another."""
-        return Moved(
-            count * self.rounds, count * self.num_bytes, count * self.rounds_within, count * self.bytes_within
-        )
-
 
 @dataclass(frozen=True)
 class Shape:
-    """``nodes`` with ``per_node`` ranks each, in the order of the ranks."""
+    """Layout of the ranks: ``nodes`` with ``per_node`` consecutive ranks each."""
 
     nodes: int
     per_node: int = 1
@@ -66,94 +54,104 @@ class Shape:
         return self.nodes * self.per_node
 
 
-def ring(num_bytes: float, shape: Shape) -> Moved:
-    """A reduce-scatter and an all-gather, round the ring; of a node's ranks one sends to the next node."""
-    size = shape.ranks
-    rounds, sent = 2 * (size - 1), 2 * num_bytes * (size - 1) / size
-    return Moved(rounds, sent) if shape.nodes > 1 else Moved(0, 0, rounds, sent)
+Formula = Callable[[float, Shape], Transfer]
+"""Function of the bytes of a rank's vector and of the layout."""
 
 
-def recursive_doubling(num_bytes: float, shape: Shape) -> Moved:
-    """The whole vector to and from ranks at distance 1, 2, 4, …."""
-    rounds, extra = _doublings(shape.nodes)
-    rounds_within, extra_within = _doublings(shape.per_node)
-    return Moved(
-        rounds + extra,
-        num_bytes * shape.per_node * (rounds + extra),
-        rounds_within + extra_within,
-        num_bytes * (rounds_within + extra_within),
-    )
+def ring(num_bytes: float, shape: Shape) -> Transfer:
+    """Reduce-scatter and all-gather around the ring; one rank of a node sends to the next node."""
+    rounds, sent = 2 * (shape.ranks - 1), 2 * num_bytes * _all_but_one(shape.ranks)
+    return Transfer(rounds, sent) if shape.nodes > 1 else Transfer(0, 0, rounds, sent)
 
 
-def halving_doubling(num_bytes: float, shape: Shape) -> Moved:
-    """Rabenseifner's: a reduce-scatter by halves and an all-gather by doubling, near ranks first."""
-    rounds, extra = _doublings(shape.nodes)
-    rounds_within, extra_within = _doublings(shape.per_node)
-    return Moved(
-        2 * rounds + extra,
-        2 * num_bytes * _all_but_one(2**rounds) + num_bytes * extra,
-        2 * rounds_within + extra_within,
-        2 * num_bytes * _all_but_one(2**rounds_within) + num_bytes * extra_within,
-    )
+def recursive_doubling(num_bytes: float, shape: Shape) -> Transfer:
+    """Exchange the whole vector with ranks at distance 1, 2, 4, ...."""
+    across, within = sum(_doublings(shape.nodes)), sum(_doublings(shape.per_node))
+    return Transfer(across, num_bytes * shape.per_node * across, within, num_bytes * within)
 
 
-ALL_REDUCES: dict[str, Callable[[float, Shape], Moved]] = {
+def halving_doubling(num_bytes: float, shape: Shape) -> Transfer:
+    """Rabenseifner's reduce-scatter by halves and all-gather by doubling, near ranks first."""
+    found: list[float] = []
+    for rounds, extra in (_doublings(shape.nodes), _doublings(shape.per_node)):
+        found += [2 * rounds + extra, num_bytes * (2 * _all_but_one(2**rounds) + extra)]
+    return Transfer(*found)
+
+
+ALL_REDUCES: dict[str, Formula] = {
     "ring": ring,
     "recursive doubling": recursive_doubling,
     "halving and doubling": halving_doubling,
 }
 
 
-def hierarchical(num_bytes: float, shape: Shape) -> Moved:
-    """Within the node a reduce-scatter, halving and doubling between the nodes, then an all-gather.
-
-    All ranks of a node lead a part each, so that the node's link carries the vector once.
-    """
+def hierarchical(num_bytes: float, shape: Shape) -> Transfer:
+    """Reduce-scatter within nodes, halving and doubling of each rank's block across, all-gather within."""
     if shape.nodes == 1:
         return ring(num_bytes, shape)
     across = halving_doubling(num_bytes, Shape(shape.nodes))
-    return Moved(
-        across.rounds,
-        across.num_bytes,
-        2 * min(1, shape.per_node - 1),
-        2 * num_bytes * _all_but_one(shape.per_node),
-    )
+    within = 2 * num_bytes * _all_but_one(shape.per_node)
+    return Transfer(across.rounds, across.num_bytes, 2 * min(1, shape.per_node - 1), within)
 
 
-def all_gather(num_bytes: float, shape: Shape) -> Moved:
-    """``num_bytes`` of each rank to every other, by doubling."""
-    rounds, extra = _doublings(shape.nodes)
-    rounds_within, extra_within = _doublings(shape.per_node)
-    return Moved(
-        rounds + extra,
-        num_bytes * shape.per_node * (shape.nodes - 1),
-        rounds_within + extra_within,
-        num_bytes * (shape.ranks - 1) - num_bytes * (shape.nodes - 1),
-    )
+def all_gather(num_bytes: float, shape: Shape) -> Transfer:
+    """Send ``num_bytes`` of each rank to every other rank, by doubling."""
+    across, within, others = sum(_doublings(shape.nodes)), sum(_doublings(shape.per_node)), shape.nodes - 1
+    outward = num_bytes * shape.per_node * others
+    return Transfer(across, outward, within, num_bytes * (shape.ranks - 1 - others))
 
 
-def parts(num_bytes: float, shape: Shape) -> Moved:
-    """An all-to-all of parts, which are added up, and an all-gather of the sums, round a ring."""
+def all_to_all(num_bytes: float, shape: Shape) -> Transfer:
+    """Send a block to every rank, and gather the sums around a ring, each once for a node."""
     size, per_node = shape.ranks, shape.per_node
     if shape.nodes == 1:
         return ring(num_bytes, shape)
-    # To each rank of other nodes a part of its own; back, each part once into each node.
     outward = num_bytes * per_node * (size - per_node) / size
-    return Moved(2 * (size - 1), outward + num_bytes * (size - 1) / size)
+    return Transfer(2 * (size - 1), outward + num_bytes * _all_but_one(size))
 
 
-def neighbour(num_bytes: float, shape: Shape) -> Moved:
-    """One message to one other rank, which is on another node if there is one."""
-    if shape.nodes == 1:
-        return Moved(0, 0, min(1, shape.per_node - 1), num_bytes * min(1, shape.per_node - 1))
-    return Moved(1, num_bytes * shape.per_node)
+def neighbour(num_bytes: float, shape: Shape) -> Transfer:
+    """Send one message to one other rank, on another node if there is one."""
+    within = min(1, shape.per_node - 1)
+    return (
+        Transfer(0, 0, within, num_bytes * within)
+        if shape.nodes == 1
+        else Transfer(1, num_bytes * shape.per_node)
+    )
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Cost pattern of a collective, which ``cost`` in its registry entry names.
+
+    Attributes:
+        formula: Formula of an exchange; None for the fastest of ``ALL_REDUCES``, as MPI chooses.
+        num_messages: Messages that the payload is split into; None for as many as there are buckets.
+        overlap: Fraction of the computation of a step that can hide the communication.
+    """
+
+    formula: Formula | None = None
+    num_messages: int | None = 1
+    overlap: float = 0.0
+
+
+PATTERNS = {
+    "all-reduce": Pattern(),
+    "two all-reduces": Pattern(num_messages=2),
+    # Overlap with the backward pass, two thirds of a step, without the time up to the first gradient.
+    "bucketed all-reduces": Pattern(num_messages=None, overlap=0.6),
+    "delayed all-reduce": Pattern(overlap=1.0),
+    "hierarchical": Pattern(hierarchical),
+    "all-to-all": Pattern(all_to_all),
+    "all-gather": Pattern(all_gather),
+    "neighbour": Pattern(neighbour),
+}
 
 
 def expected_maximum(samples: Sequence[float], count: int) -> float:
-    """The mean of the largest of ``count`` draws from ``samples``.
+    """Return the mean of the largest of ``count`` draws from ``samples``.
 
-    Exactly that of the samples' own distribution: the i-th smallest of N is the largest of ``count`` draws
-    with probability (i/N)^count - ((i-1)/N)^count. It never exceeds the largest that was measured.
+    The i-th smallest of N samples is the largest draw with probability (i/N)^count - ((i-1)/N)^count.
     """
     ordered = sorted(samples)
     edges = [(i / len(ordered)) ** count for i in range(len(ordered) + 1)]
@@ -161,7 +159,7 @@ def expected_maximum(samples: Sequence[float], count: int) -> float:
 
 
 def _doublings(size: int) -> tuple[int, int]:
-    """Rounds of the largest power of two in ``size``, and those in which ranks beyond it join and leave."""
+    """Return the rounds of the largest power of two, and those in which further ranks join and leave."""
     rounds = size.bit_length() - 1
     return rounds, 0 if size == 2**rounds else 2
 

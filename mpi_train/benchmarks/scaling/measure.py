@@ -1,4 +1,4 @@
-"""Steps of 1, 2, 4, 8, … ranks as they are, beside what two of them let expect."""
+"""Step time on 1, 2, 4, 8, ... ranks, compared with the prediction from two ranks."""
 
 from __future__ import annotations
 
@@ -8,42 +8,39 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from mpi_train.benchmarks.scaling.calibrate import TimedStep, calibrate, while_others_rest
+from mpi_train.benchmarks import output
+from mpi_train.benchmarks.scaling import charts
+from mpi_train.benchmarks.scaling.calibrate import calibrate, while_others_sleep
 from mpi_train.benchmarks.scaling.config import ScalingConfig
 from mpi_train.benchmarks.scaling.cost_model import Shape
-from mpi_train.benchmarks.scaling.output import Grid, make_folder, save
 from mpi_train.benchmarks.scaling.predict import Model
-from mpi_train.benchmarks.timing import Work, time_in_turn
+from mpi_train.benchmarks.timing import TimedStep, Work, time_in_turn
+from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
-from mpi_train.runtime import devices, files, machine
-from mpi_train.runtime.errors import UsageError, unwritable
+from mpi_train.runtime import devices, machine
+from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 
-_SAMPLE_S = 0.3
+FILES = ("scaling.json", "scaling.md", "scaling.png")
+_COLUMNS = ("ranks", "exchange", "ms", "min to max", "predicted", "error", "speed-up", "each")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measured:
-    """One number of ranks.
+    """Step on one number of ranks with a global ``batch_size``, and the prediction.
 
-    Attributes:
-        way: How they exchange.
-        scaling: ``strong``, where the global batch is the same at all sizes, or ``weak``, where a rank's is.
-        ranks: How many.
-        batch_size: Global.
-        samples_s: Seconds of a step, slowest rank.
-        predicted_s: The same from the calibration.
-        speedup: Examples a second over those of one rank.
+    ``scaling`` is ``strong`` for a fixed global batch and ``weak`` for a fixed batch of a rank.
     """
 
-    way: str
+    collective: str
     scaling: str
     ranks: int
     batch_size: int
     samples_s: list[float]
     predicted_s: float
-    speedup: float
+    speedup: float = 1.0
 
     @property
     def step_s(self) -> float:
@@ -51,18 +48,25 @@ class Measured:
 
     @property
     def error(self) -> float:
-        """Of the prediction, over what was measured."""
         return self.predicted_s / self.step_s - 1
 
+    def as_dict(self) -> dict[str, object]:
+        fields = dataclasses.asdict(self)
+        return {"way": fields.pop("collective"), **fields, "step_s": self.step_s, "error": self.error}
 
-FILES = ("scaling.json", "scaling.md", "scaling.png")
+    def cells(self) -> list[str]:
+        low, median, high = (
+            f"{s * 1e3:.2f}" for s in (min(self.samples_s), self.step_s, max(self.samples_s))
+        )
+        times = [median, f"{low} to {high}", f"{self.predicted_s * 1e3:.2f}", f"{self.error:+.0%}"]
+        name = self.collective if self.ranks > 1 else "none"
+        return [str(self.ranks), name, *times, f"{self.speedup:.2f}x", f"{self.speedup / self.ranks:.0%}"]
 
 
 def measure(config: ScalingConfig, world: World, threads: int) -> None:
-    """Measures on all ranks of ``world``; rank 0 prints and writes.
+    """Measure on all ranks of ``world``; rank 0 prints and writes.
 
-    Raises:
-        UsageError: ways, a batch, a model or a folder that cannot be used; on all ranks.
+    Raises ``UsageError`` for options that cannot be used, on all ranks.
     """
     one_example_a_rank(config.batch_size, world.size)
     if world.size < 2:
@@ -71,141 +75,87 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
         )
     with world.together():
         if world.is_root:
-            make_folder(config.out, FILES)
+            output.make_folder(config.out, FILES)
     with world.together():
         device = devices.own_device(world)
-    console = Console(quiet=not world.is_root, highlight=False, markup=False)
+    console = Console(quiet=not world.is_root, highlight=False, markup=False, soft_wrap=True)
     sizes = [2**power for power in range(world.size.bit_length())]
+    step = f"{config.model}, batch {config.batch_size}, {config.optimizer}, {config.dtype}"
     console.print(
-        f"scaling: {config.model}, batch {config.batch_size}, {config.optimizer}, {config.dtype}, "
-        f"{', '.join(map(str, sizes))} ranks of {threads} threads, {machine.cpu_model()}",
-        soft_wrap=True,
+        f"scaling: {step}, {', '.join(map(str, sizes))} ranks of {threads} threads, {machine.cpu_model()}"
     )
     calibration = calibrate(
-        config, world, device, threads, config.ways, lambda text: console.print("measuring", text)
+        config, world, device, threads, config.names, lambda text: console.print("measuring", text)
     )
-    model = Model(calibration)
     measured: list[Measured] = []
     for size in sizes:
         console.print(f"measuring {size} ranks" if size > 1 else "measuring 1 rank")
-        measured += _of_size(config, world, device, size, model, measured)
-    where = machine.describe(world)
-    notes = _notes(calibration.one_machine, calibration.cores, world.size)
+        measured += _measure_size(config, world, device, size, Model(calibration), measured)
+    environment = machine.describe(world)
+    cores, notes = calibration.cores, []
+    if calibration.one_machine:
+        notes.append(f"All ranks share the {cores} cores of one machine.")
+        if world.size > cores:
+            notes.append(
+                f"Beyond {cores} ranks the ranks take turns on the cores. No further speed-up is possible, "
+                "and predictions are made from two ranks on one core."
+            )
+    tables = _tables(measured)
+    for table in tables:
+        console.print()
+        console.print(table.terminal(), soft_wrap=False)
+    for note in notes:
+        console.print(note)
     if not world.is_root:
         return
-    grids = _grids(measured)
-    for grid in grids:
-        console.print()
-        console.print(grid.table())
-    for note in notes:
-        console.print(note, soft_wrap=True)
     content = {
         "config": as_dict(config),
-        "calibration": dataclasses.asdict(calibration),
-        "measured": [
-            {**dataclasses.asdict(each), "step_s": each.step_s, "error": each.error} for each in measured
-        ],
-        "environment": where,
+        "calibration": calibration.as_dict(),
+        "measured": [each.as_dict() for each in measured],
+        "environment": environment,
     }
-    from mpi_train.benchmarks.scaling import charts
-
-    try:
-        files.write_json(config.out / FILES[0], content)
-        title = f"# Scaling of {config.model}, batch {config.batch_size}, {config.optimizer}, {config.dtype}"
-        picture = "![Measured beside predicted](scaling.png)"
-        files.write_text(
-            config.out / FILES[1],
-            "\n\n".join([title, *notes, *(grid.markdown() for grid in grids), picture]) + "\n",
-        )
-        save(charts.scaling(measured), config.out / FILES[2])
-    except OSError as error:
-        raise unwritable(config.out, error) from error
+    sections = [f"# Scaling of {step}", *notes, *(table.markdown() for table in tables)]
+    text = "\n\n".join([*sections, "![Measured beside predicted](scaling.png)"]) + "\n"
+    output.write(config.out, dict(zip(FILES, (content, text, charts.scaling(measured)), strict=True)))
     console.print(f"Written: {config.out}/scaling.md, with scaling.json and scaling.png")
 
 
-def _of_size(
-    config: ScalingConfig,
-    world: World,
-    device: str,
-    size: int,
-    model: Model,
-    before: list[Measured],
+def _measure_size(
+    config: ScalingConfig, world: World, device: str, size: int, model: Model, before: list[Measured]
 ) -> list[Measured]:
-    """Steps of the first ``size`` ranks; the same list on all."""
+    """Measure steps of the first ``size`` ranks; returns the same list on all ranks."""
     hosts = len(set(world.hosts[:size]))
     shape = Shape(hosts, size // hosts)
+    batches = {"strong": config.batch_size, "weak": config.batch_size * size}
+    cases = [(name, kind) for name in config.names for kind in batches][: None if size > 1 else 1]
 
     def steps(some: World) -> list[Measured]:
-        cases = [
-            (way, scaling, batch)
-            for way in (config.ways if size > 1 else config.ways[:1])
-            for scaling, batch in (("strong", config.batch_size), ("weak", config.batch_size * size))
-            if size > 1 or scaling == "strong"
-        ]
-        works = [
-            Work(
-                f"{way} {scaling}",
-                TimedStep(config, some, device, max(1, batch // size), way if size > 1 else None),
-            )
-            for way, scaling, batch in cases
-        ]
-        times = time_in_turn(works, some, repeats=config.repeats, sample_s=_SAMPLE_S)
-        found: list[Measured] = []
-        for work, (way, scaling, batch) in zip(works, cases, strict=True):
-            samples = times[work.name]
-            alone = before[0] if before else None
-            rate = batch / statistics.median(samples)
-            found.append(
-                Measured(
-                    way=way,
-                    scaling=scaling,
-                    ranks=size,
-                    batch_size=batch,
-                    samples_s=samples,
-                    predicted_s=model.step(way, shape, batch / size).total_s,
-                    speedup=rate / (alone.batch_size / alone.step_s) if alone else 1.0,
-                )
-            )
+        works = []
+        for name, kind in cases:
+            exchange = ExchangeConfig(collective=name) if size > 1 else None
+            batch = max(1, batches[kind] // size) * size
+            works.append(Work(f"{name} {kind}", TimedStep(config, some, device, batch, exchange)))
+        times = time_in_turn(works, some, repeats=config.repeats)
+        found = []
+        for name, kind in cases:
+            predicted_s = model.step(name, shape, batches[kind] / size).total_s
+            row = Measured(name, kind, size, batches[kind], times[f"{name} {kind}"], predicted_s)
+            alone = before[0] if before else row
+            speedup = (row.batch_size / row.step_s) / (alone.batch_size / alone.step_s)
+            found.append(dataclasses.replace(row, speedup=speedup))
         return found
 
-    return while_others_rest(world, world.rank < size, steps)
+    return while_others_sleep(world, world.rank < size, steps)
 
 
-def _notes(one_machine: bool, cores: int, ranks: int) -> list[str]:
-    if not one_machine:
-        return []
-    notes = [f"All ranks share the {cores} cores of one machine."]
-    if ranks > cores:
-        notes.append(
-            f"Beyond {cores} ranks they take turns on the cores: no more speed-up is to be expected, and "
-            "predictions are made from two ranks on one core."
-        )
-    return notes
-
-
-def _grids(measured: list[Measured]) -> list[Grid]:
+def _tables(measured: list[Measured]) -> list[Table]:
+    """Return a table for strong scaling and one for weak scaling."""
     alone, *others = measured
-    columns = ["ranks", "exchange", "ms", "min to max", "predicted", "error", "speed-up", "each"]
-
-    def row(each: Measured) -> list[str]:
-        return [
-            str(each.ranks),
-            each.way if each.ranks > 1 else "none",
-            f"{each.step_s * 1e3:.2f}",
-            f"{min(each.samples_s) * 1e3:.2f} to {max(each.samples_s) * 1e3:.2f}",
-            f"{each.predicted_s * 1e3:.2f}",
-            f"{each.error:+.0%}",
-            f"{each.speedup:.2f}x",
-            f"{each.speedup / each.ranks:.0%}",
-        ]
-
-    titles = {
-        "strong": f"Strong scaling: a step of {alone.batch_size} examples in all",
-        "weak": f"Weak scaling: a step of {alone.batch_size} examples a rank",
-    }
     return [
-        Grid(
-            title, columns, [row(each) for each in (alone, *others) if each.scaling == kind or each is alone]
+        Table(
+            title=f"{kind.capitalize()} scaling: a step of {alone.batch_size} examples {unit}",
+            columns=_COLUMNS,
+            rows=[row.cells() for row in (alone, *(other for other in others if other.scaling == kind))],
         )
-        for kind, title in titles.items()
+        for kind, unit in (("strong", "in all"), ("weak", "a rank"))
     ]

@@ -1,47 +1,35 @@
-"""How long a step, and a training, would take on other numbers of ranks."""
+"""Prediction of the time of a step, and of a training, on other numbers of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpi_train.benchmarks.scaling.calibration import Calibration, Crowd, interpolated
+from mpi_train.benchmarks.scaling.calibration import Calibration, Contention, interpolated
 from mpi_train.benchmarks.scaling.cost_model import (
     ALL_REDUCES,
-    Moved,
+    PATTERNS,
     Network,
     Shape,
-    all_gather,
+    Transfer,
     expected_maximum,
-    hierarchical,
-    neighbour,
-    parts,
 )
 from mpi_train.collectives.registry import COLLECTIVES
+from mpi_train.runtime.errors import UsageError
 
-# What a way does that is not an all-reduce as MPI chooses it.
-_PATTERNS: dict[str, Callable[[float, Shape], Moved]] = {
-    "hierarchical": hierarchical,
-    "bfloat16": parts,
-    "topk": all_gather,
-    "gossip": neighbour,
-}
-# The part of a step's computing behind which a way hides what it moves: all of the next step; or the
-# backward pass, two thirds of a step, of which the last layer's gradient comes at the start.
-_HIDES = {"delayed": 1.0, "buckets": 0.6}
+Seconds = Callable[[Transfer, float], float]
+"""Function like ``Network.after_pause``."""
+ENOUGH = 0.8
+"""Parallel efficiency below which more nodes are not recommended."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StepTime:
-    """One step, on average, of one number of ranks.
+    """Mean time of a step, and bytes that leave a node.
 
-    Attributes:
-        compute_s: Batches, gradients, updates.
-        waiting_s: For the slowest rank.
-        moving_s: While bytes move and nothing else is done.
-        hidden_s: While bytes move behind computing.
-        own_s: What the way of exchanging adds of its own: packing, compressing, calls.
-        sent_bytes: What leaves a node.
+    A step computes, waits for the slowest rank, and moves bytes, partly hidden behind computation; ``own_s``
+    is what the collective adds: packing, compression, calls.
     """
 
     compute_s: float
@@ -57,19 +45,11 @@ class StepTime:
 
 
 class Model:
-    """The model of cost that a calibration gives.
-
-    Args:
-        calibration: What was measured.
-        network: Between nodes, in place of the measured one.
-        one_machine: Whether all ranks share the cores of one machine; as measured where None.
-        every: Steps between two exchanges, of ways that can be local.
-    """
+    """Cost model from a calibration; ``network``, ``one_machine`` and ``every`` replace what was measured."""
 
     def __init__(
         self,
         calibration: Calibration,
-        *,
         network: Network | None = None,
         one_machine: bool | None = None,
         every: int | None = None,
@@ -77,155 +57,122 @@ class Model:
         self.calibration = calibration
         self.one_machine = calibration.one_machine if one_machine is None else one_machine
         self._given, self._every = network, every
-        assert network is not None or calibration.roomy is not None
+        measured = calibration.uncontended
+        assert network is not None or measured is not None
+        self.network: Network = network or measured.network  # type: ignore[union-attr]
 
-    @property
-    def network(self) -> Network:
-        """Between nodes, when nothing is crowded."""
-        if self._given is not None:
-            return self._given
-        assert self.calibration.roomy is not None
-        return self.calibration.roomy.network
+    def every(self, collective: str) -> int:
+        """Return the number of steps between two exchanges."""
+        entry = COLLECTIVES[collective]
+        return self._every if self._every and entry.local else entry.every
 
-    def ways(self) -> list[str]:
-        """What can be predicted."""
-        return list(COLLECTIVES)
+    def changes_result(self, collective: str) -> bool:
+        """Return True if training differs from that with an average at every step."""
+        return COLLECTIVES[collective].changes_result or self.every(collective) > 1
 
-    def step(self, way: str, shape: Shape, own_batch: float) -> StepTime:
-        """A step of ``shape``, each rank with ``own_batch`` examples, on average."""
+    def step(self, collective: str, shape: Shape, own_batch: float) -> StepTime:
+        """Predict a step with ``own_batch`` examples a rank; raises ``UsageError`` for an unknown cost."""
+        calibration = self.calibration
+        low, high = calibration.uncontended, calibration.contended
         if shape.ranks == 1:
-            return StepTime(compute_s=interpolated(self.calibration.alone_s, own_batch))
-        return self._blend(shape, lambda crowd, factor: self._step(way, shape, own_batch, crowd, factor))
-
-    def all_reduce_s(self, algorithm: str, num_bytes: float, shape: Shape) -> float:
-        """One all-reduce by ``algorithm``, without a pause before it, between nodes that are not crowded."""
-        return self.network.after_pause(ALL_REDUCES[algorithm](num_bytes, shape), 0)
-
-    def exchange(self, way: str, shape: Shape, network: Network) -> Moved:
-        """What one exchange moves; of the all-reduces that MPI chooses from, the fastest."""
-        payload = self.calibration.payload.get(way, self.calibration.model_bytes)
-        if way in _PATTERNS:
-            return _PATTERNS[way](payload, shape)
-        pieces = {"buckets": self.calibration.num_buckets, "powersgd": 2}.get(way, 1)
-        moved = [algorithm(payload / pieces, shape).times(pieces) for algorithm in ALL_REDUCES.values()]
-        return min(moved, key=lambda each: network.after_pause(each, 0))
-
-    def every(self, way: str) -> int:
-        """Steps between two exchanges."""
-        return self._every if self._every and COLLECTIVES[way].local else COLLECTIVES[way].every
-
-    def changes_result(self, way: str) -> bool:
-        """Whether training takes another course than with an average of every step."""
-        return COLLECTIVES[way].changes_result or self.every(way) > 1
-
-    def _blend(self, shape: Shape, step: Callable[[Crowd | None, float], StepTime]) -> StepTime:
-        calibration = self.calibration
-        roomy, crowded = calibration.roomy, calibration.crowded
-        ranks_per_core = shape.ranks / calibration.cores
-        if not self.one_machine or crowded is None or roomy is None or ranks_per_core <= roomy.ranks_per_core:
-            return step(roomy, 1)
-        if ranks_per_core >= crowded.ranks_per_core:
-            return step(crowded, ranks_per_core / crowded.ranks_per_core)
-        share = (ranks_per_core - roomy.ranks_per_core) / (crowded.ranks_per_core - roomy.ranks_per_core)
-        low, high = step(roomy, 1), step(crowded, 1)
-        return StepTime(
-            **{
-                name: (1 - share) * getattr(low, name) + share * getattr(high, name)
-                for name in StepTime.__dataclass_fields__
-            }
+            return StepTime(interpolated(calibration.alone_s, own_batch))
+        per_core = shape.ranks / calibration.cores
+        if not self.one_machine or high is None or low is None or per_core <= low.ranks_per_core:
+            return self._step(collective, shape, own_batch, low, 1)
+        if per_core >= high.ranks_per_core:
+            return self._step(collective, shape, own_batch, high, per_core / high.ranks_per_core)
+        share = (per_core - low.ranks_per_core) / (high.ranks_per_core - low.ranks_per_core)
+        both = (
+            dataclasses.astuple(self._step(collective, shape, own_batch, each, 1)) for each in (low, high)
         )
+        return StepTime(*((1 - share) * fast + share * slow for fast, slow in zip(*both, strict=True)))
 
-    def _step(self, way: str, shape: Shape, own_batch: float, crowd: Crowd | None, factor: float) -> StepTime:
-        calibration = self.calibration
-        bare = self._bare(way, shape, own_batch, crowd, factor)
-        if crowd is None:
-            return bare
-        # What the measured step of two ranks took beyond what the model says of it.
-        batch = calibration.step["batch_size"] / 2
-        reference = "plain" if way not in crowd.step_s else way
-        if reference not in crowd.step_s:
-            return bare
-        of_two = self._bare(reference, Shape(2), batch, crowd, 1, as_measured=True)
-        own_s = (crowd.step_s[reference] - of_two.total_s) / self.every(way)
-        fields = {name: getattr(bare, name) for name in StepTime.__dataclass_fields__}
-        return StepTime(**{**fields, "own_s": own_s * factor})
-
-    def _bare(
-        self,
-        way: str,
-        shape: Shape,
-        own_batch: float,
-        crowd: Crowd | None,
-        factor: float,
-        as_measured: bool = False,
+    def _step(
+        self, collective: str, shape: Shape, own_batch: float, contention: Contention | None, factor: float
     ) -> StepTime:
-        """Without what the way adds.
-
-        ``factor`` times as many ranks share a core as in ``crowd``. ``as_measured``: on the network on which
-        that was, with an exchange at every step.
-        """
-        times = crowd.compute_s if crowd is not None else self.calibration.alone_s
+        """Predict a step with ``factor`` times as many ranks per core as in ``contention``."""
+        every = self.every(collective)
+        if contention is None or self._given is not None:
+            assert self._given is not None
+            seconds: Seconds = self._given.after_pause
+            network = self._given
+        else:
+            seconds, network = self._measured(contention, factor), contention.network
+        times = contention.compute_s if contention is not None else self.calibration.alone_s
         compute_s = interpolated(times, own_batch) * factor
-        network = self._given
-        moving: Callable[[Moved, float], float] | None = network.after_pause if network is not None else None
-        if crowd is not None and (network is None or as_measured):
-            network, moving = crowd.network, self._measured(crowd, factor)
-        assert network is not None
-        assert moving is not None
-        every = 1 if as_measured else self.every(way)
-        moved = self.exchange(way, shape, network)
-        # Within a node bytes move as they do between nodes, where nothing else was measured.
-        within = Moved(moved.rounds_within, moved.bytes_within)
-        within_s = moving(within, 0) if within.rounds else 0.0
-        moving_s = (moving(moved, compute_s) + within_s) / every
-        hidden_s = min(moving_s, _HIDES.get(way, 0.0) * compute_s)
-        scatter = self._slowest(shape.ranks)
-        return StepTime(
-            compute_s=compute_s,
-            # Over several steps what is slow by chance evens out, as its root.
-            waiting_s=compute_s * (scatter - 1) / every**0.5,
-            moving_s=moving_s - hidden_s,
-            hidden_s=hidden_s,
-            sent_bytes=moved.num_bytes / every,
-        )
+        step = self._exchanging(collective, shape, compute_s, network, seconds, every)
+        measured_s = contention.step_s if contention is not None else {}
+        reference = collective if collective in measured_s else "plain"
+        if contention is None or reference not in measured_s:
+            return step
+        # What the measured step of two ranks took beyond the model of it, on the measured network.
+        compute_s = interpolated(times, self.calibration.step["batch_size"] / 2)
+        seconds = self._measured(contention, 1)
+        of_two = self._exchanging(reference, Shape(2), compute_s, contention.network, seconds, every=1)
+        return dataclasses.replace(step, own_s=(measured_s[reference] - of_two.total_s) / every * factor)
 
-    def _measured(self, crowd: Crowd, factor: float) -> Callable[[Moved, float], float]:
-        """As ``Network.after_pause``, by the times that were measured at the numbers of bytes around it."""
-        roomy, network = self.calibration.roomy, crowd.network
-        assert roomy is not None
-        # What takes a core takes longer where more ranks share it; what takes the wire does not.
-        takes_core = network.seconds_per_byte > 1.25 * roomy.network.seconds_per_byte
-        slower = factor if takes_core else 1.0
+    def _exchanging(
+        self,
+        collective: str,
+        shape: Shape,
+        compute_s: float,
+        network: Network,
+        seconds: Seconds,
+        every: int,
+    ) -> StepTime:
+        """Add waiting and communication to ``compute_s``; ``seconds`` is like ``Network.after_pause``."""
+        cost = COLLECTIVES[collective].cost
+        if cost not in PATTERNS:
+            raise UsageError(
+                f"collective {collective}: expected a cost of {', '.join(PATTERNS)}. Got: {cost}",
+                remedy="add it to benchmarks/scaling/cost_model.py, or name another one in the registry",
+            )
+        pattern = PATTERNS[cost]
+        payload = self.calibration.payload.get(collective, self.calibration.model_bytes)
+        if pattern.formula is not None:
+            transfer = pattern.formula(payload, shape)
+        else:
+            count = pattern.num_messages or self.calibration.num_buckets
+            found = [formula(payload / count, shape) for formula in ALL_REDUCES.values()]
+            found = [Transfer(*(count * each for each in dataclasses.astuple(one))) for one in found]
+            transfer = min(found, key=lambda each: network.after_pause(each, 0))
+        # Traffic within a node is assumed to be as fast as between nodes, because only that was measured.
+        within = Transfer(transfer.rounds_within, transfer.bytes_within)
+        moving_s = (seconds(transfer, compute_s) + (seconds(within, 0) if within.rounds else 0.0)) / every
+        hidden_s = min(moving_s, pattern.overlap * compute_s)
+        relative_s = self.calibration.relative_s
+        slowest = expected_maximum(relative_s, shape.ranks) / (sum(relative_s) / len(relative_s))
+        # Over several steps, random delays even out with their square root.
+        waiting_s = compute_s * (slowest - 1) / every**0.5
+        sent_bytes = transfer.num_bytes / every
+        return StepTime(compute_s, waiting_s, moving_s - hidden_s, hidden_s, 0.0, sent_bytes)
 
-        def seconds(moved: Moved, pause_s: float) -> float:
-            if not moved.rounds:
+    def _measured(self, contention: Contention, factor: float) -> Seconds:
+        """Return a function like ``Network.after_pause`` that interpolates the measured all-reduces."""
+        uncontended, network = self.calibration.uncontended, contention.network
+        assert uncontended is not None
+        # A transfer that is limited by the core takes longer if more ranks share the core.
+        limited_by_core = network.seconds_per_byte > 1.25 * uncontended.network.seconds_per_byte
+        slower = factor if limited_by_core else 1.0
+
+        def seconds(transfer: Transfer, pause_s: float) -> float:
+            if not transfer.rounds:
                 return 0.0
             saved_s = min(network.burst_bytes * network.seconds_per_byte, pause_s)
-            moving_s = max(0.0, interpolated(crowd.all_reduce_s, moved.num_bytes) * slower - saved_s)
-            return moving_s + (moved.rounds - 1) * network.latency_s * factor
+            moving_s = interpolated(contention.all_reduce_s, transfer.num_bytes) * slower - saved_s
+            return max(0.0, moving_s) + (transfer.rounds - 1) * network.latency_s * factor
 
         return seconds
 
-    def _slowest(self, count: int) -> float:
-        """What the slowest of ``count`` ranks takes of a step, over what one takes on average."""
-        samples = self.calibration.relative_s
-        return expected_maximum(samples, count) / (sum(samples) / len(samples))
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Training:
-    """A whole training on one number of ranks.
+    """Training on one number of ranks with a global ``batch_size``; ``train_s`` is the time of all steps.
 
-    Attributes:
-        way: How ranks exchange.
-        shape: The ranks.
-        batch_size: Global.
-        step: One step of it.
-        train_s: All steps; without start-up and evaluation.
-        efficiency: Of the ranks: what one rank takes for as many examples, over their number times this.
+    Parallel efficiency is the time of one rank for as many examples, over the ranks times their time.
     """
 
-    way: str
+    collective: str
     shape: Shape
     batch_size: int
     step: StepTime
@@ -237,37 +184,52 @@ class Training:
         return self.train_s * self.shape.nodes / 3600
 
 
+Trainings = Mapping[str, Sequence[Training]]
+"""Trainings by collective, in ascending order of the nodes."""
+
+
 def trainings(
     model: Model, *, epochs: int, num_examples: int, max_ranks: int, per_node: int, weak: bool
-) -> Mapping[str, list[Training]]:
-    """For each way, the trainings on powers of two of nodes, as far as the batch goes round.
+) -> Trainings:
+    """Predict trainings with each collective on powers of two of nodes, as far as the batch allows.
 
-    Args:
-        model: The model of cost.
-        epochs, num_examples: How much is trained, and the examples of an epoch.
-        max_ranks: At most.
-        per_node: Ranks of a node.
-        weak: Whether the batch of the calibration is that of a rank; else it is the global one.
+    With ``weak``, the batch of the calibration is that of each rank; else it is the global batch.
     """
     batch_size = model.calibration.step["batch_size"]
-    shapes, nodes = [Shape(1)], 1
-    while nodes * per_node <= max_ranks:
-        shapes.append(Shape(nodes, per_node))
-        nodes *= 2
-    shapes = [shape for shape in dict.fromkeys(shapes) if weak or shape.ranks <= batch_size]
+    nodes = (2**power for power in range((max_ranks // per_node).bit_length()))
+    shapes = dict.fromkeys([Shape(1), *(Shape(each, per_node) for each in nodes)])
     alone_s = model.step("auto", Shape(1), batch_size).total_s / batch_size
 
-    def training(way: str, shape: Shape) -> Training:
+    def training(collective: str, shape: Shape) -> Training:
         batch = batch_size * (shape.ranks if weak else 1)
-        step = model.step(way, shape, batch / shape.ranks)
-        num_steps = -(-num_examples // batch)
-        return Training(
-            way=way,
-            shape=shape,
-            batch_size=batch,
-            step=step,
-            train_s=epochs * num_steps * step.total_s,
-            efficiency=alone_s * batch / (shape.ranks * step.total_s),
-        )
+        step = model.step(collective, shape, batch / shape.ranks)
+        train_s = epochs * -(-num_examples // batch) * step.total_s
+        efficiency = alone_s * batch / (shape.ranks * step.total_s)
+        return Training(collective, shape, batch, step, train_s, efficiency)
 
-    return {way: [training(way, shape) for shape in shapes] for way in model.ways()}
+    fitting = [shape for shape in shapes if weak or shape.ranks <= batch_size]
+    return {name: [training(name, shape) for shape in fitting] for name in COLLECTIVES}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Recommended trainings, and the number of nodes at which the efficient one falls below ``ENOUGH``."""
+
+    fastest: Training
+    cheapest: Training
+    efficient: Training
+    falls_at: int | None
+
+
+def advise(found: Trainings, collectives: Iterable[str]) -> Advice:
+    """Recommend trainings with one of ``collectives``."""
+    lines = [found[name] for name in collectives]
+    rows = [row for line in lines for row in line]
+    best: list[tuple[Training, int | None]] = []
+    for line in lines:
+        falls = next((n for n, row in enumerate(line) if n and row.efficiency < ENOUGH), len(line))
+        best.append((line[falls - 1], line[falls].shape.nodes if falls < len(line) else None))
+    efficient, falls_at = min(best, key=lambda pair: pair[0].train_s)
+    fastest = min(rows, key=lambda row: row.train_s)
+    cheapest = min(rows, key=lambda row: (round(row.node_hours, 9), row.train_s))
+    return Advice(fastest, cheapest, efficient, falls_at)

@@ -1,4 +1,4 @@
-"""What ``jobs/bench_step.py`` takes; apart from what it does, so that ``--help`` waits for no TensorFlow."""
+"""Options of ``jobs/bench_step.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpi_train.runtime.flags import at_least, option
 
 @dataclass(frozen=True, kw_only=True)
 class BenchStepConfig(StepConfig):
-    """Which step to time, and how often."""
+    """Options of ``jobs/bench_step.py``."""
 
     average: Average = option("weights", "what the all-reduce of a step averages")
     repeats: int = option(7, "samples of each part, taken in turn")

@@ -1,186 +1,197 @@
-"""One training step on this machine: its parts timed in turn, against what the machine can do.
-
-It trains on random images, as many and as large as Fashion-MNIST's; what they show decides no time.
-"""
+"""Step bench: the parts of a training step, timed in turn and compared with the limits of the machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import keras
 import numpy as np
 from rich.console import Console
 
-from mpi_train.benchmarks.bare_all_reduce import BareAllReduce, sweep
-from mpi_train.benchmarks.step import figures
+from mpi_train.benchmarks import output
 from mpi_train.benchmarks.step.config import BenchStepConfig
-from mpi_train.benchmarks.step.parts import PRODUCT_FLOP, Gradient, Product, Step, Update
-from mpi_train.benchmarks.timing import Work, time_in_turn
-from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging, Weights
-from mpi_train.collectives.build import mean_all_reduce
-from mpi_train.data.examples import Examples
-from mpi_train.data.shards import balanced_range
-from mpi_train.models import optimizers, zoo
-from mpi_train.models.flat import FlatModel
+from mpi_train.benchmarks.step.workloads import PRODUCT_FLOP, Gradient, Product, Update
+from mpi_train.benchmarks.timing import BareAllReduce, TimedStep, Work, build_model, time_in_turn
+from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
-from mpi_train.runtime import devices, files, machine
-from mpi_train.runtime.errors import unwritable
+from mpi_train.runtime import devices, machine
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
-from mpi_train.training.steps import epoch_order, plan_steps
-from mpi_train.training.trainer import Trainer
 
 OUT_FILE = "bench_step.json"
-IMAGE_SHAPE = (28, 28, 1)
-NUM_CLASSES = 10
 NUM_IMAGES = 60_000
-"""Of all ranks together; one batch where that is more."""
+"""Images of all ranks together, as in Fashion-MNIST; at least one batch."""
+SIZES = tuple(4**power * 1024 for power in range(1, 9))
+"""Sizes of the bare all-reduces in bytes, 4 KiB to 64 MiB."""
+GRADIENT, OPTIMIZER, STEP, PRODUCT = "gradient", "optimizer", "step", "matrix product"
+AVERAGED, ALL_REDUCE, ALONE = "step, averaged", "all-reduce", "step, alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples of all parts, of the bare all-reduces by bytes, and operations on one rank.
+
+    Samples of one number were taken one after another, and ratios are taken within them.
+    """
+
+    world_size: int
+    parts_s: dict[str, list[float]]
+    gradient_flop: int
+    product_flop: int
+    all_reduce_s: dict[int, list[float]] = field(default_factory=dict)
+
+    def ratios(self) -> dict[str, list[float]]:
+        """Return ratios of the parts, one value a sample.
+
+        A step over its gradient and update shows the overhead of the loop. Weak scaling is the examples/s of
+        all ranks over those of one rank alone on the machine, with the same share of the batch; the bound is
+        that of ranks that do not average. The last ratio is the time that averaging adds to a step, over that
+        of a bare all-reduce of as many bytes.
+        """
+        size, s = self.world_size, {name: np.array(values) for name, values in self.parts_s.items()}
+        found = {
+            "step / gradient": s[STEP] / s[GRADIENT],
+            "step / (gradient + optimizer)": s[STEP] / (s[GRADIENT] + s[OPTIMIZER]),
+        }
+        if size > 1:
+            found[f"weak scaling: {size} x alone / averaged"] = size * s[ALONE] / s[AVERAGED]
+            found[f"weak scaling at most: {size} x alone / step"] = size * s[ALONE] / s[STEP]
+            found["averaging: (averaged - step) / all-reduce"] = (s[AVERAGED] - s[STEP]) / s[ALL_REDUCE]
+        return {name: values.tolist() for name, values in found.items()}
+
+    @property
+    def flop(self) -> dict[str, int]:
+        """Operations of the parts that have a rate; those of a step are those of its gradient."""
+        return {PRODUCT: self.product_flop, GRADIENT: self.gradient_flop, STEP: self.gradient_flop}
+
+    def gflop_per_s(self) -> dict[str, list[float]]:
+        """Return the rates of one rank, one value a sample."""
+        return {name: [flop / s / 1e9 for s in self.parts_s[name]] for name, flop in self.flop.items()}
+
+    def shares(self) -> dict[str, list[float]]:
+        """Return these rates relative to that of the matrix product, one value a sample."""
+        rates = {name: np.array(values) for name, values in self.gflop_per_s().items()}
+        return {name: (values / rates[PRODUCT]).tolist() for name, values in rates.items()}
+
+
+def bandwidths(num_bytes: int, seconds: float, num_ranks: int) -> tuple[float, float]:
+    """Return the algorithm and the bus bandwidth of an all-reduce, in GB/s (10^9 bytes).
+
+    Defined by doc/PERFORMANCE.md of github.com/NVIDIA/nccl-tests; the latter can be compared with a link's.
+    """
+    algorithm = num_bytes / seconds / 1e9
+    return algorithm, algorithm * 2 * (num_ranks - 1) / num_ranks
+
+
+def tables(samples: Samples) -> list[Table]:
+    """Return tables of at most 80 columns: medians, each with the smallest and the largest sample."""
+
+    def cells(values: Sequence[float], shown: str, factor: float = 1.0) -> list[str]:
+        found = (statistics.median(values), min(values), max(values))
+        median, low, high = (shown.format(factor * value) for value in found)
+        return [median, f"{low} to {high}"]
+
+    rates, shares, span = samples.gflop_per_s(), samples.shares(), "min to max"
+    times = [[name, *cells(values, "{:,.1f}", 1e6)] for name, values in samples.parts_s.items()]
+    ratios = [[name, *cells(values, "{:.2f}x")] for name, values in samples.ratios().items()]
+    flops = [
+        [name, f"{flop / 1e6:,.1f}", *cells(rates[name], "{:,.1f}"), *cells(shares[name], "{:.0%}")]
+        for name, flop in samples.flop.items()
+    ]
+    bare = []
+    for num_bytes, values in samples.all_reduce_s.items():
+        both = bandwidths(num_bytes, statistics.median(values), samples.world_size)
+        bare.append([f"{num_bytes:,}", *cells(values, "{:,.1f}", 1e6), *(f"{rate:.2f}" for rate in both)])
+    found = [
+        Table(columns=("Time of one, slowest rank", "µs", span), rows=times),
+        Table(columns=("Ratio within a sample", "median", span), rows=ratios),
+        Table(columns=("Rate of one rank", "MFLOP", "GFLOP/s", span, "share", span), rows=flops),
+        Table(columns=("Bare all-reduce, bytes", "µs", span, "algbw GB/s", "busbw GB/s"), rows=bare),
+    ]
+    return [table for table in found if table.rows]
 
 
 def measure(config: BenchStepConfig, world: World, threads: int) -> None:
-    """Times a step on all ranks of ``world``; rank 0 prints the tables, and writes the samples if asked to.
+    """Time a step on all ranks of ``world``; rank 0 prints the tables, and writes the samples with ``--out``.
 
-    Raises:
-        UsageError: a batch, model, optimizer or output folder that cannot be used; on all ranks.
-        PlatformError: fewer GPUs than ranks; on all ranks.
+    Raises ``UsageError`` for bad options and ``PlatformError`` for too few GPUs, on all ranks.
     """
     one_example_a_rank(config.batch_size, world.size)
     with world.together():
-        _make_folder(config, world)
+        if world.is_root and config.out is not None:
+            output.make_folder(config.out, (OUT_FILE,))
     with world.together():
         device = devices.own_device(world)
-    bench = StepBench(config, world, device)
     console = Console(quiet=not world.is_root, highlight=False, markup=False)
-    console.print("\n".join(bench.description(threads)), soft_wrap=True)
-    samples = bench.run()
-    for table in figures.tables(samples):
+    step = _step(config, world, device)
+    console.print(_description(config, world, threads, sum(step.trainer.flat.sizes)), soft_wrap=True)
+    samples = _samples(config, world, device, step)
+    for table in tables(samples):
         console.print()
-        console.print(table)
+        console.print(table.terminal())
+    environment = machine.describe(world)
     with world.together():
-        _write(config, world, threads, samples)
+        if config.out is not None and world.is_root:
+            content = {
+                "config": as_dict(config),
+                "threads_per_rank": threads,
+                **dataclasses.asdict(samples),
+                "ratios": samples.ratios(),
+                "shares": samples.shares(),
+                "environment": environment,
+            }
+            output.write(config.out, {OUT_FILE: content})
 
 
-class StepBench:
-    """The step that a config describes, ready to be timed.
-
-    Args:
-        config: What the step is.
-        world: The ranks that take it.
-        device: Where this rank computes.
-    """
-
-    def __init__(self, config: BenchStepConfig, world: World, device: str) -> None:
-        self.config, self.world, self.device = config, world, device
-        # Whole batches, so that all steps are alike.
-        num_images = max(1, NUM_IMAGES // config.batch_size) * config.batch_size
-        self.steps = plan_steps(num_images, config.batch_size, rank=world.rank, size=world.size)
-        start, stop = balanced_range(num_images, world.size, world.rank)
-        num_own = stop - start
-        rng = np.random.default_rng([config.seed, world.rank])
-        self.examples = Examples(
-            images=rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8),
-            labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8),
-        )
-        self.order = epoch_order(config.seed, 1, world.rank, num_own)
-        self.trainer = self._trainer(lambda _: NoAveraging())
-
-    def description(self, threads: int) -> list[str]:
-        """What is timed, in lines for the user."""
-        config, world = self.config, self.world
-        ranks = f"{_count(world.size, 'rank')} x {_count(threads, 'thread')}"
-        lines = [
-            f"bench_step: {config.model} ({sum(self.trainer.flat.sizes):,} trainable weights), "
-            f"global batch {config.batch_size}, {config.optimizer}, {config.dtype}, {ranks}"
-            + (f", averaging {config.average}" if world.size > 1 else "")
-            + f", {machine.cpu_model()}",
-            f"{_count(config.repeats, 'sample')} of each part, taken in turn; random images, no data set",
-        ]
-        if _cores_are_shared(world):
-            lines.append("Beware: more ranks than cores. They wait for each other in every part.")
-        return lines
-
-    def run(self) -> figures.Samples:
-        """Takes all samples; the same on all ranks."""
-        repeats, world = self.config.repeats, self.world
-        gradient, step = self._gradient(), self._step(self.trainer)
-        works = [
-            Work(figures.GRADIENT, gradient),
-            Work(figures.OPTIMIZER, Update(self.trainer)),
-            Work(figures.STEP, step),
-        ]
-        if world.size > 1:
-            works += [
-                Work(figures.AVERAGED, self._step(self._trainer(self._averaging))),
-                Work(figures.ALL_REDUCE, BareAllReduce(world, self.trainer.flat.num_padded * 4)),
-                Work(figures.ALONE, step, alone=True),
-            ]
-        works.append(Work(figures.PRODUCT, Product(self.config.dtype)))
-        return figures.Samples(
-            world_size=world.size,
-            parts_s=time_in_turn(works, world, repeats=repeats),
-            gradient_flop=gradient.flop(),
-            product_flop=PRODUCT_FLOP,
-            all_reduce_s=sweep(world, repeats) if world.size > 1 else {},
-        )
-
-    def _model(self) -> keras.Model:
-        config = self.config
-        return zoo.build(config.model, IMAGE_SHAPE, NUM_CLASSES, seed=config.seed, dtype=config.dtype)
-
-    def _trainer(self, averaging: Callable[[FlatModel], Averaging]) -> Trainer:
-        flat = FlatModel(self._model(), self.device)
-        optimizer = optimizers.build(self.config.optimizer, self.config.learning_rate)
-        return Trainer(flat, optimizer, self.examples, averaging=averaging(flat), devices=[self.device])
-
-    def _averaging(self, flat: FlatModel) -> Averaging:
-        all_reduce = mean_all_reduce(self.world, flat.num_padded)
-        return Gradients(all_reduce) if self.config.average == "gradients" else Weights(all_reduce)
-
-    def _step(self, trainer: Trainer) -> Step:
-        return Step(trainer, self.order, self.steps)
-
-    def _gradient(self) -> Gradient:
-        batch = -(-self.config.batch_size // self.world.size)
-        images = np.resize(self.examples.images[: 2 * batch], (2, batch, *IMAGE_SHAPE))
-        labels = np.resize(self.examples.labels, batch)
-        return Gradient(self._model(), images.astype(np.float32) / 255, labels.astype(np.int32))
+def _step(
+    config: BenchStepConfig, world: World, device: str, exchange: ExchangeConfig | None = None
+) -> TimedStep:
+    # Whole batches, so that all steps are alike.
+    num_steps = max(1, NUM_IMAGES // config.batch_size)
+    return TimedStep(config, world, device, config.batch_size, exchange, num_steps)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _samples(config: BenchStepConfig, world: World, device: str, step: TimedStep) -> Samples:
+    """Take all samples; the same on all ranks."""
+    batch, repeats = -(-config.batch_size // world.size), config.repeats
+    images = np.resize(step.examples.images[: 2 * batch], (2, batch, *step.examples.images.shape[1:]))
+    labels = np.resize(step.examples.labels, batch).astype(np.int32)
+    gradient = Gradient(build_model(config), images.astype(np.float32) / 255, labels)
+    works = [Work(GRADIENT, gradient), Work(OPTIMIZER, Update(step.trainer)), Work(STEP, step)]
+    all_reduce_s = {}
+    if world.size > 1:
+        averaged = _step(config, world, device, ExchangeConfig(average=config.average))
+        bare = BareAllReduce(world, step.trainer.flat.num_padded * 4)
+        works += [Work(AVERAGED, averaged), Work(ALL_REDUCE, bare), Work(ALONE, step, alone=True)]
+    works.append(Work(PRODUCT, Product(config.dtype)))
+    parts_s = time_in_turn(works, world, repeats=repeats)
+    if world.size > 1:
+        works = [Work(str(size), BareAllReduce(world, size)) for size in SIZES]
+        samples = time_in_turn(works, world, repeats=repeats, share=1 / 6)
+        all_reduce_s = {int(size): values for size, values in samples.items()}
+    return Samples(
+        world_size=world.size, parts_s=parts_s, gradient_flop=gradient.flop(), product_flop=PRODUCT_FLOP,
+        all_reduce_s=all_reduce_s,
+    )  # fmt: skip
 
 
-def _cores_are_shared(world: World) -> bool:
+def _description(config: BenchStepConfig, world: World, threads: int, num_weights: int) -> str:
+    def count(number: int, noun: str) -> str:
+        return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+    text = (
+        f"bench_step: {config.model} ({num_weights:,} trainable weights), global batch {config.batch_size}, "
+        f"{config.optimizer}, {config.dtype}, {count(world.size, 'rank')} x {count(threads, 'thread')}"
+        + (f", averaging {config.average}" if world.size > 1 else "")
+        + f", {machine.cpu_model()}\n"
+        f"{count(config.repeats, 'sample')} of each part, taken in turn; random images, no data set"
+    )
     everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
     local = [cores for host, cores in everyone if host == world.hosts[world.rank]]
-    return any(world.gather_all(len(set().union(*local)) < len(local)))
-
-
-def _make_folder(config: BenchStepConfig, world: World) -> None:
-    # Before the measurement, so that a slip costs no half minute.
-    if config.out is not None and world.is_root:
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-            (config.out / OUT_FILE).unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(config.out, error) from error
-
-
-def _write(config: BenchStepConfig, world: World, threads: int, samples: figures.Samples) -> None:
-    where = machine.describe(world)
-    if config.out is None or not world.is_root:
-        return
-    content = {
-        "config": as_dict(config),
-        "threads_per_rank": threads,
-        **dataclasses.asdict(samples),
-        "ratios": samples.ratios(),
-        "shares": samples.shares(),
-        "environment": where,
-    }
-    try:
-        files.write_json(config.out / OUT_FILE, content)
-    except OSError as error:
-        raise unwritable(config.out, error) from error
+    if any(world.gather_all(len(set().union(*local)) < len(local))):
+        text += "\nWarning: more ranks than cores. Ranks wait for each other in every part."
+    return text

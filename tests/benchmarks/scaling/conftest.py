@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
-from mpi_train.benchmarks.scaling.calibration import Calibration, Crowd
+from mpi_train.benchmarks.scaling.calibration import Calibration, Contention
 from mpi_train.benchmarks.scaling.cost_model import Network
 
 LATENCY_S, SECONDS_PER_BYTE = 1e-5, 1e-8
@@ -39,7 +38,7 @@ def calibration() -> Calibration:
         one_machine=False,
         alone_s=computing,
         relative_s=[1.0],
-        roomy=Crowd(
+        uncontended=Contention(
             ranks_per_core=1,
             compute_s=computing,
             all_reduce_s=times,
@@ -54,12 +53,12 @@ def calibration() -> Calibration:
 @pytest.fixture
 def shared(calibration: Calibration) -> Calibration:
     """The same ranks on two cores of one machine, where two on one core take twice as long."""
-    roomy = calibration.roomy
-    assert roomy is not None
-    crowded = dataclasses.replace(
-        roomy,
+    uncontended = calibration.uncontended
+    assert uncontended is not None
+    contended = msgspec.structs.replace(
+        uncontended,
         ranks_per_core=2,
-        compute_s={batch: 2 * seconds for batch, seconds in roomy.compute_s.items()},
+        compute_s={batch: 2 * seconds for batch, seconds in uncontended.compute_s.items()},
         step_s={"plain": 2 * compute_s(32) + all_reduce_s(MODEL_BYTES)},
     )
-    return dataclasses.replace(calibration, one_machine=True, crowded=crowded)
+    return msgspec.structs.replace(calibration, one_machine=True, contended=contended)

@@ -9,6 +9,7 @@ import pytest
 from mpi_train.benchmarks.scaling import plan
 from mpi_train.benchmarks.scaling.calibration import Calibration
 from mpi_train.benchmarks.scaling.config import PlanConfig, ScalingConfig
+from mpi_train.runtime import files
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import parse
 
@@ -48,9 +49,9 @@ def test_one_rank_is_enough_for_a_given_network() -> None:
 
 
 def test_another_step_than_the_measured_one_is_refused(calibration: Calibration, tmp_path: Path) -> None:
-    calibration.write(tmp_path)
+    files.write_json(tmp_path / "calibration.json", calibration.as_dict())
     config = PlanConfig(calibration=tmp_path / "calibration.json", batch_size=128, out=tmp_path / "out")
     with pytest.raises(UsageError, match="--batch-size: expected 64") as raised:
-        plan.from_file(config)
+        plan.predict_again(config)
     assert "--batch-size 128" in str(raised.value)
     assert not (tmp_path / "out").exists()

@@ -6,9 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mpi_train.benchmarks.scaling import calibration as calibrations
+from mpi_train.benchmarks.scaling import charts
 from mpi_train.benchmarks.scaling.calibration import (
     Calibration,
     batches_of,
@@ -17,9 +19,9 @@ from mpi_train.benchmarks.scaling.calibration import (
     interpolated,
 )
 from mpi_train.benchmarks.scaling.cost_model import Network, Shape
-from mpi_train.benchmarks.scaling.predict import Model, trainings
-from mpi_train.benchmarks.scaling.recommend import advise
+from mpi_train.benchmarks.scaling.predict import Model, advise, trainings
 from mpi_train.collectives.registry import COLLECTIVES
+from mpi_train.runtime import files
 from mpi_train.runtime.errors import UsageError
 from tests.benchmarks.scaling.conftest import (
     LATENCY_S,
@@ -77,10 +79,12 @@ def test_four_nodes_take_a_quarter_of_the_examples_and_send_half_as_much_again(
 
 
 def test_what_a_way_adds_of_its_own_is_kept(calibration: Calibration) -> None:
-    roomy = calibration.roomy
-    assert roomy is not None
-    slower = {**roomy.step_s, "powersgd": roomy.step_s["plain"] + 1e-3}
-    calibration = dataclasses.replace(calibration, roomy=dataclasses.replace(roomy, step_s=slower))
+    uncontended = calibration.uncontended
+    assert uncontended is not None
+    slower = {**uncontended.step_s, "powersgd": uncontended.step_s["plain"] + 1e-3}
+    calibration = msgspec.structs.replace(
+        calibration, uncontended=msgspec.structs.replace(uncontended, step_s=slower)
+    )
     model = Model(calibration)
     # That it makes two all-reduces is known, and is not its own.
     assert model.step("powersgd", Shape(2), 32).own_s == pytest.approx(1e-3 - LATENCY_S)
@@ -88,7 +92,7 @@ def test_what_a_way_adds_of_its_own_is_kept(calibration: Calibration) -> None:
 
 
 def test_ranks_that_scatter_wait_for_the_slowest(calibration: Calibration) -> None:
-    calibration = dataclasses.replace(calibration, relative_s=[1.0, 1.0, 1.0, 1.4])
+    calibration = msgspec.structs.replace(calibration, relative_s=[1.0, 1.0, 1.0, 1.4])
     waits = [Model(calibration).step("plain", Shape(n), 32).waiting_s for n in (2, 8, 64)]
     assert 0 < waits[0] < waits[1] < waits[2]
     assert waits[2] == pytest.approx(compute_s(32) * (1.4 / 1.1 - 1))
@@ -123,7 +127,7 @@ def test_ranks_on_shared_cores_get_no_faster(shared: Calibration) -> None:
     assert model.step("plain", Shape(8), 8).moving_s == pytest.approx(6 * 4 * LATENCY_S + 1.75e-2, rel=0.02)
 
 
-def test_every_way_is_predicted_at_every_size(calibration: Calibration) -> None:
+def test_every_collective_is_predicted_at_every_size(calibration: Calibration) -> None:
     found = trainings(Model(calibration), epochs=2, num_examples=640, max_ranks=4096, per_node=1, weak=False)
     assert list(found) == list(COLLECTIVES)
     for rows in found.values():
@@ -159,18 +163,18 @@ def test_advice_is_the_best_of_what_is_predicted(calibration: Calibration) -> No
 
 
 def test_a_calibration_is_read_as_it_was_written(shared: Calibration, tmp_path: Path) -> None:
-    shared.write(tmp_path)
+    files.write_json(tmp_path / "calibration.json", shared.as_dict())
     assert calibrations.read(tmp_path / "calibration.json") == shared
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "expected a file that can be read"),
-        ("{", "expected JSON"),
-        ("[]", "expected version 1"),
+        (None, r"expected a readable file with a calibration of version 1\. Got: .*No such file"),
+        ("{", "truncated"),
+        ("[]", "got `array`"),
         ('{"version": 0}', "with version 0"),
-        ('{"version": 1}', "'hosts' is missing or wrong"),
+        ('{"version": 1}', "missing required field"),
     ],
 )
 def test_what_is_no_calibration_is_refused(content: str | None, text: str, tmp_path: Path) -> None:
@@ -182,8 +186,30 @@ def test_what_is_no_calibration_is_refused(content: str | None, text: str, tmp_p
 
 
 def test_a_calibration_with_other_fields_is_refused(shared: Calibration, tmp_path: Path) -> None:
-    shared.write(tmp_path)
+    files.write_json(tmp_path / "calibration.json", shared.as_dict())
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
     with pytest.raises(UsageError, match="colour"):
         calibrations.read(path)
+
+
+def test_a_collective_without_a_known_cost_is_an_error(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = dataclasses.replace(COLLECTIVES["plain"], cost="butterfly")
+    monkeypatch.setitem(COLLECTIVES, "new", entry)
+    with pytest.raises(UsageError, match=r"collective new: .* Got: butterfly"):
+        Model(calibration).step("new", Shape(2), 32)
+
+
+def test_every_collective_is_in_the_chart_in_a_colour_of_its_own(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        monkeypatch.setitem(COLLECTIVES, f"extra{number}", COLLECTIVES["plain"])
+    model = Model(calibration)
+    found = trainings(model, epochs=1, num_examples=640, max_ranks=4, per_node=1, weak=False)
+    time_axes, hours_axes = charts.plan(found, model, "claim").axes
+    for axes in (time_axes, hours_axes):
+        assert [line.get_label() for line in axes.get_lines()] == list(COLLECTIVES)
+        assert len({line.get_color() for line in axes.get_lines()}) == len(COLLECTIVES)

@@ -1,0 +1,43 @@
+"""Output of measurements: a folder, files in it, and durations as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpi_train.report.pages import save_png
+from mpi_train.runtime import files
+from mpi_train.runtime.errors import unwritable
+
+
+def make_folder(out: Path, names: Sequence[str]) -> None:
+    """Make the folder ``out``, and remove the files ``names`` of a previous run; raises ``UsageError``."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def write(out: Path, contents: Mapping[str, Any]) -> None:
+    """Write files into ``out``, by their ending JSON, a figure as PNG, or text; raises ``UsageError``."""
+    try:
+        for name, content in contents.items():
+            if name.endswith(".png"):
+                save_png(content, out / name)
+            else:
+                (files.write_json if name.endswith(".json") else files.write_text)(out / name, content)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def seconds(value: float) -> str:
+    """Return a duration in the unit that suits: ``850 us``, ``12.3 ms``, ``4.2 s``, ``15 min``, ``3.1 h``."""
+    if value < 0:
+        return "-" + seconds(-value)
+    for limit, factor, unit in ((1e-3, 1e6, "us"), (1, 1e3, "ms"), (120, 1, "s"), (7200, 1 / 60, "min")):
+        if value < limit:
+            return f"{value * factor:.3g} {unit}" if value * factor < 1000 else f"{value * factor:.0f} {unit}"
+    return f"{value / 3600:,.1f} h"

@@ -1,1 +1,0 @@
-"""Run the strategies in turn and report."""
