@@ -100,7 +100,14 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
                 f"Beyond {cores} ranks the ranks take turns on the cores. No further speed-up is possible, "
                 "and predictions are made from two ranks on one core."
             )
-    tables = _tables(measured)
+    tables = [
+        Table(
+            title=f"{kind.capitalize()} scaling: a step of {config.batch_size} examples {unit}",
+            columns=_COLUMNS,
+            rows=[row.cells() for row in measured if row.scaling == kind or row.ranks == 1],
+        )
+        for kind, unit in (("strong", "in all"), ("weak", "a rank"))
+    ]
     for table in tables:
         console.print()
         console.print(table.terminal(), soft_wrap=False)
@@ -146,16 +153,3 @@ def _measure_size(
         return found
 
     return while_others_sleep(world, world.rank < size, steps)
-
-
-def _tables(measured: list[Measured]) -> list[Table]:
-    """Return a table for strong scaling and one for weak scaling."""
-    alone, *others = measured
-    return [
-        Table(
-            title=f"{kind.capitalize()} scaling: a step of {alone.batch_size} examples {unit}",
-            columns=_COLUMNS,
-            rows=[row.cells() for row in (alone, *(other for other in others if other.scaling == kind))],
-        )
-        for kind, unit in (("strong", "in all"), ("weak", "a rank"))
-    ]
