@@ -314,7 +314,7 @@ def test_alone_there_is_no_reference(tmp_path: Path) -> None:
 
 def test_lists_what_is_to_come_before_it_starts(tmp_path: Path) -> None:
     config = BenchConfig(repeats=1, strategies="baseline", out=tmp_path)
-    Bench(tmp_path, plan(config), Console(quiet=True))._clear()
+    Bench(tmp_path, plan(config), Console(quiet=True)).clear()
     raw = json.loads((tmp_path / "bench.json").read_text())
     assert raw["runs"][0]["exit_code"] is None
 

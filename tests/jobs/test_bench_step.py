@@ -97,7 +97,7 @@ def test_what_cannot_be_timed_ends_all_ranks_together(
     assert text in str(raised.value)
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_bad_flags_end_all_ranks_with_one_message() -> None:
     words = launch.mpiexec(2, [sys.executable, "jobs/bench_step.py", "--repeats", "0"])
     result = subprocess.run(words, cwd=ROOT, env=launch.environment(), capture_output=True, text=True)
@@ -106,7 +106,7 @@ def test_bad_flags_end_all_ranks_with_one_message() -> None:
     assert "--repeats: expected at least 1. Got: 0" in result.stderr
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_help_needs_no_tensorflow() -> None:
     words = [sys.executable, "-X", "importtime", "jobs/bench_step.py", "--help"]
     result = subprocess.run(

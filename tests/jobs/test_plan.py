@@ -15,6 +15,7 @@ from mpi_train.benchmarks.scaling.config import PlanConfig, ScalingConfig
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime import launch
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.flags import parse
 from mpi_train.runtime.world import World
 
 pytestmark = pytest.mark.timeout(240)
@@ -54,10 +55,10 @@ def test_a_plan_is_measured_and_made_again_from_its_file(
     assert "It was measured within one node" in printed
     assert "A batch of 4 is enough for 4 ranks at most" in printed
 
-    flags = ("--gbit", "10", "--latency-us", "20", "--weak", "--machine", "many", "--max-ranks", "16")
-    result = start("plan", "--calibration", out / "calibration.json", *flags, "--out", tmp_path / "again")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Network, given: 20 us a message, 10 Gbit/s" in result.stdout
+    flags = ["--gbit", "10", "--latency-us", "20", "--weak", "--machine", "many", "--max-ranks", "16"]
+    flags += ["--calibration", str(out / "calibration.json"), "--out", str(tmp_path / "again")]
+    plan.predict_again(parse(PlanConfig, flags, description="", prog="plan"))
+    assert "Network, given: 20 us a message, 10 Gbit/s" in capsys.readouterr().out
     again = json.loads((tmp_path / "again" / "plan.json").read_text())
     assert {(row["way"], row["ranks"]) for row in again["trainings"]} == {
         (name, ranks) for name in COLLECTIVES for ranks in (1, 2, 4, 8, 16)
@@ -92,7 +93,7 @@ def test_what_the_measuring_ranks_cannot_do_ends_those_that_rest(world: World, t
         measure.measure(config, world, 1)
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 def test_one_rank_cannot_measure_a_network() -> None:
     result = start("plan")
     assert result.returncode == 2, result.stdout + result.stderr
@@ -101,7 +102,7 @@ def test_one_rank_cannot_measure_a_network() -> None:
     assert "mpiexec -n 2 python jobs/plan.py" in result.stderr
 
 
-@pytest.mark.mpi_skip
+@pytest.mark.launches
 @pytest.mark.parametrize("job", ["plan", "scaling"])
 def test_help_needs_no_tensorflow(job: str) -> None:
     words = [sys.executable, "-X", "importtime", f"jobs/{job}.py", "--help"]
