@@ -22,7 +22,8 @@ FLOORS = [
     {"strategies"},
     {"report"},
     {"benchmarks", "cluster"},
-    {"cli", "__main__", "__init__"},
+    {"cli"},
+    {"__main__", "__init__"},
 ]
 """Rooms from the ground floor up; a room imports only from lower floors."""
 
