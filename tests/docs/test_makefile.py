@@ -1,4 +1,4 @@
-"""What make would run, by its dry run in a copy of the Makefile, and what the set-up refuses."""
+"""Recipes of make, by its dry run in a copy of the Makefile, and refusals of the set-up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 @pytest.fixture
 def clone(programs: None, tmp_path: Path) -> Path:
-    """A folder with the Makefile and the set-up, without an environment."""
+    """Make a folder with the Makefile and the set-up, without an environment."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
@@ -26,21 +26,21 @@ def clone(programs: None, tmp_path: Path) -> Path:
 
 
 def run(clone: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    # A make that runs this test has put its variables into the environment; they are not this one's.
+    # A make that runs this test has put its own variables into the environment.
     others = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", *re.findall(r"^#: (\w+)=", MAKEFILE, re.MULTILINE)}
     environ = {name: value for name, value in os.environ.items() if name not in others}
     return subprocess.run(command, cwd=clone, env={**environ, **variables}, capture_output=True, text=True)
 
 
 def recipe(clone: Path, *words: str) -> str:
-    """What ``make`` would run, in one line."""
+    """Return the commands that ``make`` would run, in one line."""
     result = run(clone, "make", "-n", *words)
     assert result.returncode == 0, result.stderr
     return " ".join(result.stdout.replace("\\\n", " ").split())
 
 
 def installed(clone: Path, what: str) -> None:
-    """As if a set-up had ended a moment ago."""
+    """Leave the stamp of a set-up that has just ended."""
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "installed").write_text(f"{what} {clone}\n")
 
