@@ -64,7 +64,8 @@ record = RunRecord(
     threads_per_rank=flags.threads, global_batch_size=64, optimizer="adam", learning_rate=0.001,
     seed=flags.seed, dtype="float32", sync=sync, epochs=epochs,
     train_s=sum(e.train_s for e in epochs), images_per_s=epochs[-1].images_per_s, test_accuracy=0.5,
-    weights_sha256="cd", startup_s=0.1, peak_rss_mib=10, environment={},
+    weights_sha256="cd", startup_s=0.1, peak_rss_mib=10,
+    environment={"pytorch": "2.9"} if strategy == "ddp" else {},
 )
 recorder = RunFolder(flags.out, World())
 if rank == 0:
@@ -137,7 +138,7 @@ def test_runs_all_in_turn_and_reports_what_they_recorded(place: Path) -> None:
         "| custom | 2 devices | 3.50 s (3.00 to 4.00) | 1.00x (1.00x to 1.00x) | 50% (50% to 50%) |" in table
     )
     assert "mpiexec -n 2 .venv-peers/bin/python jobs/ddp.py --seed 4" in table
-    assert "ddp is PyTorch, a yardstick" in table
+    assert "ddp is PyTorch, for comparison" in table
     assert "mpiexec -n 2 python jobs/mpi.py --seed 4 --dataset synthetic --epochs 1 --out" in table
     assert "\x1b" not in out
     for text in (out, table.splitlines()[0]):
