@@ -78,11 +78,8 @@ class MeanAllReduce(AllReduce, ABC):
     def mean(self, vector: np.ndarray) -> np.ndarray:
         """Return the mean of ``vector`` over the ranks, the same bits on each: float32 (length,).
 
-        It may lie in memory that the ranks share: it is valid until the next call, or ``free``.
+        It may lie in memory that the ranks share, and is valid until the next call.
         """
-
-    def free(self) -> None:
-        """Release what the ranks share, on all of them together; no call may follow."""
 
     @property
     def bytes_per_call(self) -> int:

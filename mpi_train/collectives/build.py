@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pkgutil import resolve_name
 
-from mpi_train.collectives.autotune import Choice, fastest
 from mpi_train.collectives.averaging import Averaging, Context, NoAveraging
 from mpi_train.collectives.base import AllReduce, MeanAllReduce
 from mpi_train.collectives.config import ExchangeConfig
@@ -35,7 +34,6 @@ def averaging(
     *,
     seed: int,
     within_model: Sequence[AllReduce] = (),
-    tuned: Callable[[Choice], None] = lambda choice: None,
 ) -> Averaging:
     """Make the averaging policy of the ranks, on all of them together.
 
@@ -45,7 +43,6 @@ def averaging(
         flat: The model.
         seed: Seed of the run.
         within_model: All-reduces inside the model, whose traffic counts too.
-        tuned: Function that receives the measurement behind a choice, with ``--autotune``.
 
     Raises:
         PlatformError: these ranks cannot exchange in the requested way; on all of them.
@@ -55,11 +52,7 @@ def averaging(
     entry = COLLECTIVES[config.collective]
 
     def exact(length: int) -> AllReduce:
-        if not config.autotune:
-            made: AllReduce = resolve_name(entry.all_reduce)(world, length)
-            return made
-        all_reduce, choice = fastest(world, length)
-        tuned(choice)
+        all_reduce: AllReduce = resolve_name(entry.all_reduce)(world, length)
         return all_reduce
 
     policy: Averaging = resolve_name(entry.factory)(Context(config, world, flat, seed, exact))

@@ -59,7 +59,6 @@ class ExchangeConfig:
     sync_batchnorm: bool = option(
         False, "BatchNorm over the global batch, not over each rank's examples", changes_result=True
     )
-    autotune: bool = option(False, "measure first which exact all-reduce is fastest; the result is the same")
     options: Any = variant(
         "collective", lambda: {name: each.options for name, each in COLLECTIVES.items() if each.options}
     )
@@ -108,11 +107,6 @@ class ExchangeConfig:
                 self.post_local_from > 1 and self.every == 1,
                 f"--post-local-from requires --every greater than 1. Got: --every {self.every}",
                 "--every 8, for example",
-            ),
-            (
-                self.autotune and self.collective != "auto",
-                f"--autotune chooses the collective itself. Got: {collective}",
-                "leave one of them out",
             ),
         ]
         for wrong, message, remedy in refused:

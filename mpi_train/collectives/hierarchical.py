@@ -91,10 +91,6 @@ class HierarchicalAllReduce(MeanAllReduce):
         self._barrier()
         return self._mean
 
-    def free(self) -> None:
-        del self._mean, self._sum, self._published, self._addends
-        self._memory.free()
-
     def _publish(self, vector: np.ndarray) -> None:
         """Copy the blocks that other ranks add up to shared memory."""
         for place, block in self._published:

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from mpi_train.collectives import build
-from mpi_train.collectives.autotune import Choice
 from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.base import AllReduce
 from mpi_train.collectives.registry import COLLECTIVES
@@ -32,14 +31,9 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
 
     run = Run("mpi", config, world, threads)
     within_model: list[AllReduce] = []
-    choices: list[Choice] = []
-
-    def tuned(choice: Choice) -> None:
-        choices.append(choice)
-        run.progress.say(f"autotune: all-reduce: {choice}", "autotune", **dataclasses.asdict(choice))
 
     def averaging(flat: FlatModel) -> Averaging:
-        return build.averaging(config, world, flat, seed=config.seed, within_model=within_model, tuned=tuned)
+        return build.averaging(config, world, flat, seed=config.seed, within_model=within_model)
 
     def mean_within_model(length: int) -> AllReduce:
         within_model.append(build.mean_all_reduce(world, length))
@@ -62,7 +56,6 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         },
         rate=LearningRate(config.rate_factor, config.warmup_epochs),
         adapt=synchronise if config.sync_batchnorm else lambda model: model,
-        details=lambda: {"autotune": [dataclasses.asdict(choice) for choice in choices]} if choices else {},
     )
 
 
