@@ -255,7 +255,7 @@ def expected(world: World, tiny: ShardSet) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("bfloat16", {}), ("powersgd", {}), ("topk", {"topk_fraction": 0.2})]
+    ("name", "settings"), [("bfloat16", {}), ("powersgd", {}), ("topk", {"topk_fraction": 0.08})]
 )
 def test_training_comes_near_to_where_whole_gradients_bring_it(
     name: str, settings: dict[str, Any], expected: list[float], world: World, tiny: ShardSet
