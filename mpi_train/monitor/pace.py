@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -58,32 +59,30 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._spells: deque[ByRank] = deque(maxlen=round(WINDOW_S / SPELL_S))
-        self._spell: ByRank | None = None
-        self._streak = np.zeros(0, int)
+        self._spells: deque[ByRank] = deque()
+        self._streak = np.zeros(1, int)
 
     def add(self, chunk: ByRank) -> None:
         """Take a chunk of steps."""
-        spell = self._spell = chunk if self._spell is None else self._spell + chunk
-        if spell.elapsed_s.max() >= SPELL_S:
-            slow = slowing(spell.waiting)
-            self._streak = (self._streak + 1) * slow if len(self._streak) else slow.astype(int)
-            self._spells.append(spell)
-            self._spell = None
+        if self._spells and self._spells[-1].elapsed_s.max() < SPELL_S:
+            self._spells[-1] += chunk
+        else:
+            self._spells.append(chunk)
+        if self._spells[-1].elapsed_s.max() >= SPELL_S:
+            self._streak = (self._streak + 1) * slowing(self._spells[-1].waiting)
             while len(self._spells) > 1 and self._total.elapsed_s.max() > WINDOW_S:
                 self._spells.popleft()
 
     @property
     def _total(self) -> ByRank:
-        first, *others = [*self._spells, *([self._spell] if self._spell else [])]
-        return sum(others, first)
+        return reduce(ByRank.__add__, self._spells)
 
     def __bool__(self) -> bool:
-        return bool(self._spells or self._spell) and bool(self._total.count.sum())
+        return bool(self._spells) and bool(self._total.count.sum())
 
     @property
     def images_per_s(self) -> np.ndarray:
-        """Rate of each rank: float64 (ranks,)."""
+        """Rate of each rank: (ranks,)."""
         return np.asarray(self._total.count / self._total.elapsed_s.max())
 
     @property
@@ -99,7 +98,7 @@ class Pace:
 
     @property
     def waiting(self) -> np.ndarray | None:
-        """Fraction of the time that each rank waited: float64 (ranks,); None if not known."""
+        """Fraction of the time that each rank waited: (ranks,); None if not known."""
         fraction = self._total.waiting
         return None if np.isnan(fraction).any() else fraction
 
@@ -119,12 +118,9 @@ def slowing(waiting: np.ndarray) -> np.ndarray:
         bool (ranks,): True where the median of the other ranks is above ``WAITING``, and the rank's own
         value is below ``MARGIN`` times that median.
     """
-    if len(waiting) < 2 or not waiting.max() > WAITING:
-        return np.zeros(len(waiting), bool)
-    ranked = np.sort(waiting)
-    place = np.argsort(np.argsort(waiting))
-    # The k-th smallest value of the others is one place further up for ranks at places up to k.
-    last = len(waiting) - 2
-    low, high = (np.where(place <= k, ranked[k + 1], ranked[k]) for k in (last // 2, (last + 1) // 2))
-    others = (low + high) / 2
-    return np.asarray((others > WAITING) & (waiting < MARGIN * others))
+    slow = np.zeros(len(waiting), bool)
+    if len(waiting) > 1 and waiting.max() > WAITING:
+        for rank in np.flatnonzero(waiting < MARGIN * waiting.max()):
+            others = np.median(np.delete(waiting, rank))
+            slow[rank] = others > WAITING and waiting[rank] < MARGIN * others
+    return slow

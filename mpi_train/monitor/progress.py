@@ -41,12 +41,12 @@ _FIGURES = (
 
 
 class Progress:
-    """Display of one run, and its ``status.json``.
+    """Display of one run, and its ``status.json``, which ``jobs/watch.py`` reads.
 
     Args:
         speaks: True on the one rank that prints.
         style: ``lines`` shows a bar on a terminal; ``quiet`` prints warnings only, on stderr.
-        status: File with the state of the run for ``jobs/watch.py``.
+        status: Writer of the file, if the run has one.
     """
 
     def __init__(self, *, speaks: bool, style: Style = "lines", status: StatusFile | None = None) -> None:
@@ -56,22 +56,15 @@ class Progress:
             quiet=not speaks or style != "lines", highlight=False, soft_wrap=True, markup=False, emoji=False
         )
         on_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._on_terminal = on_terminal and speaks and style == "lines"
+        self._on_terminal = on_terminal and not self._console.quiet
         self._bar: Live | None = None
         self._pace = Pace()
         self._epoch = self._num_epochs = self._step = self._num_steps = self._num_done = 0
-        self._began: float | None = None
-        self._last_line = self._last_drawn = self._chunk_s = 0.0
+        self._began = self._last_line = self._last_drawn = self._chunk_s = 0.0
         self._write("starting", next_s=_PATIENCE_S)
 
     def say(self, line: str, event: str = "message", **facts: Any) -> None:
-        """Print one line, above the bar if there is one.
-
-        Args:
-            line: Text, wrapped between words on a narrow terminal.
-            event: Name of the event in JSON.
-            **facts: Content of the event in JSON; the line itself if there are none.
-        """
+        """Print one line, above the bar if there is one; in JSON, the event with ``facts``, or else the line."""
         if self._style == "json" and self._speaks:
             print(json.dumps({"event": event, **(facts or {"text": line})}), flush=True)
             return
@@ -96,10 +89,9 @@ class Progress:
         """Start an epoch, counted from 1. The first call shows the bar, which stays between epochs."""
         if not self._speaks:
             return
-        now = time.monotonic()
-        self._began = now if self._began is None else self._began
+        self._last_line = time.monotonic()
+        self._began = self._began or self._last_line
         self._epoch, self._num_epochs, self._step, self._num_steps = epoch, num_epochs, 0, num_steps
-        self._last_line = now
         if self._on_terminal and self._bar is None:
             self._bar = Live(
                 console=self._console, get_renderable=self._line, auto_refresh=False, transient=True
@@ -120,11 +112,13 @@ class Progress:
         now = time.monotonic()
         if now - self._last_drawn >= REFRESH_S or step == self._num_steps:
             self._draw()
-        assert self._began is not None
         every_s = min(LOG_AT_MOST_EVERY_S, max(LOG_EVERY_S, (now - self._began) / 60))
         if self._bar is None and now - self._last_line > every_s:
             self._last_line = now
-            self._say_progress()
+            fields = [f"epoch {self._epoch}/{self._num_epochs}", f"step {self._step}/{self._num_steps}"]
+            figures = self._figures()
+            fields += [text.format(figures[name]) for name, text, _, _ in _FIGURES if name in figures]
+            self.say("  ".join(fields), "progress", **self._facts())
         if step < self._num_steps:  # after the last step the state changes, which is written then
             self._write("training")
 
@@ -150,7 +144,7 @@ class Progress:
             figures = {"images_per_s": float(self._pace.images_per_s.sum()), "loss": self._pace.loss}
             if self._pace.communication is not None:
                 figures["communication"] = self._pace.communication
-        if self._num_done and self._began is not None:
+        if self._num_done:
             # The mean rate so far includes evaluation and checkpoints.
             num_left = (self._num_epochs - self._epoch + 1) * self._num_steps - self._step
             figures["ends_in_s"] = (time.monotonic() - self._began) / self._num_done * num_left
@@ -159,18 +153,12 @@ class Progress:
 
     def _facts(self) -> dict[str, Any]:
         """Return the position and the figures for JSON, which has no NaN."""
-        position = {"epoch": self._epoch, "num_epochs": self._num_epochs}
-        steps = {"step": self._step, "num_steps": self._num_steps}
+        facts = {name: getattr(self, f"_{name}") for name in ("epoch", "num_epochs", "step", "num_steps")}
         figures = self._figures()
-        names = ("images_per_s", "loss", "communication", "ends_in_s")
-        known = {name for name in names if math.isfinite(figures.get(name, math.nan))}
-        return {**position, **steps, **{n: round(figures[n], 6) if n in known else None for n in names}}
-
-    def _say_progress(self) -> None:
-        fields = [f"epoch {self._epoch}/{self._num_epochs}", f"step {self._step}/{self._num_steps}"]
-        figures = self._figures()
-        fields += [text.format(figures[name]) for name, text, _, _ in _FIGURES if name in figures]
-        self.say("  ".join(fields), "progress", **self._facts())
+        for name in ("images_per_s", "loss", "communication", "ends_in_s"):
+            known = math.isfinite(figures.get(name, math.nan))
+            facts[name] = round(figures[name], 6) if known else None
+        return facts
 
     def _draw(self) -> None:
         if self._bar is not None:
@@ -189,26 +177,22 @@ class Progress:
             if room >= least and name in figures
         ]
         line = Table.grid(padding=(0, 1))
-        line.add_column(no_wrap=True)
-        line.add_column()  # the bar, which fills the line
-        for _ in (percent, *shown):
-            line.add_column(no_wrap=True)
-        line.add_row(epoch, ProgressBar(max(1, self._num_steps), self._step), percent, *shown)
+        cells = (epoch, ProgressBar(max(1, self._num_steps), self._step), percent, *shown)
+        for cell in cells:
+            line.add_column(no_wrap=isinstance(cell, str))  # the bar fills the line
+        line.add_row(*cells)
         return Constrain(line, self._console.width - 1)
 
     def _write(self, state: State, next_s: float = 0.0) -> None:
         if self._status is None or not self._status.is_due(state):
             return
-        by_rank: dict[str, Any] = {}
+        facts = self._facts()
         if self._pace:
             waiting = self._pace.waiting
-            by_rank = {
-                "rank_images_per_s": self._pace.images_per_s.round(1).tolist(),
-                "rank_waiting": waiting.round(3).tolist() if waiting is not None else [],
-                "stragglers": self._pace.stragglers,
-            }
-        next_s = next_s or 2 * self._chunk_s or _PATIENCE_S
-        self._status.write(state, {**self._facts(), **by_rank}, next_s=next_s)
+            facts["rank_images_per_s"] = self._pace.images_per_s.round(1).tolist()
+            facts["rank_waiting"] = waiting.round(3).tolist() if waiting is not None else []
+            facts["stragglers"] = self._pace.stragglers
+        self._status.write(state, facts, next_s=next_s or 2 * self._chunk_s or _PATIENCE_S)
 
 
 def span(seconds: float) -> str:

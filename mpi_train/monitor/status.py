@@ -1,7 +1,7 @@
 """State of a run while it trains: ``status.json`` in the folder of the run.
 
-The root writes the file about once a second, whole or not at all, without syncing it to disk. On a slow file
-system the root writes less often, so that writing takes at most a hundredth of the time.
+The root writes the file about once a second, whole or not at all, without syncing it to disk; on a slow file
+system less often, so that writing takes at most a hundredth of the time.
 """
 
 from __future__ import annotations
@@ -70,13 +70,7 @@ class Status:
 
 
 class StatusFile:
-    """Writer of the file.
-
-    Args:
-        out: Folder of the run.
-        strategy: Name of the strategy.
-        hosts: Host name of each rank.
-    """
+    """Writer of the file into ``out``, the folder of the run; ``hosts`` has the host name of each rank."""
 
     def __init__(self, out: Path, strategy: str, hosts: tuple[str, ...]) -> None:
         self._path = out / FILE
@@ -98,12 +92,9 @@ class StatusFile:
         return state in ENDED or time.monotonic() >= self._due - slack_s
 
     def write(self, state: State, facts: dict[str, Any], *, next_s: float = 0.0) -> None:
-        """Write the file. A failure is printed once, and the training continues.
+        """Write the file, with ``facts`` for further fields; the next call comes within ``next_s``.
 
-        Args:
-            state: State of the run.
-            facts: Further fields of ``Status``.
-            next_s: Longest time to the next call.
+        A failure is printed once, and the training continues.
         """
         start, next_s = time.monotonic(), max(next_s, self._every_s)
         content = {**self._run, "state": state, "written": round(time.time(), 3), "next_s": next_s, **facts}
