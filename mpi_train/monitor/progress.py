@@ -64,7 +64,7 @@ class Progress:
         self._write("starting", next_s=_PATIENCE_S)
 
     def say(self, line: str, event: str = "message", **facts: Any) -> None:
-        """Print one line, above the bar if there is one; in JSON, the event with ``facts``, or else the line."""
+        """Print one line, above the bar if there is one; in JSON, ``facts``, or else the line."""
         if self._style == "json" and self._speaks:
             print(json.dumps({"event": event, **(facts or {"text": line})}), flush=True)
             return
@@ -177,7 +177,8 @@ class Progress:
             if room >= least and name in figures
         ]
         line = Table.grid(padding=(0, 1))
-        cells = (epoch, ProgressBar(max(1, self._num_steps), self._step), percent, *shown)
+        bar = ProgressBar(max(1, self._num_steps), self._step)
+        cells: tuple[str | ProgressBar, ...] = (epoch, bar, percent, *shown)
         for cell in cells:
             line.add_column(no_wrap=isinstance(cell, str))  # the bar fills the line
         line.add_row(*cells)

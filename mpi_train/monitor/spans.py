@@ -71,13 +71,12 @@ def cut(spans: np.ndarray, exchanges: np.ndarray) -> np.ndarray:
     # exchange, and ends at the start of the next exchange or at the span's end. A stable sort by span puts
     # the span's start before the ends of its exchanges, and the starts of its exchanges before its end.
     every = np.arange(len(spans))
-    starts_of, stops_of = np.concatenate([every, owners]), np.concatenate([owners, every])
-    of_piece = np.sort(starts_of, kind="stable")
+    of_start, of_stop = np.concatenate([every, owners]), np.concatenate([owners, every])
+    starts, stops = np.argsort(of_start, kind="stable"), np.argsort(of_stop, kind="stable")
+    of_piece = of_start[starts]
     pieces = spans[of_piece]
-    starts = np.concatenate([spans["start"], exchanges["stop"]])
-    stops = np.concatenate([exchanges["start"], spans["stop"]])
-    pieces["start"] = starts[np.argsort(starts_of, kind="stable")]
-    pieces["stop"] = stops[np.argsort(stops_of, kind="stable")]
+    pieces["start"] = np.concatenate([spans["start"], exchanges["stop"]])[starts]
+    pieces["stop"] = np.concatenate([exchanges["start"], spans["stop"]])[stops]
 
     for name in ("epoch", "step", "steps"):
         exchanges[name] = spans[name][owners]
@@ -96,21 +95,16 @@ def cut(spans: np.ndarray, exchanges: np.ndarray) -> np.ndarray:
 
 def totals(spans: np.ndarray) -> np.ndarray:
     """Replace each stretch of training by one span per phase, laid end to end where the stretch was."""
-    training = is_training(spans)
-    breaks = (
-        (spans["start"][1:] != spans["stop"][:-1])
-        | (spans["epoch"][1:] != spans["epoch"][:-1])
-        | ~(training[1:] & training[:-1])
-    )
+    training, before, after = is_training(spans), spans[:-1], spans[1:]
+    together = (after["start"] == before["stop"]) & (after["epoch"] == before["epoch"])
+    breaks = ~(together & training[1:] & training[:-1])
     found = [np.empty(0, SPAN)]
     for stretch in np.split(spans, np.flatnonzero(breaks) + 1):
-        seconds, num_bytes = (
-            np.bincount(stretch["phase"], values, len(PHASES))
-            for values in (stretch["stop"] - stretch["start"], stretch["num_bytes"])
-        )
+        seconds = np.bincount(stretch["phase"], stretch["stop"] - stretch["start"], len(PHASES))
         phases = np.flatnonzero(seconds)
         sums = np.repeat(stretch[:1], len(phases))
-        sums["phase"], sums["num_bytes"] = phases, num_bytes[phases]
+        sums["phase"] = phases
+        sums["num_bytes"] = np.bincount(stretch["phase"], stretch["num_bytes"], len(PHASES))[phases]
         edges = np.concatenate([stretch["start"][:1], stretch["start"][:1] + np.cumsum(seconds[phases])])
         edges[-1:] = stretch["stop"][-1:]
         sums["start"], sums["stop"] = edges[:-1], edges[1:]

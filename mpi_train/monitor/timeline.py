@@ -123,20 +123,18 @@ def traced(
 @contextmanager
 def kept(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Write the timeline of all ranks when the block ends, also by an error that all of them have."""
+    global _current
+    failed: JobError | None = None
     try:
         yield
-    except JobError:
-        _write(path, say)
-        raise
-    _write(path, say)
-
-
-def _write(path: Path, say: Callable[[str], None]) -> None:
-    global _current
+    except JobError as error:
+        failed = error
     if _current is not None:
         timeline, _current = _current, None
         timeline.settle()
         trace_file.write(path, timeline.world, timeline.clock, timeline.kept, say)
+    if failed is not None:
+        raise failed
 
 
 @dataclass
@@ -157,18 +155,17 @@ class _Calls:
             count = min(self.together.gather_all(count))
         begins, ends = np.array(self.times[:count]).reshape(-1, 2).T
         del self.times[:count]
-        if self.together is None:
-            return self._spans(self.phase, begins, ends, self.num_bytes)
-        common = clock.common(begins)
-        last = np.clip(begins + (self.together.maxima(common) - common), begins, ends)
-        waits = self._spans("wait", begins, last, 0)
-        return np.concatenate([waits, self._spans(self.phase, last, ends, self.num_bytes)])
-
-    def _spans(self, phase: str, starts: np.ndarray, stops: np.ndarray, num_bytes: int) -> np.ndarray:
-        spans = np.zeros(len(starts), SPAN)
-        spans["phase"], spans["num_bytes"] = PHASES.index(phase), num_bytes
-        spans["background"], spans["start"], spans["stop"] = self.background, starts, stops
-        return spans
+        # Of each call first the waiting, of no length if no other rank takes part, then the exchange itself.
+        waits, spans = np.zeros((2, len(begins)), SPAN)
+        waits["background"] = spans["background"] = self.background
+        waits["phase"], spans["phase"] = PHASES.index("wait"), PHASES.index(self.phase)
+        spans["num_bytes"], spans["stop"] = self.num_bytes, ends
+        waits["start"] = last = begins
+        if self.together is not None:
+            common = clock.common(begins)
+            last = np.clip(begins + (self.together.maxima(common) - common), begins, ends)
+        waits["stop"] = spans["start"] = last
+        return spans if self.together is None else np.concatenate([waits, spans])
 
 
 class _Timeline:

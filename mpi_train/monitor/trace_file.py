@@ -64,14 +64,12 @@ def _write(path: Path, by_rank: list[np.ndarray], about: list[dict[str, Any]]) -
     zero = min(spans["start"].min() for spans in by_rank if len(spans))
     began = time.time() - (time.perf_counter() - zero)
     other = {"began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)), "ranks": about}
-    events = [
-        event
-        for rank, spans in enumerate(by_rank)
-        for event in _events(spans, zero, f"rank {rank} on {about[rank]['host']}", rank, len(by_rank))
-    ]
-    with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write('{"displayTimeUnit": "ms",\n"otherData": ' + json.dumps(other) + ',\n"traceEvents": [\n')
-        file.write(",\n".join(map(json.dumps, events)) + "\n]}\n")
+    events: list[str] = []
+    for rank, spans in enumerate(by_rank):
+        name = f"rank {rank} on {about[rank]['host']}"
+        events += map(json.dumps, _events(spans, zero, name, rank, len(by_rank)))
+    head = '{"displayTimeUnit": "ms",\n"otherData": ' + json.dumps(other) + ',\n"traceEvents": [\n'
+    files.write_text(path, head + ",\n".join(events) + "\n]}\n")
 
 
 def _events(spans: np.ndarray, zero: float, name: str, rank: int, size: int) -> Iterator[Event]:
@@ -96,14 +94,11 @@ def _events(spans: np.ndarray, zero: float, name: str, rank: int, size: int) -> 
         some = training & (spans["epoch"] == epoch)
         yield complete(f"epoch {epoch}", "epochs", starts[some].min(), stops[some].max(), {})
     for span, start, stop in zip(spans, starts, stops, strict=True):
-        args: dict[str, Any] = {}
-        if span["epoch"]:
-            args["epoch"] = int(span["epoch"])
+        args: dict[str, Any] = {"epoch": int(span["epoch"])}
         if span["steps"] == 1:
             args["step"] = int(span["step"]) + 1
         elif span["steps"]:
             args["steps"] = f"{span['step'] + 1} to {span['step'] + span['steps']}"
-        if span["num_bytes"]:
-            args["bytes"] = int(span["num_bytes"])
-        thread = "exchange" if span["background"] else "phases"
-        yield complete(PHASES[span["phase"]], thread, start, stop, args)
+        args["bytes"] = int(span["num_bytes"])
+        thread, known = "exchange" if span["background"] else "phases", {k: v for k, v in args.items() if v}
+        yield complete(PHASES[span["phase"]], thread, start, stop, known)

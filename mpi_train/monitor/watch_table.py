@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,7 @@ _COLOURS = {"finished": "green", "stopped": "yellow", "failed": "bold red"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Show the runs of a folder while they train, until Ctrl-C; print them once without a terminal.
-
-    Raises:
-        UsageError: The folder does not exist, or a flag has no sensible value.
-    """
+    """Show the runs of a folder while they train, until Ctrl-C; print them once without a terminal."""
     parser = Parser(prog="python jobs/watch.py", description="Show the runs of a folder while they train.")
     parser.add_argument(
         "folder", nargs="?", type=Path, default=DEFAULT, metavar="DIR", help="folder with runs at any depth"
@@ -99,22 +96,25 @@ class Look:
     age_s: float
 
     @property
+    def ended(self) -> bool:
+        return self.status.state in ENDED
+
+    @property
     def silent(self) -> bool:
         """True if the file should have been written again by now."""
-        return self.status.state not in ENDED and self.age_s > self.status.next_s + PATIENCE_S
+        return not self.ended and self.age_s > self.status.next_s + PATIENCE_S
 
     @property
     def gone(self) -> bool:
         """True if the process does not exist any more, though the run has not ended."""
-        if self.status.state in ENDED or self.status.host != socket.gethostname():
+        if self.ended or self.status.host != socket.gethostname():
             return False
-        try:
-            os.kill(self.status.pid, 0)
-        except ProcessLookupError:
-            # A process in another container cannot be found either, but it writes.
-            return self.age_s > GONE_S
-        except OSError:
-            pass
+        with suppress(PermissionError):
+            try:
+                os.kill(self.status.pid, 0)
+            except ProcessLookupError:
+                # A process in another container cannot be found either, but it writes.
+                return self.age_s > GONE_S
         return False
 
     @property
@@ -126,13 +126,10 @@ class Look:
 
 
 class Watcher:
-    """Reader of the runs of a folder.
+    """Reader of the runs of a folder, at any depth.
 
     On the first look the age of a status depends on the clock of the run's host, which may differ from the
     clock of this host. From then on the age is the time for which the status was not seen to change.
-
-    Args:
-        folder: Folder with runs at any depth.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,25 +140,22 @@ class Watcher:
         """Return the runs to show, in the order in which they started."""
         looks = []
         now = time.monotonic()
-        for path in _status_files(self._folder):
+        for place, folders, names in os.walk(self._folder):
+            if FILE not in names:
+                continue
+            folders.clear()  # a run's folder contains no run, and its checkpoints are not searched
+            path = Path(place)
             # Read each time: a network file system may report an old time of change.
-            status = read_status(path)
+            status = read_status(path / FILE)
             if status is None:
                 continue
             changed, before = self._seen.get(path, (now - max(0.0, time.time() - status.written), status))
             self._seen[path] = (changed if status == before else now, status)
-            name = str(path.parent.relative_to(self._folder))
-            look = Look(path.parent.name if name == "." else name, status, now - self._seen[path][0])
+            name = path.name if path == self._folder else str(path.relative_to(self._folder))
+            look = Look(name, status, now - self._seen[path][0])
             if look.age_s <= (SILENT_SHOWN_S if look.silent and not look.gone else SHOWN_S):
                 looks.append(look)
         return sorted(looks, key=lambda look: look.status.started)
-
-
-def _status_files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        if FILE in names:
-            folders.clear()  # a run's folder contains no run, and its checkpoints are not searched
-            yield Path(place) / FILE
 
 
 def table(looks: list[Look], width: int) -> Table:
@@ -177,21 +171,18 @@ def table(looks: list[Look], width: int) -> Table:
         left = name in ("run", "state")
         drawn.add_column(name, justify="left" if left else "right", no_wrap=name != "run")
 
-    def add(cells: dict[str, str], styles: dict[str, str]) -> None:
-        if "state" not in columns and cells["state"] not in ("", "training"):
+    def add(cells: dict[str, str], style: str, state_style: str) -> None:
+        if "state" not in columns and cells.get("state", "training") != "training":
             cells["epoch"] = cells["state"]
-        drawn.add_row(
-            *(
-                Text(cells.get(name, ""), styles.get(name, styles[""]), no_wrap=True, overflow="ellipsis")
-                for name in columns
-            )
-        )
+        styles = {"state": state_style, "epoch": state_style}
+        for_name = ((cells.get(name, ""), styles.get(name, style)) for name in columns)
+        drawn.add_row(*(Text(*each, no_wrap=True, overflow="ellipsis") for each in for_name))
 
     for look in looks:
-        colour = look.state[1]
-        add(_run_cells(look), {"": "", "state": colour, "epoch": colour})
-        for cells in _rank_cells(look.status) if look.status.state not in ENDED else ():
-            add(cells, {"": "bold yellow" if cells["state"] else "dim"})
+        add(_run_cells(look), "", look.state[1])
+        for cells in () if look.ended else _rank_cells(look.status):
+            style = "bold yellow" if "state" in cells else "dim"
+            add(cells, style, style)
     return drawn
 
 
@@ -199,7 +190,7 @@ def _run_cells(look: Look) -> dict[str, str]:
     """Return the text of a run's line by column."""
     status = look.status
     rate, waiting = status.images_per_s, status.rank_waiting
-    left = None if status.state in ENDED else status.ends_in_s
+    left = None if look.ended else status.ends_in_s
     return {
         "run": look.name,
         "state": look.state[0],
@@ -214,26 +205,22 @@ def _run_cells(look: Look) -> dict[str, str]:
 
 def _rank_cells(status: Status) -> Iterator[dict[str, str]]:
     """Yield the text of each rank's line by column; of many ranks, those that the others wait for most."""
-    size = len(status.hosts)
-    if size < 2 or len(status.rank_images_per_s) != size:
+    size, rates, waiting = len(status.hosts), status.rank_images_per_s, status.rank_waiting
+    if size < 2 or len(rates) != size:
         return
-    rates, waiting = status.rank_images_per_s, status.rank_waiting
     ranks = list(range(size))
     if size > MAX_RANKS:
         slowest = sorted(ranks, key=lambda rank: (rank not in status.stragglers, (waiting or rates)[rank]))
         ranks = sorted(slowest[: MAX_RANKS - 1])
     for rank in ranks:
-        yield {
-            "run": f"  rank {rank} {status.hosts[rank]}",
-            "state": "straggler" if rank in status.stragglers else "",
-            # All stages of a pipeline train on the same images, which count on the last stage.
-            "images/s": f"{rates[rank]:,.0f}" if rates[rank] else "",
-            "waiting": f"{waiting[rank]:.0%}" if waiting else "",
-        }
+        # All stages of a pipeline train on the same images, which count on the last stage.
+        cells = {"images/s": f"{rates[rank]:,.0f}" if rates[rank] else ""}
+        if waiting:
+            cells["waiting"] = f"{waiting[rank]:.0%}"
+        if rank in status.stragglers:
+            cells["state"] = "straggler"
+        yield {"run": f"  rank {rank} {status.hosts[rank]}", **cells}
     if len(ranks) < size:
         others = [waiting[rank] for rank in range(size) if rank not in ranks] if waiting else []
-        yield {
-            "run": f"  {size - len(ranks)} more",
-            "state": "",
-            "waiting": f"{min(others):.0%}-{max(others):.0%}" if others else "",
-        }
+        cells = {"waiting": f"{min(others):.0%}-{max(others):.0%}"} if others else {}
+        yield {"run": f"  {size - len(ranks)} more", **cells}
