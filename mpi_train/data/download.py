@@ -27,12 +27,9 @@ class RemoteFile:
 
 
 def fetch(files: Sequence[RemoteFile], mirrors: Sequence[str], folder: Path) -> None:
-    """Download the files that ``folder`` lacks. A file gets its name once its hash was checked.
+    """Download the files that the cache ``folder`` lacks. A file gets its name once its hash was checked.
 
-    Args:
-        files: Files that ``folder`` must hold.
-        mirrors: Base URLs, the preferred one first, each ending in ``/``.
-        folder: Cache folder; created if it is missing.
+    The ``mirrors`` are base URLs, the preferred one first, each ending in ``/``.
 
     Raises:
         DataError: No mirror delivered all files. Without a network this takes a few seconds.

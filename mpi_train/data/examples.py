@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
+
+from mpi_train.runtime.files import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +49,7 @@ class RawData:
         """Shape of one image: (height, width) or (height, width, channels)."""
         return tuple(self.train.images.shape[1:])
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """SHA-256 of the content, in hex: images then labels, train then test."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            digest.update(np.ascontiguousarray(split.images).data)
-            digest.update(np.ascontiguousarray(split.labels).data)
-        return digest.hexdigest()
+        return digest((self.train.images, self.train.labels, self.test.images, self.test.labels))

@@ -28,11 +28,7 @@ _CIFAR_RECORD = 1 + 32 * 32 * 3
 
 
 def read_mnist(paths: Sequence[Path], num_train: int, num_test: int) -> tuple[Examples, Examples]:
-    """Read training images, training labels, test images and test labels of 28 x 28 pixels.
-
-    Raises:
-        DataError: A file is not an IDX file of the expected shape.
-    """
+    """Read training images and labels, then test images and labels, of 28 x 28 pixels; see ``read_idx``."""
     train_images, train_labels, test_images, test_labels = paths
     train = read_idx(train_images, (num_train, 28, 28)), read_idx(train_labels, (num_train,))
     test = read_idx(test_images, (num_test, 28, 28)), read_idx(test_labels, (num_test,))
@@ -40,15 +36,9 @@ def read_mnist(paths: Sequence[Path], num_train: int, num_test: int) -> tuple[Ex
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a gzip-compressed IDX file of bytes.
+    """Read a gzip-compressed IDX file of bytes into a uint8 array of ``shape``.
 
-    Args:
-        path: File, such as ``train-images-idx3-ubyte.gz``.
-        shape: Expected shape. Memory is allocated after the header was checked, so a forged header cannot
-            request more.
-
-    Returns:
-        uint8 array of ``shape``.
+    Memory is allocated after the header was checked, so a forged header cannot request more.
 
     Raises:
         DataError: The file is missing, not gzip, not IDX, truncated, too long, or has another shape.

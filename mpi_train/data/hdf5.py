@@ -41,14 +41,9 @@ def write(path: Path, examples: Examples, attributes: Attributes) -> None:
 
 
 def read_into(into: Examples, path: Path, start: int, num_examples: int, attributes: Attributes) -> None:
-    """Read the examples from ``start`` on, as many as ``into`` holds, into its memory.
+    """Read the examples of a file from number ``start`` on, as many as ``into`` holds, into its memory.
 
-    Args:
-        into: uint8 arrays to overwrite.
-        path: The shard.
-        start: Number of the first example within this file.
-        num_examples: Expected number of examples in the file.
-        attributes: Expected attributes of the file.
+    The file must have ``num_examples`` examples in all, and the ``attributes``.
 
     Raises:
         DataError: The file is corrupt or has other contents.
@@ -58,9 +53,8 @@ def read_into(into: Examples, path: Path, start: int, num_examples: int, attribu
         # Locks fail on some parallel file systems, and nothing writes to a finished shard.
         with _h5py().File(path, "r", locking=False) as file:
             for key, expected in attributes.items():
-                _expect(
-                    file.attrs.get(key) == expected, path, f"attribute {key}: {expected}", file.attrs.get(key)
-                )
+                found = file.attrs.get(key)
+                _expect(found == expected, path, f"attribute {key}: {expected}", found)
             for name, array in (("images", into.images), ("labels", into.labels)):
                 dataset = file.get(name)
                 _check(dataset, name, (num_examples, *array.shape[1:]), path)

@@ -94,11 +94,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path, dataset: str) -> Manifest:
-    """Read and check ``manifest.json``.
-
-    Args:
-        directory: Folder of the shards.
-        dataset: Name of the data set that the folder must hold.
+    """Read and check ``manifest.json`` in ``directory``, which must hold the data set ``dataset``.
 
     Raises:
         UsageError: The folder has no manifest, and no data set has this name.

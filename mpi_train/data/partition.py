@@ -54,15 +54,11 @@ IID = Partition()
 
 
 def partition(labels: np.ndarray, num_shards: int, seed: int, method: Partition) -> list[np.ndarray]:
-    """Divide examples over shards.
+    """Divide examples with these labels, integers (n,), over shards; equal seeds give equal shards.
 
-    Args:
-        labels: Class numbers, integers (n,).
-        num_shards: Number of parts.
-        seed: Seed; equal seeds give equal parts.
-        method: For ``dirichlet`` each class is divided over the shards in proportions drawn from Dir(alpha),
-            as in Yurochkin et al. 2019 (arXiv:1905.12022). ``classes`` is the method of McMahan et al. 2017
-            (arXiv:1602.05629), section 3.
+    For ``dirichlet`` each class is divided over the shards in proportions drawn from Dir(alpha), as in
+    Yurochkin et al. 2019 (arXiv:1905.12022). ``classes`` is the method of McMahan et al. 2017
+    (arXiv:1602.05629), section 3.
 
     Returns:
         Indices of the examples of each shard, int64, shuffled. Each index occurs once, and no shard is empty;

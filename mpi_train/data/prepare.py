@@ -19,9 +19,8 @@ _DEFAULT_ALPHA = 0.5
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the flags ``argv`` (default: those of the process)."""
-    parser = Parser(
-        prog="python jobs/prepare_data.py", description="Divide a data set into HDF5 shards with a manifest."
-    )
+    description = "Divide a data set into HDF5 shards with a manifest."
+    parser = Parser(prog="python jobs/prepare_data.py", description=description)
     alpha_help = f"skew of dirichlet: the smaller, the stronger (default: {_DEFAULT_ALPHA})"
     parser.add_argument("--dataset", default="fashion_mnist", help=", ".join(DATASETS))
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the official raw files")
@@ -66,23 +65,9 @@ def prepare(
     method: Partition = IID,
     source: Path | None = None,
 ) -> bool:
-    """Write the shards into ``directory``, unless they exist already.
+    """Write the shards into ``directory``; return False if they existed with these settings and sound.
 
-    Args:
-        dataset: One of ``sources.DATASETS``.
-        directory: Folder of the shards.
-        num_shards: Number of training shards.
-        seed: Seed of the partition, and of synthetic data.
-        method: Method that divides the training split.
-        source: Folder of the raw files; see ``sources.find_raw``.
-
-    Returns:
-        True if shards were written; False if they existed with these settings and sound.
-
-    Raises:
-        UsageError: The data set is unknown, the partition is impossible, or the folder is not writable.
-        MissingRawDataError: There are no raw files, and no mirror delivers them.
-        DataError: The raw files are corrupt.
+    Arguments and errors are those of ``sources.find_raw`` and ``shards.write_shards``.
     """
     require_dataset(dataset)
     if _exist(dataset, directory, num_shards, seed, method):

@@ -8,8 +8,8 @@ whole file by its SHA-256, which exactly one of the ranks computes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,7 @@ class ShardSet:
 
     @classmethod
     def open(cls, directory: Path, dataset: str) -> ShardSet:
-        """Read the manifest, and no shard yet.
-
-        Raises:
-            UsageError: The folder has no manifest, and no data set has this name.
-            DataError: The manifest is missing, malformed, or belongs to another data set.
-        """
+        """Read the manifest, and no shard yet. Errors are those of ``read_manifest``."""
         return cls(directory, manifest.read_manifest(directory, dataset))
 
     def num_examples(self, split: str) -> int:
@@ -58,13 +53,9 @@ class ShardSet:
         return self.manifest.splits[split].num_examples
 
     def read(self, split: str, rank: int = 0, size: int = 1) -> Examples:
-        """Read the examples of one rank, with no more memory than their bytes and a few MB.
+        """Read the examples of ``rank`` among ``size`` ranks, in the memory of their bytes and a few MB.
 
         Only the files that overlap with the rank's range are opened, and only this range is read.
-
-        Args:
-            split: ``train`` or ``test``.
-            rank, size: Rank, and number of ranks.
 
         Returns:
             Images uint8 (n, height, width) or (n, height, width, channels), and labels uint8 (n,), each
@@ -84,25 +75,24 @@ class ShardSet:
 
     def read_range(self, split: str, start: int, stop: int) -> Examples:
         """Read the examples from number ``start`` to ``stop``. Results and errors are those of ``read``."""
-        parts = list(_overlapping(self.manifest.splits[split], start, stop))
+        files = self.manifest.splits[split].files
+        stops = accumulate(shard.num_examples for shard in files)
+        ranges = ((index, end - files[index].num_examples, end) for index, end in enumerate(stops))
+        parts = [(index, first, end) for index, first, end in ranges if first < stop and end > start]
         # All sizes are checked first, so that memory is allocated only for bytes that exist.
-        for part in parts:
-            self._check_size(part.shard)
+        for index, _, _ in parts:
+            self._check_size(files[index])
         own = _empty(stop - start, self.manifest.image_shape)
-        for part in parts:
-            if start <= part.first:
-                self._check_digest(part.shard)
-            low, high = max(start, part.first), min(stop, part.first + part.shard.num_examples)
+        for index, first, end in parts:
+            if start <= first:
+                self._check_digest(files[index])
+            low, high = max(start, first), min(stop, end)
             into = Examples(own.images[low - start : high - start], own.labels[low - start : high - start])
-            self._read_shard(into, split, part, low - part.first)
+            self._read_shard(into, split, index, low - first)
         return own
 
     def read_some(self, split: str, numbers: np.ndarray) -> Examples:
-        """Read the examples of ``numbers``, ascending; one arbitrary example if there are none.
-
-        Raises:
-            DataError: A shard is missing, truncated, altered, or differs from the manifest.
-        """
+        """Read the examples of ``numbers``, ascending; one arbitrary example if there are none."""
         if not len(numbers):
             return self.read_range(split, 0, 1)
         first = int(numbers[0])
@@ -119,18 +109,17 @@ class ShardSet:
                 self._check_size(shard)
                 self._check_digest(shard)
 
-    def _read_shard(self, into: Examples, split: str, part: _Part, start: int) -> None:
+    def _read_shard(self, into: Examples, split: str, index: int, start: int) -> None:
         made = self.manifest
-        num_shards = len(made.splits[split].files)
-        attributes = _attributes(made.dataset, split, part.index, num_shards, made.seed, made.partition)
+        files = made.splits[split].files
+        shard, limit = files[index], made.num_classes
+        attributes = _attributes(made.dataset, split, index, len(files), made.seed, made.partition)
         try:
-            hdf5.read_into(into, self.directory / part.shard.name, start, part.shard.num_examples, attributes)
+            hdf5.read_into(into, self.directory / shard.name, start, shard.num_examples, attributes)
         except DataError as error:
             raise DataError(error.message, remedy=how_to_prepare(made.dataset, self.directory)) from error
         largest = int(into.labels.max())
-        self._expect(
-            largest < made.num_classes, part.shard, f"labels below {made.num_classes}", f"label {largest}"
-        )
+        self._expect(largest < limit, shard, f"labels below {limit}", f"label {largest}")
 
     def _check_size(self, shard: ShardFile) -> None:
         try:
@@ -154,24 +143,6 @@ class ShardSet:
             )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A shard within its split: index of the shard, and number of its first example."""
-
-    index: int
-    first: int
-    shard: ShardFile
-
-
-def _overlapping(split: Split, start: int, stop: int) -> Iterator[_Part]:
-    """Yield the shards that hold examples from ``start`` to ``stop``."""
-    first = 0
-    for index, shard in enumerate(split.files):
-        if first < stop and first + shard.num_examples > start:
-            yield _Part(index, first, shard)
-        first += shard.num_examples
-
-
 def _empty(n: int, image_shape: tuple[int, ...]) -> Examples:
     return Examples(aligned_empty((n, *image_shape), np.uint8), aligned_empty((n,), np.uint8))
 
@@ -180,11 +151,9 @@ def _attributes(
     dataset: str, split: str, index: int, num_shards: int, seed: int, method: Partition
 ) -> hdf5.Attributes:
     """Return the description that a shard carries."""
-    attributes: hdf5.Attributes = {
-        "dataset": dataset, "split": split, "shard": index, "num_shards": num_shards, "seed": seed,
-        "partition": method.kind,
-    }  # fmt: skip
-    return attributes if method.alpha is None else {**attributes, "alpha": method.alpha}
+    names = ("dataset", "split", "shard", "num_shards", "seed", "partition", "alpha")
+    values = (dataset, split, index, num_shards, seed, method.kind, method.alpha)
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 def write_shards(
@@ -192,18 +161,9 @@ def write_shards(
 ) -> Manifest:
     """Divide a data set into shards, which replace those in ``directory``.
 
-    Equal arguments give equal bytes with the same version of HDF5. The old manifest is removed first and the
-    new one is written last, so that a reader never finds an incomplete set.
-
-    Args:
-        raw: The data set.
-        directory: Folder of the shards; created if it is missing.
-        num_shards: Number of training shards; the test split is one shard, in its original order.
-        seed: Seed of the partition.
-        method: Method that divides the training split.
-
-    Returns:
-        The manifest.
+    Equal arguments give equal bytes with the same version of HDF5. The test split is one shard, in its
+    original order. The old manifest is removed first and the new one, which is returned, is written last, so
+    that a reader never finds an incomplete set.
 
     Raises:
         UsageError: The partition is impossible, or the folder is not writable.

@@ -133,12 +133,8 @@ def find_raw(dataset: str, source: Path | None = None, seed: int = 1) -> RawData
 
     The places are tried in this order: ``source``, or the folder in the data set's environment variable (such
     as ``FASHION_MNIST_DIR``); the Keras cache; the cache of this package (``MPI_TRAIN_CACHE``, default
-    ``~/.cache/mpi-train``), filled by a download. The SHA-256 of the files is checked in every place.
-
-    Args:
-        dataset: One of ``DATASETS``.
-        source: Folder of the official files.
-        seed: Seed of a synthetic data set.
+    ``~/.cache/mpi-train``), filled by a download. The SHA-256 of the files is checked in every place. The
+    ``seed`` is that of a synthetic data set.
 
     Raises:
         UsageError: The data set is unknown, or a source was given for a synthetic one.

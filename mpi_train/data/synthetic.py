@@ -56,13 +56,8 @@ def draw(
 ) -> RawData:
     """Draw a synthetic data set.
 
-    All arithmetic is on integers, so that equal seeds give equal bytes on every machine.
-
-    Args:
-        seed: Seed of patterns, labels and images.
-        num_train, num_test: Number of images (default: as in the real data set). Classes are equally frequent
-            and in random order.
-        name: One of ``STAND_INS``.
+    All arithmetic is on integers, so that equal seeds give equal bytes on every machine. There are as many
+    images as in the real data set, or ``num_train`` and ``num_test``. Classes are equally frequent.
     """
     kind = STAND_INS[name]
     stream = name.encode()[-1]  # Different images for data sets of the same shape.
