@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mpi_train.runtime import launch
+from mpi_train.runtime import launch, machine
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import JobError, PlatformError
 
@@ -76,14 +75,9 @@ def _ring() -> dict[str, Any]:
 
 
 def _tensorflow() -> dict[str, Any]:
-    import tensorflow as tf
+    import tensorflow as tf  # noqa: F401
 
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    return {
-        "tensorflow": tf.__version__,
-        "keras": importlib.metadata.version("keras"),
-        "gpus": [detail.get("device_name", "GPU") for detail in details],
-    }
+    return machine.describe(worlds.World())
 
 
 _PROBES = {"mpi_library": _mpi_library, "ring": _ring, "tensorflow": _tensorflow}

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.runtime.digest import digest
+from mpi_train.runtime.files import digest
 
 _ALIGNED = 16
 """Number of float32 values in 64 bytes."""

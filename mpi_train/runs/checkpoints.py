@@ -25,8 +25,8 @@ import numpy as np
 from mpi_train.runs import checkpoint_file
 from mpi_train.runs.checkpoint_file import CheckpointFile, Entry
 from mpi_train.runs.record import EpochRecord
-from mpi_train.runtime.digest import digest
 from mpi_train.runtime.errors import DataError, UsageError
+from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
 from mpi_train.training.steps import Segment
 from mpi_train.training.totals import EpochTotals

@@ -14,7 +14,7 @@ from mpi_train.runs import coordinator, preflight
 from mpi_train.runs.config import JobConfig, TrainConfig, WatchedConfig
 from mpi_train.runtime import devices, launch, watchdog
 from mpi_train.runtime import world as worlds
-from mpi_train.runtime.errors import EXIT_DONE, JobError
+from mpi_train.runtime.errors import JobError
 from mpi_train.runtime.flags import parse
 
 
@@ -52,11 +52,11 @@ def run_job(
             Progress(speaks=world.is_root, style=config.style).say(ended)
             return
         preflight.check(config, world)
-    share = devices.claim_cores(world, config.threads)
+    threads = devices.claim_cores(world, config.threads)
     # TensorFlow reads the number of threads when it is imported, so it is imported after that is set.
     with devices.quiet_start(), devices.lean_imports(), world.together():
         run = pkgutil.resolve_name(function)
-    run(config, world, share.threads)
+    run(config, world, threads)
 
 
 def guarded(work: Callable[[], None]) -> NoReturn:
@@ -73,4 +73,4 @@ def guarded(work: Callable[[], None]) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(EXIT_DONE)
+    sys.exit(0)

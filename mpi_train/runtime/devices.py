@@ -12,27 +12,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-
-@dataclass(frozen=True)
-class CpuShare:
-    """Part of a node that one rank may use.
-
-    Attributes:
-        cores: Numbers of the cores that the rank is bound to.
-        threads: TensorFlow threads; at most ``len(cores)`` unless the user asked for more.
-    """
-
-    cores: tuple[int, ...]
-    threads: int
 
 
 def share_of(masks: Sequence[frozenset[int]], local_rank: int) -> tuple[int, ...]:
@@ -51,14 +33,10 @@ def share_of(masks: Sequence[frozenset[int]], local_rank: int) -> tuple[int, ...
     return tuple(cores[first : first + width])
 
 
-def claim_cores(world: World, threads: int | None) -> CpuShare:
-    """Bind this rank to its share of the node's cores, and set the number of TensorFlow's threads.
+def claim_cores(world: World, threads: int | None) -> int:
+    """Bind this rank to its share of the node's cores; set and return the number of TensorFlow's threads.
 
-    Must be called before TensorFlow is imported.
-
-    Args:
-        world: Ranks of the job; those on one node share its cores.
-        threads: Number of threads, instead of one for each core of the share.
+    Must be called before TensorFlow is imported. ``threads`` replaces one thread for each core of the share.
     """
     everyone = world.gather_all((world.hosts[world.rank], frozenset(os.sched_getaffinity(0))))
     local = [mask for host, mask in everyone if host == world.hosts[world.rank]]
@@ -69,7 +47,7 @@ def claim_cores(world: World, threads: int | None) -> CpuShare:
     count = threads or (1 if oversubscribed else len(cores))
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[variable] = str(count)
-    return CpuShare(cores, count)
+    return count
 
 
 @contextmanager
@@ -116,23 +94,10 @@ def start_tensorflow() -> None:
         tf.zeros(1)
 
 
-def run_two_at_once() -> None:
-    """Make TensorFlow run two operations of a graph at the same time, even on a single core.
-
-    On one thread TensorFlow follows a chain of operations to its end before it starts others that are ready.
-    Must be called before TensorFlow initialises its devices.
-    """
-    import tensorflow as tf
-
-    tf.config.threading.set_inter_op_parallelism_threads(2)
-
-
 def own_device(world: World, *, start: bool = True) -> str:
     """Return the device this rank computes on: the GPU of its local rank, or the CPU.
 
-    Args:
-        world: Ranks of the job.
-        start: True to initialise TensorFlow's devices, which some strategies do themselves.
+    Unless ``start`` is False, TensorFlow initialises its devices.
 
     Raises:
         PlatformError: There are GPUs, but fewer than ranks on this node.
@@ -159,12 +124,9 @@ def own_device(world: World, *, start: bool = True) -> str:
 
 
 def local_devices(count: int | None) -> list[str]:
-    """Return the devices that one process trains on: its GPUs, or else logical CPU devices.
+    """Return the ``count`` devices that one process trains on: GPUs, or else logical CPU devices.
 
-    Must be called before TensorFlow initialises its devices.
-
-    Args:
-        count: Number of devices; None for all GPUs, or for one CPU device a core.
+    Must be called before TensorFlow initialises its devices. None means all GPUs, or one CPU device a core.
 
     Raises:
         PlatformError: There are fewer GPUs than ``count``.
@@ -181,10 +143,9 @@ def local_devices(count: int | None) -> list[str]:
         tf.config.experimental.set_memory_growth(gpu, True)
     count = count or len(gpus) or len(os.sched_getaffinity(0))
     if not gpus:
-        one: tf.config.LogicalDeviceConfiguration = tf.config.LogicalDeviceConfiguration()
         cpu = tf.config.list_physical_devices("CPU")[0]
         # A process that has trained before has its devices already.
         if len(tf.config.get_logical_device_configuration(cpu) or ()) < count:
-            tf.config.set_logical_device_configuration(cpu, [one] * count)
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     start_tensorflow()
     return [f"/{'GPU' if gpus else 'CPU'}:{number}" for number in range(count)]

@@ -9,22 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EXIT_DONE = 0
-EXIT_USAGE = 2
-EXIT_DATA = 3
-EXIT_PLATFORM = 4
-EXIT_DIVERGED = 5
-EXIT_RANK_LOST = 6
-EXIT_RUN_AGAIN = 75
-
 
 class JobError(Exception):
-    """Failure to explain to the user, with an exit code and a fix.
-
-    Args:
-        message: Expected and received values.
-        remedy: Command, or the one change, that fixes it.
-    """
+    """Failure to explain to the user, with the command or the one change (``remedy``) that fixes it."""
 
     exit_code = 1
 
@@ -40,37 +27,37 @@ class JobError(Exception):
 class UsageError(JobError):
     """Flag, configuration or output folder that cannot work."""
 
-    exit_code = EXIT_USAGE
+    exit_code = 2
 
 
 class DataError(JobError):
     """Data that is missing, corrupt, or different from its manifest."""
 
-    exit_code = EXIT_DATA
+    exit_code = 3
 
 
 class PlatformError(JobError):
     """MPI, Slurm or devices that the job cannot use."""
 
-    exit_code = EXIT_PLATFORM
+    exit_code = 4
 
 
 class RankLostError(JobError):
     """Rank that died, or has been silent for too long."""
 
-    exit_code = EXIT_RANK_LOST
+    exit_code = 6
 
 
 class RunAgainError(JobError):
     """Request to stop, after the run has saved a checkpoint."""
 
-    exit_code = EXIT_RUN_AGAIN
+    exit_code = 75
 
 
 class DivergedError(JobError):
     """Loss or weights that are NaN or infinite, or weights that differ between ranks."""
 
-    exit_code = EXIT_DIVERGED
+    exit_code = 5
 
 
 class RanksApartError(DivergedError):

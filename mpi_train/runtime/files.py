@@ -1,14 +1,16 @@
-"""Files that are written whole or not at all: under a temporary name, synced, then renamed."""
+"""Files that are written whole or not at all (synced, then renamed), and SHA-256 of files and arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -47,3 +49,11 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):  # hashlib.file_digest needs Python 3.11
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """Return the SHA-256 over the bytes of ``arrays``, in hex; ranks and runs compare their weights by it."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()

@@ -43,24 +43,14 @@ def option(
             the same for values that are known in advance.
         formerly: Old name of the flag, which is refused with the new one.
     """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": text,
-            "metavar": metavar,
-            "changes_result": changes_result,
-            "choices": choices,
-            "formerly": formerly,
-        },
-    )
+    metadata = {"help": text, "metavar": metavar, "changes_result": changes_result, "choices": choices}
+    return dataclasses.field(default=default, metadata={**metadata, "formerly": formerly})
 
 
 def variant(selector: str, kinds: Callable[[], Mapping[str, type[DataclassInstance]]]) -> Any:
     """Declare a field that holds the options of what another field selects, or None if that has none.
 
-    Args:
-        selector: Name of the other field.
-        kinds: Function that returns a dataclass of options for each value of ``selector`` that has any.
+    ``kinds`` returns a dataclass of options for each value of the field ``selector`` that has any.
     """
     return dataclasses.field(default=None, metadata={"selector": selector, "kinds": kinds})
 
@@ -139,27 +129,19 @@ class Parser(argparse.ArgumentParser):
         if hint is bool:
             group.add_argument(flag, action="store_true", default=default, help=text)
             return
-        value_type, choices = _value_type(hint)
-        choices = tuple(meta["choices"]()) if meta["choices"] else choices
-        metavar = meta["metavar"] if choices is None else None
-        group.add_argument(
-            flag, default=default, type=value_type, choices=choices, metavar=metavar, help=text
-        )
-
-
-def _value_type(hint: Any) -> tuple[Any, tuple[str, ...] | None]:
-    """Return the function that reads a flag of type ``hint`` from text, and its choices if it has any."""
-    if typing.get_origin(hint) is not Literal:
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        hint = inner[0] if inner else hint
-    return (str, typing.get_args(hint)) if typing.get_origin(hint) is Literal else (hint, None)
+        if typing.get_origin(hint) is not Literal:  # ``int | None`` is read as int
+            hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
+        known = typing.get_args(hint)
+        choices = tuple(meta["choices"]()) if meta["choices"] else known or None
+        metavar, reader = None if choices else meta["metavar"], str if known else hint
+        group.add_argument(flag, default=default, type=reader, choices=choices, metavar=metavar, help=text)
 
 
 def parse(kind: type[Config], argv: Sequence[str] | None = None, *, description: str, prog: str) -> Config:
     """Read a ``kind`` from the command line.
 
     Raises:
-        UsageError: an unknown flag, or a value outside its range.
+        UsageError: an unknown flag, a value outside its range, or an option of what was not selected.
         SystemExit: after ``--help``.
     """
     parser = Parser(prog=prog, description=description)
@@ -168,11 +150,7 @@ def parse(kind: type[Config], argv: Sequence[str] | None = None, *, description:
 
 
 def from_values(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """Make a ``kind`` from parsed flags; ``values`` may hold others too.
-
-    Raises:
-        UsageError: an option of something that was not selected.
-    """
+    """Make a ``kind`` from parsed flags; ``values`` may hold others too. Raises ``UsageError``."""
     own: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if "kinds" not in field.metadata:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from mpi_train.runtime import watchdog_hub
 from mpi_train.runtime import world as worlds
-from mpi_train.runtime.errors import EXIT_RANK_LOST, RankLostError
+from mpi_train.runtime.errors import RankLostError
 from mpi_train.runtime.watchdog_hub import BEAT_S, STARTING_FACTOR
 from mpi_train.runtime.world import World
 
@@ -51,37 +51,27 @@ activity = Activity()
 
 
 def note(doing: str, *, starting: bool = False) -> None:
-    """Record the present activity of this rank, for the message should the rank be lost.
+    """Record the activity of this rank, such as ``epoch 2, evaluation``, for the message if it is lost.
 
-    Args:
-        doing: Activity, such as ``epoch 2, evaluation``.
-        starting: True if the rank may be silent for longer.
+    A rank that is ``starting`` may be silent for longer.
     """
     if _current is not None:
         _current.note(doing, starting=starting)
 
 
 def start(world: World, timeout_s: float) -> None:
-    """Start watching the ranks. Collective.
-
-    Args:
-        world: Ranks of the job.
-        timeout_s: Silence after which a rank is lost; ``STARTING_FACTOR`` times that while the rank starts.
-    """
+    """Start watching the ranks, of which one that is silent for ``timeout_s`` is lost. Collective."""
     global _current
     if world.size > 1:
         _current = watch = Watch(world, timeout_s)
-        worlds.before_abort(lambda: watch.leave(aborting=True))
+        worlds.before_abort.append(lambda: watch.leave(aborting=True))
         atexit.register(watch.leave)
 
 
 def end_for(world: World, lost: int, how: str) -> NoReturn:
-    """End this rank because another is lost and the hub cannot say so; one of those left prints the error.
+    """End this rank because ``lost`` is lost and the hub cannot say so; one of those left prints the error.
 
-    Args:
-        world: Ranks of the job.
-        lost: Number of the lost rank.
-        how: Symptom, such as ``has not been heard of for 60 s``.
+    ``how`` is the symptom, such as ``has not been heard of for 60 s``.
     """
     if world.rank == (1 if lost == 0 else 0):
         error = RankLostError(
@@ -93,7 +83,7 @@ def end_for(world: World, lost: int, how: str) -> NoReturn:
         time.sleep(2)  # mpiexec ends all ranks as soon as one exits: the rank that prints goes first
     if _current is not None:
         _current.leave(aborting=True)
-    worlds.leave(world, EXIT_RANK_LOST)
+    worlds.leave(world, RankLostError.exit_code)
 
 
 class Watch:
@@ -101,10 +91,6 @@ class Watch:
 
     A hub that ends unexpectedly is started again once, by rank 0 at the same port. If the new hub does not
     start, or ends too, the run continues unwatched. Rank 0 prints each outcome.
-
-    Args:
-        world: Ranks of the job.
-        timeout_s: Silence after which a rank is lost.
     """
 
     def __init__(self, world: World, timeout_s: float) -> None:
@@ -130,7 +116,7 @@ class Watch:
             threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def note(self, doing: str, *, starting: bool) -> None:
-        """Record the present activity; see the function of this name."""
+        """Record the present activity."""
         at_once = starting or self._starting
         self._doing, self._starting = doing, starting
         if at_once:  # the hub's patience depends on it; all else can wait for the next beat
@@ -144,8 +130,7 @@ class Watch:
     def _start_hub(self) -> None:
         """Start the hub on this host, at the port of a previous hub if there was one.
 
-        Raises:
-            OSError, ValueError: The hub did not start.
+        Raises ``OSError`` or ``ValueError`` if it does not start.
         """
         # A session of its own, as mpiexec kills the process groups of the ranks.
         self._hub = subprocess.Popen(
@@ -157,13 +142,7 @@ class Watch:
         )
         assert self._hub.stdin is not None
         assert self._hub.stdout is not None
-        settings = {
-            "token": self._token,
-            "hosts": self._world.hosts,
-            "timeout_s": self._timeout_s,
-            "port": self._port,
-            "expected": self._expected,
-        }
+        settings = (self._token, self._world.hosts, self._timeout_s, self._port, self._expected)
         self._hub.stdin.write(json.dumps(settings) + "\n")
         self._hub.stdin.flush()
         self._port = int(self._hub.stdout.readline())
@@ -199,10 +178,10 @@ class Watch:
                     break
                 heard = time.monotonic()
                 *lines, buffer = (buffer + received).split(b"\n")
-                messages = [json.loads(line) for line in lines]
-                if any(message.get("end") for message in messages) and not self._left:
-                    worlds.leave(self._world, EXIT_RANK_LOST)
-                if any(message.get("over") for message in messages):
+                said = {word for line in lines for word in json.loads(line)}
+                if "end" in said and not self._left:
+                    worlds.leave(self._world, RankLostError.exit_code)
+                if "over" in said:
                     return False
             except TimeoutError:
                 pass

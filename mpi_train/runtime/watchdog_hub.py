@@ -30,33 +30,19 @@ START_S = 60.0
 
 @dataclass
 class Rank:
-    """State of a rank as reported to the hub.
-
-    Attributes:
-        link: Connection to the rank.
-        number: Rank in the world; -1 before the rank has named itself.
-        pid: Process id on the rank's host.
-        heard: Time of the last message.
-        still_since: Time at which the training was last seen to advance.
-        doing: Activity for the message should the rank be lost.
-        starting: True while the rank may be silent for longer.
-        calls: All-reduces that the training has entered.
-        inside: True while the training is in an all-reduce.
-        left: True after the rank's goodbye. Its process may take a while to end, without a word.
-        buffer: Bytes of an incomplete message.
-    """
+    """State of a rank as reported to the hub."""
 
     link: socket.socket
-    number: int = -1
+    number: int = -1  # before the rank has named itself
     pid: int = 0
     heard: float = field(default_factory=time.monotonic)
-    still_since: float = field(default_factory=time.monotonic)
+    still_since: float = field(default_factory=time.monotonic)  # when the training was last seen to advance
     doing: str = "start-up"
-    starting: bool = True
-    calls: int = 0
-    inside: bool = False
-    left: bool = False
-    buffer: bytes = b""
+    starting: bool = True  # it may be silent for longer
+    calls: int = 0  # all-reduces that the training has entered
+    inside: bool = False  # an all-reduce
+    left: bool = False  # it said goodbye; its process may take a while to end, without a word
+    buffer: bytes = b""  # start of an incomplete message
 
 
 class Hub:
@@ -67,8 +53,7 @@ class Hub:
         hosts: Host name of each rank.
         timeout_s: Silence after which a rank is lost.
         port: TCP port to listen on; 0 for a free one.
-        expected: Ranks that must connect: those that were connected to a previous hub. Other ranks may be
-            unable to reach this host.
+        expected: Ranks that must connect, as they were connected to a previous hub.
     """
 
     def __init__(
@@ -116,16 +101,24 @@ class Hub:
         self._selector.unregister(rank.link)
         rank.link.close()
 
-    def _receive(self, rank: Rank) -> bool:
-        """Read from a rank; return True if the watch is over."""
+    def _read(self, rank: Rank) -> bytes | None:
+        """Return what a rank has sent, if anything; if its connection has closed, drop it and return b""."""
         try:
             received = rank.link.recv(65536)
         except BlockingIOError:
-            return False
+            return None
         except OSError:
             received = b""
         if not received:
             self._drop(rank)
+        return received
+
+    def _receive(self, rank: Rank) -> bool:
+        """Read from a rank; return True if the watch is over."""
+        received = self._read(rank)
+        if received is None:
+            return False
+        if not received:
             if self._ranks.get(rank.number) is not rank:
                 return False
             del self._ranks[rank.number]
@@ -206,14 +199,7 @@ class Hub:
         ends = time.monotonic() + ENDING_S
         while self._ranks and time.monotonic() < ends:
             for key, _ in self._selector.select(timeout=BEAT_S / 4):
-                try:
-                    closed = not key.data.link.recv(65536)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    closed = True
-                if closed:
-                    self._drop(key.data)
+                if self._read(key.data) == b"":
                     self._ranks.pop(key.data.number, None)
         # Each connection left is open, so the process id still belongs to the rank.
         for number, rank in self._ranks.items():
@@ -228,6 +214,6 @@ class Hub:
 
 
 if __name__ == "__main__":
-    hub = Hub(**json.loads(sys.stdin.readline()))
+    hub = Hub(*json.loads(sys.stdin.readline()))
     print(hub.port, flush=True)
     hub.run()

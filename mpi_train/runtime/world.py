@@ -88,10 +88,8 @@ class World:
 
     def gather_rows(self, row: np.ndarray) -> np.ndarray:
         """Return every rank's ``row``, float64 (n,), as one array (ranks, n). Fast, without pickling."""
-        rows = np.empty((self.size, len(row)))
-        if self.comm is None:
-            rows[0] = row
-        else:
+        rows = np.tile(row, (self.size, 1))
+        if self.comm is not None:
             self.comm.Allgather(row, rows)
         return rows
 
@@ -108,10 +106,6 @@ class World:
         """Return the element-wise maximum of ``array`` over all ranks, as a new array."""
         return self._reduce(array, "MAX")
 
-    def maximum(self, value: float) -> float:
-        """Return the largest ``value`` of all ranks."""
-        return float(self.maxima(np.array([value]))[0])
-
     def _reduce(self, array: np.ndarray, operation: Literal["SUM", "MAX"]) -> np.ndarray:
         result = np.array(array)
         if self.comm is not None:
@@ -119,6 +113,10 @@ class World:
 
             self.comm.Allreduce(MPI.IN_PLACE, result, op=getattr(MPI, operation))
         return result
+
+    def maximum(self, value: float) -> float:
+        """Return the largest ``value`` of all ranks."""
+        return float(self.maxima(np.array([value]))[0])
 
     def send(self, array: np.ndarray, *, to: int) -> None:
         """Send ``array`` to a rank that calls ``receive``."""
@@ -212,7 +210,7 @@ def join() -> World:
             f"MPI did not start: {str(error).splitlines()[0]}",
             remedy="make doctor (it shows which MPI library is loaded, and from where)",
         ) from error
-    vendor = " ".join((MPI.get_vendor()[0], ".".join(map(str, MPI.get_vendor()[1]))))
+    vendor = "{vendor} {version}".format_map(mpi_library())
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise PlatformError(
             "expected an MPI library that any thread may call (MPI_THREAD_SERIALIZED or more). "
@@ -247,12 +245,8 @@ def speaks() -> bool:
     return started is None or started.rank == 0
 
 
-_BEFORE_ABORT: list[Callable[[], None]] = []
-
-
-def before_abort(action: Callable[[], None]) -> None:
-    """Register a function to call before this process ends all ranks."""
-    _BEFORE_ABORT.append(action)
+before_abort: list[Callable[[], None]] = []
+"""Functions to call before this process ends all ranks."""
 
 
 def _abort_on_uncaught(world: World) -> None:
@@ -265,7 +259,7 @@ def _abort_on_uncaught(world: World) -> None:
             time.sleep(2)
         text = "".join(traceback.format_exception(kind, error, trace))
         print(f"[{world.name}] uncaught exception, ending all {world.size} ranks\n{text}", file=sys.stderr)
-        for action in _BEFORE_ABORT:
+        for action in before_abort:
             action()
         _flush()
         MPI.COMM_WORLD.Abort(1)

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.models.flat import FlatModel
-from mpi_train.runtime.digest import digest
 from mpi_train.runtime.errors import RanksApartError
+from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
 
 

@@ -21,7 +21,7 @@ from mpi_train.data.shards import write_shards
 from mpi_train.report.collect import read_attempts
 from mpi_train.runs import record as records
 from mpi_train.runtime import launch
-from mpi_train.runtime.errors import EXIT_DATA, EXIT_DIVERGED, EXIT_USAGE, PlatformError, UsageError
+from mpi_train.runtime.errors import DataError, DivergedError, PlatformError, UsageError
 from mpi_train.runtime.flags import parse
 from mpi_train.strategies.registry import STRATEGIES
 
@@ -179,7 +179,7 @@ def test_goes_on_after_a_failure_and_ends_with_its_code(place: Path, failing: st
     code, out, err = run(
         place, "--repeats", "1", "--epochs", "1", "--strategies", strategies, FAILING=failing
     )
-    assert code == (EXIT_DIVERGED if failing == "mirrored" else 1)
+    assert code == (DivergedError.exit_code if failing == "mirrored" else 1)
     assert f"FAILED with exit code {code}" in out
     assert "the loss became nan" in out
     assert f"{failing}/1" in err
@@ -238,15 +238,15 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.launches
 def test_says_once_what_makes_every_run_impossible(place: Path) -> None:
     code, out, err = run(place, "--data", "nowhere")
-    assert (code, out) == (EXIT_DATA, "")
+    assert (code, out) == (DataError.exit_code, "")
     assert err.count("error:") == 1
     assert "jobs/prepare_data.py --dataset synthetic --data nowhere" in err
     code, out, err = run(place, "--strategies", "baseline,custm")
-    assert (code, out) == (EXIT_USAGE, "")
+    assert (code, out) == (UsageError.exit_code, "")
     assert "Got: custm. Did you mean custom?" in err
     (place / "results").write_text("in the way")
     code, _, err = run(place)
-    assert code == EXIT_USAGE
+    assert code == UsageError.exit_code
     assert "expected a folder that can be written" in err
 
 

@@ -13,7 +13,7 @@ import pytest
 from mpi_train.benchmarks.network.bench import NetworkConfig, flags_of, kept, plan
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.report.collect import write_attempts
-from mpi_train.runtime.errors import EXIT_PLATFORM, UsageError
+from mpi_train.runtime.errors import PlatformError, UsageError
 from mpi_train.runtime.flags import parse
 from mpi_train.strategies.mpi.config import MpiConfig
 from tests.report.conftest import write_run
@@ -122,7 +122,7 @@ def test_without_a_cluster_it_says_how_to_get_one(tiny_shards: Path, tmp_path: P
         capture_output=True,
         text=True,
     )
-    assert done.returncode == EXIT_PLATFORM
+    assert done.returncode == PlatformError.exit_code
     assert done.stderr.count("error: ") == 1
     if os.geteuid() == 0:
         assert "expected the local Slurm cluster with 3 nodes. Got: none" in done.stderr

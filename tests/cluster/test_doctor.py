@@ -14,7 +14,7 @@ from mpi_train.cluster import doctor, probes
 from mpi_train.data import synthetic
 from mpi_train.data.shards import write_shards
 from mpi_train.runtime import launch
-from mpi_train.runtime.errors import EXIT_PLATFORM, PlatformError
+from mpi_train.runtime.errors import PlatformError
 
 pytestmark = pytest.mark.mpi_skip
 
@@ -168,7 +168,7 @@ def test_job_exits_with_the_platform_code_and_goes_on_after_a_failed_check(tmp_p
         capture_output=True,
         text=True,
     )
-    assert result.returncode == EXIT_PLATFORM
+    assert result.returncode == PlatformError.exit_code
     assert "error: training will not work here: MPI library, mpiexec" in result.stderr
     levels = {line[8:20].strip(): line.split()[0] for line in result.stdout.splitlines() if line[0] != " "}
     assert levels["MPI library"] == levels["mpiexec"] == "fail"

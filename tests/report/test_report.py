@@ -15,7 +15,7 @@ from rich.console import Console
 from mpi_train.report import command, pages, tables, text
 from mpi_train.report.collect import Attempt, collect, write_attempts
 from mpi_train.report.summary import groups, summarise
-from mpi_train.runtime.errors import EXIT_USAGE, DataError, UsageError
+from mpi_train.runtime.errors import DataError, UsageError
 
 MakeRun = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -224,7 +224,7 @@ def test_the_command_refuses_folders_beside_index_and_compare(tmp_path: Path) ->
 def test_the_script_explains_what_it_cannot_do(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "jobs/report.py"), str(tmp_path / "nowhere")]
     missing = subprocess.run(script, capture_output=True, text=True, timeout=120)
-    assert (missing.returncode, missing.stdout) == (EXIT_USAGE, "")
+    assert (missing.returncode, missing.stdout) == (UsageError.exit_code, "")
     assert "expected a folder with runs" in missing.stderr
     assert "Traceback" not in missing.stderr
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         predict_again(config)
         return
     world = worlds.join()
-    measure(config, world, devices.claim_cores(world, config.threads).threads)
+    measure(config, world, devices.claim_cores(world, config.threads))
 
 
 def predict_again(config: PlanConfig) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from mpi_train.collectives import build
 from mpi_train.collectives.averaging import Averaging
@@ -26,7 +27,8 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     """Train on all ranks of ``world`` and write the record."""
     with world.together():
         if COLLECTIVES[config.collective].by_layer and threads == 1:
-            devices.run_two_at_once()
+            # On one thread TensorFlow follows a chain of operations to its end before it starts others.
+            tf.config.threading.set_inter_op_parallelism_threads(2)
         device = devices.own_device(world)
 
     run = Run("mpi", config, world, threads)

@@ -27,8 +27,8 @@ from mpi_train.runs.checkpoints import Arrays, work_of
 from mpi_train.runs.record import EpochRecord, RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import devices
-from mpi_train.runtime.digest import digest
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
 from mpi_train.strategies import custom_loop
 from mpi_train.strategies.pipeline import partition

@@ -21,8 +21,8 @@ from mpi_train.runs.record import RunRecord
 from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
 from mpi_train.runtime import addresses, devices
-from mpi_train.runtime.digest import digest
 from mpi_train.runtime.errors import PlatformError
+from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
 from mpi_train.training.loop import run_chunks
 from mpi_train.training.replicas import check_equal, mean_over_ranks
