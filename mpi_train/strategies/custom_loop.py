@@ -27,6 +27,13 @@ from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
 
 
+def build(run: Run) -> tuple[keras.Model, keras.Optimizer]:
+    """Build the model and the optimizer that the options of ``run`` name; raises ``UsageError``."""
+    config = run.config
+    model = zoo.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
+    return model, optimizers.build(config.optimizer, config.learning_rate)
+
+
 def train_custom(config: DevicesConfig, world: World, threads: int) -> RunRecord:
     """Train over the devices of this process, each batch split by hand, and write the record.
 
@@ -39,6 +46,7 @@ def train_custom(config: DevicesConfig, world: World, threads: int) -> RunRecord
         devices=names,
         averaging=lambda _: NoAveraging(),
         sync={"average": "gradients", "every": 1, "devices": len(names)},
+        rate=LearningRate(),
     )
 
 
@@ -48,9 +56,8 @@ def train(
     devices: Sequence[str],
     averaging: Callable[[FlatModel], Averaging],
     sync: dict[str, Any],
-    rate: LearningRate | None = None,
+    rate: LearningRate,
     adapt: Callable[[keras.Model], keras.Model] = lambda model: model,
-    details: Callable[[], dict[str, Any]] = dict,
 ) -> RunRecord:
     """Train on ``devices`` of this process and, through ``averaging``, with the other ranks.
 
@@ -58,27 +65,20 @@ def train(
         run: The frame.
         devices: Devices of this process; the first holds the weights.
         averaging: Function that makes the averaging policy for a model.
-        sync: Entry ``sync`` of the record.
-        rate: Learning rate, if it is not simply the requested one.
+        sync, rate: Entry ``sync`` of the record; scaling and warm-up of the learning rate.
         adapt: Function that makes the trained model of the built one, on all ranks together. It raises on
             all ranks or on none.
-        details: See ``train_epochs``.
     """
     config, world = run.config, run.world
     one_example_a_rank(config.batch_size, world.size)
     examples, test_examples = run.read("train"), run.read("test")
     with world.together():
-        model = zoo.build(
-            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
-        )
-        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        model, optimizer = build(run)
     model = adapt(model)
-    warmup = None
-    if rate is not None:
-        rate.apply_to(optimizer)
-        if rate.warmup_epochs:
-            steps_an_epoch = -(-run.num_train // config.batch_size)
-            warmup = (1 / rate.factor, max(1, round(rate.warmup_epochs * steps_an_epoch)))
+    rate.apply_to(optimizer)
+    steps_an_epoch = -(-run.num_train // config.batch_size)
+    num_warmup = max(1, round(rate.warmup_epochs * steps_an_epoch))
+    warmup = (1 / rate.factor, num_warmup) if rate.warmup_epochs else None
     flat = FlatModel(model, devices[0])
     trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices, warmup=warmup)
     evaluator = Evaluator(flat.predict, test_examples, from_logits=not zoo.returns_probabilities(model))
@@ -92,7 +92,6 @@ def train(
         model=(model.name, model.count_params()),
         sync=sync,
         weights_sha256=lambda: digest_of(flat.export()),
-        details=details,
     )
 
 
@@ -108,18 +107,16 @@ def fit(
     """Train a built trainer, equal on all ranks, and write the record.
 
     Args:
-        run, trainer, evaluator: The parts.
-        state: Everything that is trained.
+        run, trainer, evaluator, state: The parts.
         scores: Function from the scores of this rank's evaluation to those that count.
         **record: See ``train_epochs``.
     """
     config, replicas, examples = run.config, run.replicas, trainer.examples
     num_parts = len(trainer.devices)
-    steps = plan_steps(
-        run.num_train, config.batch_size, rank=replicas.rank, size=replicas.size, num_parts=num_parts
-    )
+    rank, size = replicas.rank, replicas.size
+    steps = plan_steps(run.num_train, config.batch_size, rank=rank, size=size, num_parts=num_parts)
     run.lap("build")
-    trainer.warm_up(epoch_order(config.seed, 0, replicas.rank, len(examples)), steps)
+    trainer.warm_up(epoch_order(config.seed, 0, rank, len(examples)), steps)
     evaluator.trace()
 
     def train_epoch(resumable: ResumableRun) -> None:

@@ -1,11 +1,9 @@
 """Keras ``fit`` as a user would write it: baseline, tuned and mirrored.
 
 Two things differ from the shortest form. Warm-up: one step is run and undone before the clock starts, so that
-tracing is not counted. Under MirroredStrategy ``fit`` traces once more for the iterator of each call, which
-stays in the time of the first epoch. Data pipeline: in TensorFlow 2.21, dropping an iterator of tf.data can
-block for seconds while its autotuner sleeps, at the end of every epoch. So one iterator without autotuner
-serves all epochs (``repeat`` and ``steps_per_epoch``). An epoch with an unusually long step is marked as
-stalled.
+tracing is not counted. Data pipeline: in TensorFlow 2.21, dropping an iterator of tf.data can block for
+seconds while its autotuner sleeps. So one iterator without autotuner serves all epochs. An epoch with an
+unusually long step is marked as stalled.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -21,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
-from mpi_train.models import optimizers, zoo
+from mpi_train.models import zoo
 from mpi_train.models.flat import digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import epochs
@@ -33,6 +32,7 @@ from mpi_train.runtime import devices
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import BaselineConfig, DevicesConfig
+from mpi_train.strategies.custom_loop import build
 from mpi_train.training.evaluation import Evaluator
 from mpi_train.training.loop import CHUNK_S, Chunk
 from mpi_train.training.losses import as_input
@@ -83,31 +83,15 @@ def _train(
     sync: dict[str, Any],
     steps_per_execution: int = 1,
 ) -> RunRecord:
-    """Build and compile the model inside ``scope()``, train it with ``fit``, and write the record.
-
-    Args:
-        run: The frame.
-        scope: Scope in which variables are made, such as that of a ``tf.distribute.Strategy``.
-        sync: Entry ``sync`` of the record.
-        steps_per_execution: Argument of ``compile``: steps between two visits to Python.
-    """
+    """Build and compile the model inside ``scope()``, train it with ``fit``, and write the record."""
     config = run.config
     examples, test_examples = run.read("train"), run.read("test")
     with scope():
-        model = zoo.build(
-            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
-        )
-        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        model, optimizer = build(run)
         from_logits = not zoo.returns_probabilities(model)
-        model.compile(
-            optimizer,
-            keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
-            metrics=["accuracy"],
-            steps_per_execution=steps_per_execution,
-        )
-    evaluator = Evaluator(
-        lambda images: model(images, training=False), test_examples, from_logits=from_logits
-    )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+        model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=steps_per_execution)
+    evaluator = Evaluator(partial(model, training=False), test_examples, from_logits=from_logits)
     num_steps = -(-len(examples) // config.batch_size)
     pipelines = _Pipelines(examples, config.batch_size, config.seed)
     run.lap("build")
@@ -119,7 +103,7 @@ def _train(
         epoch, first = resumable.position.epoch, resumable.position.step
         if steps_per_execution > 1:
             # Keras would run whole executions, past the end of the epoch: the data must end it.
-            pipeline, steps, last = pipelines.epoch(epoch, first), None, epoch
+            pipeline, steps, last = pipelines.one(epoch, first), None, epoch
         else:
             # One iterator serves all epochs; the rest of an interrupted one needs its own.
             pipeline = pipelines.endless(epoch, first)
@@ -146,11 +130,10 @@ def _train(
 
 
 class _Pipelines:
-    """Shuffled batches of float32 images and labels.
+    """Shuffled batches of float32 images and labels, from any step of any epoch on.
 
-    Their order follows from the seed and the epoch, so that a pipeline can begin at any step. Indices are
-    shuffled and the examples of a batch gathered at once, like Keras does with arrays. That is faster than
-    shuffling the images themselves.
+    Indices are shuffled and the examples of a batch gathered at once, like Keras does with arrays. That is
+    faster than shuffling the images themselves.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
@@ -166,7 +149,7 @@ class _Pipelines:
 
         return self._gather(tf.data.Dataset.counter(epoch).flat_map(numbers))
 
-    def epoch(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
+    def one(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
         """Return one epoch without its first ``num_skipped`` steps."""
         return self._gather(self._numbers(tf.constant(epoch, tf.int64), tf.constant(num_skipped, tf.int64)))
 
@@ -176,12 +159,17 @@ class _Pipelines:
         return numbers.skip(num_skipped * self._batch_size).batch(self._batch_size)
 
     def _gather(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         images, labels = self._images, self._labels
         batches = numbers.map(lambda some: (tf.gather(images, some), tf.gather(labels, some)))
-        return batches.prefetch(2).with_options(options)
+        return batches.prefetch(2).with_options(pipeline_options())
+
+
+def pipeline_options() -> tf.data.Options:
+    """Return options of a pipeline without autotuner, whose data no strategy divides."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
 
 
 def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
@@ -206,15 +194,12 @@ class _RunCallback(keras.callbacks.Callback):
         super().__init__()
         self._resumable, self._evaluator = resumable, evaluator
         self._num_steps, self._num_examples = num_steps, num_examples
-        self._first = self._asked = 0
-        self._start = self._asked_at = self._last = 0.0
-        self._steps_s: list[float] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         _, self._first = self._resumable.rest_of_epoch()
         self._asked = self._first
         self._resumable.begin_epoch(self._num_steps)
-        self._steps_s = []
+        self._steps_s: list[float] = []
         self._start = self._asked_at = self._last = time.perf_counter()
         timeline.enter("compute")
 
@@ -224,8 +209,9 @@ class _RunCallback(keras.callbacks.Callback):
         self._last = now
         step = min(self._first + batch + 1, self._num_steps)
         if self._resumable.coordinator.is_due(self._asked, step) or now - self._asked_at > CHUNK_S:
+            assert logs is not None
             with timeline.phase("host"):
-                self._ask(step, logs or {})
+                self._ask(step, logs)
 
     def _ask(self, step: int, logs: dict[str, float]) -> None:
         loss, elapsed_s = float(logs["loss"]), time.perf_counter() - self._asked_at

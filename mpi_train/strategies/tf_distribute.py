@@ -2,8 +2,7 @@
 
 A distributed dataset gives each replica its part of a batch, ``strategy.run`` runs the step on each, and the
 optimizer sums their gradients. The loss of each example carries its weight in the mean over the global batch,
-so that parts of any size add up to the gradient of one process. Under ``MirroredStrategy`` Keras ``fit`` does
-all this, see ``keras_fit``. Under ``MultiWorkerMirroredStrategy`` Keras 3 has no ``fit``.
+so that parts of any size add up to the gradient of one process.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
-from mpi_train.models import optimizers, zoo
+from mpi_train.models import zoo
 from mpi_train.models.flat import digest_of
 from mpi_train.runs import epochs
 from mpi_train.runs.config import RanksConfig, TrainConfig, one_example_a_rank
@@ -33,6 +33,8 @@ from mpi_train.runtime import addresses, devices, watchdog
 from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import DevicesConfig
+from mpi_train.strategies.custom_loop import build
+from mpi_train.strategies.keras_fit import pipeline_options
 from mpi_train.training.evaluation import Evaluator
 from mpi_train.training.loop import RunSteps, run_chunks
 from mpi_train.training.losses import as_input, losses_of
@@ -84,10 +86,12 @@ def train_tpu(config: TrainConfig, world: World, threads: int) -> RunRecord:
 
 def _tpu_strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
     """Return the strategy for the best device, and the kind of device."""
+    gpus = tf.config.list_physical_devices("GPU")
     # Memory growth can only be set before TensorFlow starts.
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    address = _tpu_address()
+    # A search for a TPU would wait for a cloud's answer, so the machine must name one.
+    address = os.environ.get("TPU_NAME") or ("local" if any(Path("/dev").glob("accel*")) else None)
     if address is None:
         reason = "no TPU here: neither TPU_NAME nor /dev/accel*"
     else:
@@ -96,7 +100,7 @@ def _tpu_strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
             return tf.distribute.TPUStrategy(resolver), "TPU"
         except (ValueError, RuntimeError, tf.errors.OpError, OSError) as error:
             reason = f"the TPU {address} does not answer: {str(error).splitlines()[0]}"
-    if gpus := tf.config.list_physical_devices("GPU"):
+    if gpus:
         names = [f"/GPU:{number}" for number in range(len(gpus))]
         run.progress.say(f"tpu: {reason}; training on {len(names)} GPUs instead")
         return tf.distribute.MirroredStrategy(names), "GPU"
@@ -105,57 +109,29 @@ def _tpu_strategy(run: Run) -> tuple[tf.distribute.Strategy, str]:
     return tf.distribute.OneDeviceStrategy("/CPU:0"), "CPU"
 
 
-def _tpu_address() -> str | None:
-    """Return the address of a TPU, if this machine names one. A search would wait for a cloud's answer."""
-    local = "local" if any(Path("/dev").glob("accel*")) else None
-    return os.environ.get("TPU_NAME") or local
-
-
 def _train(
     run: Run, strategy: tf.distribute.Strategy, sync: dict[str, Any], layout: dict[str, Any] | None = None
 ) -> RunRecord:
-    """Train under ``strategy``, on each rank of ``run.world`` with the examples of that rank.
-
-    Args:
-        run: The frame.
-        strategy: Strategy over the devices of one process, or over all ranks.
-        sync: Entry ``sync`` of the record.
-        layout: See ``train_epochs``.
-    """
-    config, world = run.config, run.world
-    one_example_a_rank(config.batch_size, world.size)
+    """Train under ``strategy``, on each rank of ``run.world`` with the examples of that rank."""
+    world = run.world
+    one_example_a_rank(run.config.batch_size, world.size)
     examples, test_examples = run.read("train"), run.read("test")
-
-    def build() -> tuple[keras.Model, keras.Optimizer]:
-        model = zoo.build(
-            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
-        )
-        return model, optimizers.build(config.optimizer, config.learning_rate)
-
     with world.together():
         # First outside the scope, where no rank waits for another, so that an error of one rank is reported.
-        build()
+        build(run)
     with strategy.scope():
-        model, optimizer = build()
+        model, optimizer = build(run)
         optimizer.build(model.trainable_variables)
     loop = _Loop(strategy, model, optimizer, run)
-    evaluator = Evaluator(
-        lambda images: model(images, training=False), test_examples, from_logits=loop.from_logits
-    )
+    evaluator = Evaluator(partial(model, training=False), test_examples, from_logits=loop.from_logits)
     run.lap("build")
     loop.warm_up(examples)
     evaluator.trace()
 
     def train_epoch(resumable: ResumableRun) -> None:
         epoch = epochs.begin_epoch(resumable, examples)
-        rest = run_chunks(
-            loop.prepare(epoch),
-            len(epoch.steps),
-            world,
-            resumable,
-            weights=loop.weights,
-            first=epoch.first,
-        )
+        run_steps, num_steps = loop.prepare(epoch), len(epoch.steps)
+        rest = run_chunks(run_steps, num_steps, world, resumable, weights=loop.weights, first=epoch.first)
         loop.average_statistics(len(examples))
         check_equal(world, [*loop.weights(), *loop.statistics()], when=f"after epoch {epoch.number}")
         resumable.end_epoch(rest, evaluator.evaluate)
@@ -181,6 +157,7 @@ class _Loop:
         self.strategy, self.model, self.optimizer = strategy, model, optimizer
         self._config, self._world, self._num_train = run.config, run.world, run.num_train
         self.from_logits = not zoo.returns_probabilities(model)
+        self._moving = [v for v in model.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
         self._batches: Iterator[Any] | None = None
         self._next_epoch = 0
 
@@ -192,20 +169,18 @@ class _Loop:
         """Return BatchNorm's moving statistics, averaged over this process's replicas."""
         return [
             np.mean([part.numpy() for part in self.strategy.experimental_local_results(v.value)], axis=0)
-            for v in self._moving()
+            for v in self._moving
         ]
 
     def average_statistics(self, num_examples: int) -> None:
         """Average BatchNorm's moving statistics over all replicas, whose own ones follow their own data."""
-        if not self._moving() or self.strategy.num_replicas_in_sync == 1:
-            return
-        values = mean_over_ranks(self._world, self.statistics(), num_examples)
-        with self.strategy.scope():
-            for variable, value in zip(self._moving(), values, strict=True):
-                variable.assign(value)
+        if self._moving and self.strategy.num_replicas_in_sync > 1:
+            self._assign(self._moving, mean_over_ranks(self._world, self.statistics(), num_examples))
 
-    def _moving(self) -> list[keras.Variable]:
-        return [v for v in self.model.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
+    def _assign(self, variables: list[keras.Variable], values: list[np.ndarray]) -> None:
+        with self.strategy.scope():
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
 
     def warm_up(self, examples: Examples) -> None:
         """Trace the step by running one, and restore all variables."""
@@ -216,9 +191,7 @@ class _Loop:
         before = [np.array(variable.numpy()) for variable in variables]
         first = Epoch(number=1, segment=0, examples=examples, order=order, steps=steps, first=0)
         self._run(self._iterator(first), tf.constant(1))
-        with self.strategy.scope():
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
+        self._assign(variables, before)
 
     def prepare(self, epoch: Epoch) -> RunSteps:
         """Return the function that trains steps of ``epoch``.
@@ -242,7 +215,7 @@ class _Loop:
     def _iterator(self, epoch: Epoch) -> Iterator[Any]:
         """Return the rank's batches, in parts for its replicas: the rest of ``epoch``, then later epochs.
 
-        The batches of a segment end with its epoch, because later epochs have other examples.
+        A segment has no later epochs, because those have other examples.
         """
         images, labels = as_tensor(epoch.examples.images), as_tensor(epoch.examples.labels)
         seed, rank = self._config.seed, self._world.rank
@@ -274,11 +247,7 @@ class _Loop:
 
         numbers = tf.data.Dataset.counter(epoch.number)
         dataset = (numbers.take(1) if epoch.segment else numbers).flat_map(one_epoch).prefetch(2)
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        # Each rank has read its own shard already.
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        dataset = dataset.with_options(options)
+        dataset = dataset.with_options(pipeline_options())
         if self._world.size > 1:
             return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
         return iter(self.strategy.experimental_distribute_dataset(dataset))

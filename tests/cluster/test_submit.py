@@ -157,7 +157,7 @@ def test_a_strategy_is_submitted_as_soon_as_it_is_registered(
     monkeypatch.setitem(
         STRATEGIES,
         "mine",
-        Strategy(name="mine", text="a test", config=STRATEGIES["mpi"].config, train="a.b:c", unit="rank"),
+        Strategy(name="mine", text="a test", config=STRATEGIES["mpi"].config, train="a.b:c"),
     )
     submit.main(["mine", "--nodes", "3", "--epochs", "7", "--print"])
     script = capsys.readouterr().out

@@ -50,9 +50,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         devices=[device] * config.accumulate,
         averaging=averaging,
         sync={
-            "average": config.average,
-            "every": config.every,
-            "collective": config.collective,
+            **{name: getattr(config, name) for name in ("average", "every", "collective")},
             **config.exchange,
             **_uncommon(config),
         },
