@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpi_train.runtime import files
 
 
@@ -15,8 +17,7 @@ def draw(
     """Write the chart as PNG.
 
     Args:
-        clients: Entries with ``client`` (its number), ``classes`` (examples of each label) and ``accuracy``
-            (of the final model on its data).
+        clients: Entries of ``clients.json``.
         class_names: Name of each label.
         test_accuracy: Accuracy of the final model on the test set.
         path: Path of the file.
@@ -29,11 +30,10 @@ def draw(
     classes, score = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = range(len(clients))
     colours = mpl.colormaps["tab20" if len(class_names) > 10 else "tab10"]
-    left = [0] * len(clients)
-    for label, name in enumerate(class_names):
-        counts = [client["classes"][label] for client in clients]
-        classes.barh(places, counts, left=left, height=0.8, color=colours(label % colours.N), label=name)
-        left = [before + count for before, count in zip(left, counts, strict=True)]
+    counts = np.array([client["classes"] for client in clients])
+    left = counts.cumsum(axis=1) - counts
+    for i, name in enumerate(class_names):
+        classes.barh(places, counts[:, i], left=left[:, i], color=colours(i % colours.N), label=name)
     classes.set_yticks(places, [f"client {client['client']}" for client in clients])
     classes.invert_yaxis()
     classes.set_xlabel("training examples")

@@ -1,7 +1,6 @@
 """Clients of federated learning: their data, and the choice of clients for a round.
 
-A client is a shard; ``jobs/prepare_data.py`` decided the skew of its data. Each rank keeps the shards of some
-clients, and their examples never leave it.
+A client is a shard, whose examples never leave their rank; ``jobs/prepare_data.py`` decided their skew.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ class Client:
 
     @property
     def num_examples(self) -> int:
-        """Number of examples."""
         return self.stop - self.start
 
 

@@ -26,16 +26,13 @@ class RankClients:
     Args:
         trainer: Trainer whose examples are those of all these clients, one client after another.
         server: Server whose model each client starts from.
-        clients: Clients of this rank.
-        config: Options of the run.
+        clients, config: Clients of this rank, and options of the run.
     """
 
     def __init__(
         self, trainer: Trainer, server: Server, clients: list[Client], config: FederatedConfig
     ) -> None:
-        self._trainer, self._server, self._config = trainer, server, config
-        self.clients = clients
-        self._offset = clients[0].start
+        self._trainer, self._server, self.clients, self._config = trainer, server, clients, config
         rate = trainer.update.optimizer.learning_rate
         self._slots = [v.value for v in trainer.update.optimizer.variables if v is not rate]
         self._initial = [np.array(slot.numpy()) for slot in self._slots]
@@ -61,25 +58,22 @@ class RankClients:
         self._server.load_server_weights()
         for slot, value in zip(self._slots, self._initial, strict=True):
             slot.assign(value)
-        config = self._config
+        config, trainer = self._config, self._trainer
         steps = plan_steps(client.num_examples, config.batch_size)
         totals, finite = EpochTotals(), _FiniteCheck()
         for local in range(config.local_epochs):
             epoch = (round_number - 1) * config.local_epochs + local + 1
             order = epoch_order(config.seed, epoch, client.number, client.num_examples)
+            run_steps = trainer.prepare(order + np.int32(client.start - self.clients[0].start), steps)
             totals += run_chunks(
-                self._trainer.prepare(order + np.int32(client.start - self._offset), steps),
-                len(steps),
-                World(),
-                finite,
-                weights=lambda: [self._trainer.flat.weights.numpy()],
+                run_steps, len(steps), World(), finite, weights=lambda: [trainer.flat.weights.numpy()]
             )
         return totals, finite.so_far
 
     def examples_of(self, client: Client) -> Examples:
         """Return the examples of one client."""
-        own = self._trainer.examples
-        part = slice(client.start - self._offset, client.stop - self._offset)
+        own, offset = self._trainer.examples, self.clients[0].start
+        part = slice(client.start - offset, client.stop - offset)
         return Examples(own.images[part], own.labels[part])
 
 

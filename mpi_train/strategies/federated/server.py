@@ -35,30 +35,34 @@ class Server:
         trainer: Trainer of the clients on this rank.
         world: The ranks.
         momentum: Momentum of the server's step; 0 for plain averaging.
+
+    Attributes:
+        model: Flat weights and BatchNorm's statistics.
     """
 
     def __init__(self, trainer: Trainer, world: World, momentum: float) -> None:
         self._trainer, self._world, self._momentum = trainer, world, momentum
         self._sum = timeline.traced("all-reduce", world.sum, together=world)
+        self.slow_down = trainer.update.slow_down
         flat = trainer.flat
         self._trained: list[tf.Variable] = [flat.weights.value, *flat.moving_statistics]
-        self._model = [np.array(variable.numpy()) for variable in self._trained]
-        self._velocity = np.zeros_like(self._model[0])
-
-    def model(self) -> list[np.ndarray]:
-        """Return the flat weights and BatchNorm's statistics."""
-        return self._model
+        self.model = [np.array(variable.numpy()) for variable in self._trained]
+        self._velocity = np.zeros_like(self.model[0])
+        self._variables = {
+            "learning_rate": trainer.update.optimizer.learning_rate,
+            **{f"states/{i}": state for i, state in enumerate(flat.states)},
+        }
 
     def load_server_weights(self) -> None:
         """Load the server's model into the trainer."""
-        for variable, value in zip(self._trained, self._model, strict=True):
+        for variable, value in zip(self._trained, self.model, strict=True):
             variable.assign(value)
         if isinstance(self._trainer.averaging, Proximal):
-            self._trainer.averaging.anchor.assign(self._model[0])
+            self._trainer.averaging.anchor.assign(self.model[0])
 
     def begin_round(self) -> None:
         """Begin a new mean over clients."""
-        self._sums = [np.zeros_like(value) for value in self._model]
+        self._sums = [np.zeros_like(value) for value in self.model]
 
     def accumulate(self, share: float) -> None:
         """Add the model in the trainer to the mean, with the weight ``share``."""
@@ -66,40 +70,27 @@ class Server:
             total += np.float32(share) * variable.numpy()
 
     def end_round(self) -> int:
-        """Replace the model by the mean over all ranks' clients, on all ranks together.
-
-        Returns:
-            Number of bytes that each rank sent.
-        """
+        """Replace the model by the mean over all ranks' clients; return the bytes that each rank sent."""
         weights, *statistics = (self._sum(total) for total in self._sums)
-        self._velocity = self._momentum * self._velocity + (self._model[0] - weights)
-        self._model = (
-            [self._model[0] - self._velocity, *statistics] if self._momentum else [weights, *statistics]
-        )
+        self._velocity = self._momentum * self._velocity + (self.model[0] - weights)
+        self.model = [self.model[0] - self._velocity if self._momentum else weights, *statistics]
         self.load_server_weights()
-        return sum(all_reduce_bytes(array.nbytes, self._world.size) for array in self._model)
+        return sum(all_reduce_bytes(array.nbytes, self._world.size) for array in self.model)
 
     def arrays(self) -> Arrays:
         """Copy the model, the velocity, the learning rate, and this rank's seeds of dropout."""
-        rate = self._trainer.update.optimizer.learning_rate
         return {
-            **{f"model/{i}": np.array(value) for i, value in enumerate(self._model)},
+            **{f"model/{i}": np.array(value) for i, value in enumerate(self.model)},
             "velocity": np.array(self._velocity),
-            **copies({"learning_rate": rate}),
-            **copies({f"states/{i}": state for i, state in enumerate(self._trainer.flat.states)}),
+            **copies(self._variables),
         }
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
         """Load everything; see ``State``."""
-        self._model = [np.array(arrays[f"model/{i}"]) for i in range(len(self._model))]
+        self.model = [np.array(arrays[f"model/{i}"]) for i in range(len(self.model))]
         self._velocity = np.array(arrays["velocity"])
-        self._trainer.update.optimizer.learning_rate.assign(arrays["learning_rate"])
-        for i, state in enumerate(self._trainer.flat.states):
-            state.assign(arrays[f"states/{i}"])
+        for name, variable in self._variables.items():
+            variable.assign(arrays[name])
         if not same_size:
             offset_seeds_by_rank(self._world, self._trainer.flat.states)
         self.load_server_weights()
-
-    def slow_down(self) -> float:
-        """Halve the learning rate and return it."""
-        return self._trainer.update.slow_down()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mpi_train.collectives.averaging import NoAveraging
-from mpi_train.models import optimizers, zoo
+from mpi_train.models import zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import epochs
@@ -30,6 +30,7 @@ from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
 from mpi_train.runtime import devices, files, watchdog
 from mpi_train.runtime.world import World
+from mpi_train.strategies.custom_loop import build
 from mpi_train.strategies.federated import chart
 from mpi_train.strategies.federated.clients import Client, choose, clients_of
 from mpi_train.strategies.federated.config import FederatedConfig
@@ -42,6 +43,7 @@ from mpi_train.training.totals import EpochTotals, RankTimes
 from mpi_train.training.trainer import Trainer
 
 ROUNDS, CLIENTS, PICTURE = "rounds.jsonl", "clients.json", "clients.png"
+_OPTIONS = ("fraction", "local_epochs", "proximal", "server_momentum")
 
 
 def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
@@ -55,10 +57,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
         examples = run.shards.read_range("train", mine[0].start, mine[-1].stop)
     test_examples = run.read("test")
     with world.together():
-        model = zoo.build(
-            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
-        )
-        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        model, optimizer = build(run)
     flat = FlatModel(model, device)
     proximal = Proximal(flat, config.proximal) if config.proximal else NoAveraging()
     trainer = Trainer(flat, optimizer, examples, averaging=proximal, devices=[device])
@@ -76,13 +75,9 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
 
     def train_round(resumable: ResumableRun) -> None:
         totals, log.reports = _train_round(resumable, own_clients, server, clients, config)
-        check_equal(world, server.model(), when=f"after round {resumable.position.epoch}")
+        check_equal(world, server.model, when=f"after round {resumable.position.epoch}")
         count = sum(report.examples for report in log.reports) * config.local_epochs
         resumable.end_epoch(totals, evaluator.evaluate, expected=count)
-
-    def describe_clients() -> dict[str, Any]:
-        _describe(run, own_clients, evaluator)
-        return {}
 
     return epochs.train_epochs(
         run,
@@ -93,13 +88,10 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
         sync={
             "average": "clients",
             "clients": len(clients),
-            "fraction": config.fraction,
-            "local_epochs": config.local_epochs,
-            "proximal": config.proximal,
-            "server_momentum": config.server_momentum,
+            **{name: getattr(config, name) for name in _OPTIONS},
         },
         weights_sha256=lambda: digest_of(flat.export()),
-        details=describe_clients,
+        details=lambda: _describe(run, own_clients, evaluator),
         save_at_start=True,  # a round has no checkpoint within it
     )
 
@@ -145,8 +137,7 @@ def _train_round(
         for turn in range(num_turns):
             start = time.perf_counter()
             loss, finite, count = 0.0, True, 0
-            if turn < len(mine):
-                client = mine[turn]
+            for client in mine[turn : turn + 1]:
                 watchdog.note(f"round {number}, training of client {client.number}")
                 # A rank that was asked to stop ends the training of its client: the round is repeated anyway.
                 with suppress(AskedError):
@@ -172,19 +163,15 @@ def _train_round(
     everyone = world.gather_all((train_s, compute_s, waiting_s, reduce_s, reports))
     moving_s = min(rank[3] for rank in everyone)
     all_reports = sorted((one for rank in everyone for one in rank[4]), key=lambda one: one.client)
-    counts = [one.examples * config.local_epochs for one in all_reports]
+    counted = [(one, one.examples * config.local_epochs) for one in all_reports]
     return EpochTotals(
-        loss=sum(one.train_loss * count for one, count in zip(all_reports, counts, strict=True)),
-        correct=sum(one.train_accuracy * count for one, count in zip(all_reports, counts, strict=True)),
-        count=sum(counts),
+        loss=sum(one.train_loss * count for one, count in counted),
+        correct=sum(one.train_accuracy * count for one, count in counted),
+        count=sum(count for _, count in counted),
         train_s=max(rank[0] for rank in everyone),
         by_rank=[
             RankTimes(
-                compute_s=compute,
-                moving_s=moving_s,
-                waiting_s=waiting + reduce - moving_s,
-                host_s=total - compute - waiting - reduce,
-                sent_bytes=sent_bytes,
+                compute, moving_s, waiting + reduce - moving_s, total - compute - waiting - reduce, sent_bytes
             )
             for total, compute, waiting, reduce, _ in everyone
         ],
@@ -192,11 +179,7 @@ def _train_round(
 
 
 class _RoundsLog(Logger):
-    """Logger of ``rounds.jsonl``: one line a round, with the reports of its clients.
-
-    Args:
-        path: Path of the file.
-    """
+    """Logger of ``rounds.jsonl``: one line a round, with the reports of its clients."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -221,8 +204,8 @@ class _RoundsLog(Logger):
         files.write_text(self._path, "\n".join(self._lines) + "\n")
 
 
-def _describe(run: Run, own_clients: RankClients, evaluator: Evaluator) -> None:
-    """Write the data of each client, and the accuracy of the final model on it, as JSON and as a chart."""
+def _describe(run: Run, own_clients: RankClients, evaluator: Evaluator) -> dict[str, Any]:
+    """Write each client's data and the final model's accuracy on it as JSON and as a chart; return {}."""
     mine = []
     for client in own_clients.clients:
         own = own_clients.examples_of(client)
@@ -237,3 +220,4 @@ def _describe(run: Run, own_clients: RankClients, evaluator: Evaluator) -> None:
             chart.draw(described, class_names, test_accuracy, run.out / PICTURE)
         except OSError as error:
             run.progress.warn(f"{run.out / CLIENTS} and {PICTURE}: {error.strerror}; not written")
+    return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
@@ -21,8 +22,7 @@ class Link:
     Args:
         world: The ranks.
         neighbour: Rank at the other end.
-        shape: Shape of one example.
-        dtype: float32 or bfloat16.
+        like: Tensor of the graph that is sent, float32 or bfloat16.
         capacity: Largest number of examples in one message.
         receive_depth: Number of received tensors that may be in use when the next one arrives.
         send_depth: Number of messages that may be under way.
@@ -32,8 +32,7 @@ class Link:
         self,
         world: World,
         neighbour: int,
-        shape: tuple[int, ...],
-        dtype: tf.DType,
+        like: keras.KerasTensor,
         *,
         capacity: int,
         receive_depth: int,
@@ -41,16 +40,13 @@ class Link:
     ) -> None:
         assert world.comm is not None
         self._comm, self._neighbour = world.comm, neighbour
-        self._shape, self._dtype = shape, dtype
+        self._shape, self._dtype = tuple(like.shape[1:]), tf.as_dtype(like.dtype)
         # NumPy has no bfloat16, so its bits travel as integers.
-        self._wire = tf.float32 if dtype == tf.float32 else tf.uint16
-        self._numbers = math.prod(shape)
-
-        def buffers(count: int) -> list[np.ndarray]:
-            length = capacity * self._numbers
-            return [aligned_empty((length,), self._wire.as_numpy_dtype) for _ in range(count)]
-
-        self._arriving, self._leaving = buffers(receive_depth + 1), buffers(send_depth)
+        self._wire = tf.float32 if self._dtype == tf.float32 else tf.uint16
+        self._numbers = math.prod(self._shape)
+        length, dtype = capacity * self._numbers, self._wire.as_numpy_dtype
+        self._arriving = [aligned_empty((length,), dtype) for _ in range(receive_depth + 1)]
+        self._leaving = [aligned_empty((length,), dtype) for _ in range(send_depth)]
         self._requests = [MPI.REQUEST_NULL] * send_depth
         self._num_received = self._num_sent = 0
         self._log = log = ExchangeLog()

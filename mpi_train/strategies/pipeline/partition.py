@@ -82,7 +82,7 @@ def blocks_of(model: keras.Model) -> list[Block]:
 
 
 def num_stages(blocks: Sequence[Block], asked: int | None, num_ranks: int) -> int:
-    """Return the number of stages: the requested one, or as many as the model and the ranks allow.
+    """Return the requested number of stages, or as many as the model and the ranks allow.
 
     Raises:
         UsageError: the ranks do not divide evenly by the number of stages.
@@ -126,13 +126,9 @@ def _cost(model: keras.Model, num_examples: int) -> float:
 def balanced(blocks: Sequence[Block], costs: Sequence[float], num_stages: int) -> list[int]:
     """Group blocks into stages so that the slowest stage is as fast as possible.
 
-    Args:
-        blocks: Blocks in the order of the data. Each stage needs one that can stand alone.
-        costs: Cost of each block.
-        num_stages: Number of stages.
-
     Returns:
-        Number of the first block of each stage after the first, ascending.
+        Number of the first block of each stage after the first, ascending. Each stage has a block that can
+        stand alone.
 
     Raises:
         UsageError: there are fewer blocks with weights than stages.
@@ -143,24 +139,17 @@ def balanced(blocks: Sequence[Block], costs: Sequence[float], num_stages: int) -
             f"--stages: expected at most {able[-1]}, the number of blocks with weights. Got: {num_stages}",
             remedy="fewer ranks, or --stages with fewer, or a deeper --model",
         )
-    count = len(costs)
     total = [0.0, *itertools.accumulate(costs)]
     # best[i]: time of the slowest stage in the best partition of the blocks from i on, and its cuts. It is
-    # known for one stage first, then for one stage more in each pass.
-    best: dict[int, tuple[float, tuple[int, ...]]] = {
-        i: (total[count] - total[i], ()) for i in range(count) if able[count] > able[i]
-    }
-    for _ in range(num_stages - 1):
+    # known for no stage first, then for one stage more in each pass.
+    best: dict[int, tuple[float, tuple[int, ...]]] = {len(costs): (0.0, ())}
+    for _ in range(num_stages):
         best = {
-            i: min(
-                (max(total[j] - total[i], best[j][0]), (j, *best[j][1]))
-                for j in best
-                if j > i and able[j] > able[i]
-            )
-            for i in range(count)
-            if any(j > i and able[j] > able[i] for j in best)
+            i: min((max(total[j] - total[i], best[j][0]), (j, *best[j][1])) for j in ends)
+            for i in range(len(costs))
+            if (ends := [j for j in best if able[j] > able[i]])
         }
-    return list(best[0][1])
+    return list(best[0][1][:-1])
 
 
 def cut_after(blocks: Sequence[Block], names: Sequence[str], num_stages: int) -> list[int]:
@@ -187,17 +176,7 @@ def cut_after(blocks: Sequence[Block], names: Sequence[str], num_stages: int) ->
 
 
 def stage_of(blocks: Sequence[Block], starts: Sequence[int], number: int) -> keras.Model:
-    """Copy a stage, so that the whole model need not stay in memory.
-
-    Args:
-        blocks: Blocks of the whole model.
-        starts: First blocks of the stages, from ``balanced``.
-        number: Number of the stage, from 0.
-
-    Raises:
-        UsageError: a custom layer cannot be made from its config.
-    """
+    """Copy stage ``number``, from 0, so that the whole model need not stay in memory; see ``zoo.clone``."""
     edges = [0, *starts, len(blocks)]
     first, last = blocks[edges[number]], blocks[edges[number + 1] - 1]
-    shared = keras.Model(first.before, last.after)
-    return zoo.clone(shared)
+    return zoo.clone(keras.Model(first.before, last.after))

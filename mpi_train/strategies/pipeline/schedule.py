@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, TypeAlias
 
-
-class Action(NamedTuple):
-    """A pass of one micro-batch through one stage."""
-
-    direction: Literal["forward", "backward"]
-    micro_batch: int
+Action: TypeAlias = tuple[Literal["forward", "backward"], int]
+"""A pass through one stage: its direction, and the number of the micro-batch."""
 
 
 def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int) -> list[Action]:
@@ -20,11 +16,11 @@ def one_forward_one_backward(stage: int, num_stages: int, num_micro_batches: int
     the same time and hold those of the whole step.
     """
     first = in_flight(stage, num_stages, num_micro_batches) - 1
-    order = [Action("forward", i) for i in range(first)]
+    order: list[Action] = [("forward", i) for i in range(first)]
     for i in range(num_micro_batches):
         if first + i < num_micro_batches:
-            order.append(Action("forward", first + i))
-        order.append(Action("backward", i))
+            order.append(("forward", first + i))
+        order.append(("backward", i))
     return order
 
 

@@ -20,7 +20,7 @@ from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging
 from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.data.examples import Examples
-from mpi_train.models import optimizers, zoo
+from mpi_train.models import zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
 from mpi_train.runs.checkpoints import Arrays, work_of
@@ -51,15 +51,17 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     # Every rank builds the whole model in host memory, for the same initial weights.
     with world.together(), tf.device("/CPU:0"):
         device = devices.own_device(world)
-        whole = zoo.build(
-            config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype
-        )
-        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        whole, optimizer = custom_loop.build(run)
         pieces = partition.blocks_of(whole)
-        num_stages = partition.num_stages(
-            pieces, config.stages or (len(asked) + 1 if asked else None), world.size
-        )
-        _require_examples(config, num_parts=world.size // num_stages * config.micro_batches)
+        num_asked = config.stages or (len(asked) + 1 if asked else None)
+        num_stages = partition.num_stages(pieces, num_asked, world.size)
+        num_parts = world.size // num_stages * config.micro_batches
+        if config.batch_size < num_parts:
+            raise UsageError(
+                f"--batch-size is the global batch: expected at least one example for each of the "
+                f"{num_parts} micro-batches of a step. Got: {config.batch_size}",
+                remedy="fewer --micro-batches, or a larger --batch-size",
+            )
         # Both check that the cuts are possible, before anything is timed.
         starts = (
             partition.cut_after(pieces, asked, num_stages)
@@ -76,27 +78,23 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     run.replicas = peers
     examples, test_examples = run.read("train"), run.read("test")
     if number > 0:
-        examples, test_examples = _labels_alone(examples), _labels_alone(test_examples)
+        # The input comes from another stage.
+        examples, test_examples = (
+            replace(each, images=np.empty((len(each), 0), np.uint8)) for each in (examples, test_examples)
+        )
     with world.together(), tf.device("/CPU:0"):
         model = partition.stage_of(pieces, starts, number)
     name, num_weights = whole.name, whole.count_params()
-    from_logits = not zoo.returns_probabilities(whole)
     del whole, pieces
     flat = FlatModel(model, device)
     links = _links(pipe, flat, config, copies=peers.size)
     over_peers = Gradients(mean_all_reduce(peers, flat.num_padded)) if peers.size > 1 else NoAveraging()
-    trainer = _StageTrainer(
-        flat,
-        optimizer,
-        examples,
-        averaging=_Exchange(over_peers, peers, links),
-        devices=[device] * config.micro_batches,
-        pipe=pipe,
-        links=links,
-        from_logits=from_logits,
-    )
+    exchange = _Exchange(over_peers, peers, pipe, links)
+    trainer = _StageTrainer(flat, optimizer, examples, exchange, [device] * config.micro_batches)
     evaluator = Evaluator(
-        lambda images: _predict(flat, links, images, run.num_classes), test_examples, from_logits=from_logits
+        lambda images: _predict(flat, links, images, run.num_classes),
+        test_examples,
+        from_logits=not zoo.returns_probabilities(model),
     )
     start_equal(peers, trainer.variables)
     offset_seeds_by_rank(world, flat.states)
@@ -142,20 +140,6 @@ class _Links:
         return (link for link in (self.before, self.after) if link is not None)
 
 
-def _labels_alone(examples: Examples) -> Examples:
-    """Return ``examples`` without images, for a stage that gets its input from another."""
-    return replace(examples, images=np.empty((len(examples), 0), np.uint8))
-
-
-def _require_examples(config: PipelineConfig, *, num_parts: int) -> None:
-    if config.batch_size < num_parts:
-        raise UsageError(
-            f"--batch-size is the global batch: expected at least one example for each of the {num_parts} "
-            f"micro-batches of a step. Got: {config.batch_size}",
-            remedy="fewer --micro-batches, or a larger --batch-size",
-        )
-
-
 def _measured(run: Run, pieces: Sequence[partition.Block], num_stages: int) -> list[int]:
     """Return the first blocks of stages of equal time, or those of the run that is resumed."""
     config = run.config
@@ -179,13 +163,7 @@ def _links(pipe: World, flat: FlatModel, config: PipelineConfig, *, copies: int)
         if not 0 <= neighbour < pipe.size:
             return None
         return Link(
-            pipe,
-            neighbour,
-            tuple(tensor.shape[1:]),
-            tf.as_dtype(tensor.dtype),
-            capacity=largest,
-            receive_depth=receive_depth,
-            send_depth=send_depth,
+            pipe, neighbour, tensor, capacity=largest, receive_depth=receive_depth, send_depth=send_depth
         )
 
     return _Links(
@@ -195,40 +173,26 @@ def _links(pipe: World, flat: FlatModel, config: PipelineConfig, *, copies: int)
 
 
 class _StageTrainer(Trainer):
-    """Trainer of one stage. The parts of a step, one for each of ``devices``, are its micro-batches.
-
-    Args:
-        pipe: Ranks of this replica of the pipeline, in the order of their stages.
-        links: Links to the neighbouring stages.
-        from_logits: True if the last stage returns logits.
-    """
+    """Trainer of one stage. The parts of a step, one for each of ``devices``, are its micro-batches."""
 
     def __init__(
         self,
         flat: FlatModel,
         optimizer: keras.Optimizer,
         examples: Examples,
-        *,
-        averaging: _Exchange,
+        exchange: _Exchange,
         devices: Sequence[str],
-        pipe: World,
-        links: _Links,
-        from_logits: bool,
     ) -> None:
-        super().__init__(flat, optimizer, examples, averaging=averaging, devices=devices)
-        self._exchange = averaging
-        self._pipe, self._links, self._from_logits = pipe, links, from_logits
-        self._schedule = one_forward_one_backward(pipe.rank, pipe.size, len(devices))
+        super().__init__(flat, optimizer, examples, averaging=exchange, devices=devices)
+        self._exchange, self._links = exchange, exchange.links
+        self._schedule = one_forward_one_backward(exchange.pipe.rank, exchange.pipe.size, len(devices))
 
     def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
         run = super().prepare(order, steps)
 
         def run_and_wait(first: int, stop: int) -> tuple[float, float, int]:
             loss, correct, count = run(first, stop)
-            start = time.perf_counter()
-            with timeline.phase("wait"):
-                self._pipe.barrier()
-            self._exchange.idle(time.perf_counter() - start)
+            self._exchange.wait()
             # All stages work on the same examples. The last one knows their loss and counts them.
             return loss, correct, count if self._links.after is None else 0
 
@@ -282,14 +246,24 @@ class _StageTrainer(Trainer):
 
 
 class _Exchange(Averaging):
-    """Averaging of a stage's gradients over its replicas, with the traffic of the links."""
+    """Averaging of a stage's gradients over its replicas, with the traffic of the links.
 
-    def __init__(self, over_peers: Averaging, peers: World, links: _Links) -> None:
-        self._over_peers, self._peers, self._links = over_peers, peers, links
+    Args:
+        over_peers, peers: Averaging over the ranks with the same stage, and these ranks.
+        pipe: Ranks of this replica of the pipeline, in the order of their stages.
+        links: Links to the neighbouring stages.
+    """
+
+    def __init__(self, over_peers: Averaging, peers: World, pipe: World, links: _Links) -> None:
+        self._over_peers, self._peers, self.pipe, self.links = over_peers, peers, pipe, links
         self._idle_s = self._all_idle_s = 0.0
 
-    def idle(self, seconds: float) -> None:
-        """Count the time this rank waited for others between two chunks of steps."""
+    def wait(self) -> None:
+        """Wait for the other stages between two chunks of steps."""
+        start = time.perf_counter()
+        with timeline.phase("wait"):
+            self.pipe.barrier()
+        seconds = time.perf_counter() - start
         self._idle_s += seconds
         self._all_idle_s += seconds
 
@@ -298,12 +272,12 @@ class _Exchange(Averaging):
 
     def take_traffic(self, world: World) -> Traffic:
         idle_s, self._idle_s = self._idle_s, 0.0
-        own = (link.take_traffic() for link in self._links)
+        own = (link.take_traffic() for link in self.links)
         return sum(own, self._over_peers.take_traffic(self._peers)) + Traffic(waiting_s=idle_s)
 
     def exchange_s(self) -> float:
         over_peers_s = self._over_peers.exchange_s() if self._peers.size > 1 else 0.0
-        return sum(link.total_s for link in self._links) + over_peers_s + self._all_idle_s
+        return sum(link.total_s for link in self.links) + over_peers_s + self._all_idle_s
 
 
 def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -337,8 +311,8 @@ def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
 class _StageState:
     """Variables of a stage for a checkpoint, concatenated, so that all ranks have the same names."""
 
-    def __init__(self, trainer: _StageTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer) -> None:
+        self.slow_down = trainer.update.slow_down
         flat = trainer.flat
         self._rows: dict[str, list[tf.Variable]] = {
             "weights": [flat.weights.value],
@@ -356,11 +330,6 @@ class _StageState:
 
     def restore(self, arrays: Arrays, *, same_size: bool) -> None:
         for name, row in self._rows.items():
-            start = 0
-            for variable in row:
-                stop = start + variable.shape.num_elements()
-                variable.assign(arrays[name][start:stop].reshape(variable.shape))
-                start = stop
-
-    def slow_down(self) -> float:
-        return self._trainer.update.slow_down()
+            ends = np.cumsum([variable.shape.num_elements() for variable in row])
+            for variable, array in zip(row, np.split(arrays[name], ends[:-1]), strict=False):
+                variable.assign(array.reshape(variable.shape))
