@@ -82,19 +82,12 @@ class FlatModel:
     def call(
         self, pieces: Sequence[tf.Tensor], states: Sequence[tf.Tensor], images: tf.Tensor, *, training: bool
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Call the model as a function of its weights.
-
-        Args:
-            pieces: Trainable weights, from ``slices``.
-            states: Values of the non-trainable variables.
-            images: float32 (n, height, width, channels).
-            training: Keras's argument of the same name.
+        """Call the model as a function of its weights, from ``slices``, and of its non-trainable ``states``.
 
         Returns:
             Outputs, float32 (n, num_classes), and new states.
         """
-        outputs, new_states = self.model.stateless_call(list(pieces), list(states), images, training=training)
-        return outputs, new_states
+        return self.model.stateless_call(list(pieces), list(states), images, training=training)
 
     def predict(self, images: tf.Tensor) -> tf.Tensor:
         """Return the outputs of the current weights, for evaluation."""

@@ -16,23 +16,24 @@ import tensorflow as tf
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.errors import UsageError
 
+_NAMES = (
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "Adamax",
+    "AdamW",
+    "Ftrl",
+    "Lamb",
+    "Lion",
+    "Muon",
+    "Nadam",
+    "RMSprop",
+    "SGD",
+)
 _CLASSES: dict[str, type[keras.Optimizer]] = {
-    kind.__name__.lower(): kind
-    for kind in (
-        keras.optimizers.Adadelta,
-        keras.optimizers.Adagrad,
-        keras.optimizers.Adam,
-        keras.optimizers.Adamax,
-        keras.optimizers.AdamW,
-        keras.optimizers.Ftrl,
-        keras.optimizers.Lamb,
-        keras.optimizers.Lion,
-        keras.optimizers.Muon,
-        keras.optimizers.Nadam,
-        keras.optimizers.RMSprop,
-        keras.optimizers.SGD,
-        # Adafactor is missing: Keras's makes NaN of a pixel that is black in every image of a batch.
-    )
+    # Adafactor is missing: Keras's makes NaN of a pixel that is black in every image of a batch.
+    name.lower(): getattr(keras.optimizers, name)
+    for name in _NAMES
 }
 OPTIMIZERS = tuple(_CLASSES)
 LAYERWISE = (keras.optimizers.Lamb, keras.optimizers.Muon)
@@ -54,12 +55,7 @@ def build(name: str, learning_rate: float | None) -> keras.Optimizer:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Scaling and warm-up of the learning rate.
-
-    Attributes:
-        factor: Factor of the requested learning rate.
-        warmup_epochs: Epochs in which the rate changes linearly from the requested one to the product.
-    """
+    """Scaling of the requested learning rate by ``factor``, and epochs in which it rises to the product."""
 
     factor: float = 1.0
     warmup_epochs: float = 0.0
@@ -74,10 +70,12 @@ class FlatUpdate:
     """Update of the whole buffer at once by a Keras optimizer."""
 
     def __init__(self, optimizer: keras.Optimizer, flat: FlatModel, device: str) -> None:
-        self.optimizer = optimizer
-        self.flat = flat
+        self.optimizer, self.flat = optimizer, flat
         with tf.device(device):
-            optimizer.build([flat.weights])
+            optimizer.build(self._trained())
+
+    def _trained(self) -> list[keras.Variable]:
+        return [self.flat.weights]
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -98,19 +96,16 @@ class FlatUpdate:
 class LayerUpdate(FlatUpdate):
     """Update layer by layer by a Keras optimizer, through the model's own variables."""
 
-    def __init__(self, optimizer: keras.Optimizer, flat: FlatModel, device: str) -> None:
-        self.optimizer = optimizer
-        self.flat = flat
-        self._layers = flat.model.trainable_variables
-        with tf.device(device):
-            optimizer.build(self._layers)
+    def _trained(self) -> list[keras.Variable]:
+        return self.flat.model.trainable_variables
 
     def apply(self, gradient: tf.Tensor) -> None:
+        layers = self._trained()
         weights = self.flat.slices(self.flat.weights.value.read_value())
-        for variable, value in zip(self._layers, weights, strict=True):
+        for variable, value in zip(layers, weights, strict=True):
             variable.assign(value)
-        self.optimizer.apply(self.flat.slices(gradient), self._layers)
-        self.flat.weights.assign(self.flat.concat([variable.value.read_value() for variable in self._layers]))
+        self.optimizer.apply(self.flat.slices(gradient), layers)
+        self.flat.weights.assign(self.flat.concat([variable.value.read_value() for variable in layers]))
 
 
 class FusedAdam(FlatUpdate):

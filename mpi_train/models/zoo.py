@@ -51,10 +51,7 @@ def mlp(input_shape: ImageShape, num_classes: int) -> keras.Model:
 
 
 def resnet(input_shape: ImageShape, num_classes: int) -> keras.Model:
-    """Make a model of three residual stages with BatchNorm (He et al. 2015, section 4.2, n = 1).
-
-    The stages have 16, 32 and 64 channels.
-    """
+    """Make a model of three residual stages with BatchNorm (He et al. 2015, section 4.2, n = 1)."""
     inputs = keras.Input(input_shape)
     x = _conv_bn(inputs, 16, relu=True)
     for num_filters, stride in ((16, 1), (32, 2), (64, 2)):
@@ -84,8 +81,7 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dt
     Args:
         name: Name in ``MODELS``, or ``package.module:function``. The function is called with
             ``input_shape`` and ``num_classes`` and returns a built Keras model.
-        input_shape: Height, width, channels.
-        num_classes: Length of the model's output.
+        input_shape, num_classes: Shape of an image, and length of the output.
         seed: Seed of the initial weights.
         dtype: ``float32``, or ``bfloat16`` for Keras's mixed precision.
 
@@ -108,11 +104,7 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dt
 
 
 def clone(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None = None) -> keras.Model:
-    """Copy a model: own layers and variables, same weights.
-
-    Args:
-        model: Sequential or functional model.
-        make: Function that makes a layer from an old one (default: an equal layer).
+    """Copy a sequential or functional model; ``make`` makes a layer from an old one (default: an equal one).
 
     Raises:
         UsageError: a custom layer cannot be made from its config.

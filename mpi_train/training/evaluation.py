@@ -31,14 +31,10 @@ class Scores:
     losses: np.ndarray
     predicted: np.ndarray
 
-    @property
-    def num_correct(self) -> int:
-        """Number of correct predictions."""
-        return int(np.count_nonzero(self.predicted == self.labels))
-
     def means(self, world: World) -> tuple[float, float]:
         """Return mean loss and accuracy over the parts of all ranks."""
-        mine = np.array([self.losses.sum(dtype=np.float64), self.num_correct, len(self.labels)], np.float64)
+        num_correct = np.count_nonzero(self.predicted == self.labels)
+        mine = np.array([self.losses.sum(dtype=np.float64), num_correct, len(self.labels)], np.float64)
         loss, correct, count = world.sum(mine)
         return float(loss / count), float(correct / count)
 
@@ -46,7 +42,7 @@ class Scores:
         """Count the examples of all ranks by label (row) and prediction (column)."""
         cells = num_classes * self.labels.astype(np.int64) + self.predicted
         counts = world.sum(np.bincount(cells, minlength=num_classes**2))
-        return [[int(count) for count in row] for row in counts.reshape(num_classes, num_classes)]
+        return counts.reshape(num_classes, num_classes).tolist()
 
     def none(self) -> Scores:
         """Return the scores of no examples, for a rank whose examples another rank counts."""
@@ -66,8 +62,7 @@ class Evaluator:
     def __init__(
         self, predict: Callable[[tf.Tensor], tf.Tensor], examples: Examples, *, from_logits: bool
     ) -> None:
-        self._predict, self._from_logits = predict, from_logits
-        self._examples = examples
+        self._predict, self._examples, self._from_logits = predict, examples, from_logits
         self._inputs = as_tensor(examples.images), as_tensor(examples.labels)
 
     def trace(self) -> None:
@@ -76,13 +71,12 @@ class Evaluator:
 
     def evaluate(self) -> Scores:
         """Evaluate the current weights on this rank's part, on all ranks together."""
-        losses, predicted = self._look(*self._inputs)
-        return Scores(self._examples.labels, losses.numpy(), predicted.numpy())
+        return Scores(self._examples.labels, *(array.numpy() for array in self._look(*self._inputs)))
 
     def accuracy_on(self, examples: Examples) -> float:
         """Return the accuracy on other examples, of this rank alone."""
-        losses, predicted = self._look(as_tensor(examples.images), as_tensor(examples.labels))
-        return Scores(examples.labels, losses.numpy(), predicted.numpy()).num_correct / len(examples)
+        _, predicted = self._look(as_tensor(examples.images), as_tensor(examples.labels))
+        return float(np.mean(predicted.numpy() == examples.labels))
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _look(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -100,11 +94,9 @@ class Evaluator:
             winner = tf.argmax(outputs, 1, output_type=tf.int32)
             return batch + 1, losses.write(batch, loss), predicted.write(batch, winner)
 
-        empty = (
+        empty = [
             tf.TensorArray(dtype, size, element_shape=[None], infer_shape=False)
             for dtype in (tf.float32, tf.int32)
-        )
-        _, losses, predicted = tf.while_loop(
-            lambda batch, *_: batch < size, body, (0, *empty), parallel_iterations=1
-        )
-        return losses.concat(), predicted.concat()
+        ]
+        found = tf.while_loop(lambda batch, *_: batch < size, body, (0, *empty), parallel_iterations=1)
+        return found[1].concat(), found[2].concat()

@@ -30,9 +30,8 @@ class Chunk:
 
     Attributes:
         elapsed_s: Duration of the steps.
-        loss: Mean over their examples.
+        loss, count: Mean over their examples, and number of examples.
         finite: True if the loss and the weights are.
-        count: Number of examples.
         exchange_s: Part of ``elapsed_s`` in exchanges with other ranks, waiting included; NaN if unknown.
     """
 
@@ -77,10 +76,8 @@ def run_chunks(
     """Run the steps of one epoch in chunks, from step ``first`` on, on all ranks together.
 
     Args:
-        run_steps: Function that trains some of the steps.
-        num_steps: Number of steps of the epoch.
-        world: The ranks.
-        callback: Called between chunks.
+        run_steps, num_steps: Function that trains some of the steps, and number of all.
+        world, callback: The ranks, and the callback between chunks.
         weights: Function that returns this rank's weights, to check them for NaN.
         averaging: Records of the exchanges between ranks; None if there are none.
         first: Number of finished steps.
@@ -99,7 +96,8 @@ def run_chunks(
                     averaging.finish()
             elapsed = time.perf_counter() - start
             exchanged_s = exchange_s() - exchanged_s
-            meter.add(elapsed, loss, correct, count)
+            meter.sums += (loss, correct, count)
+            meter.graph_s += elapsed
             finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
             chunk = Chunk(first, stop, elapsed, loss / max(1, count), finite, count, exchanged_s)
             slowest_s, pause = callback.after(chunk, world)
@@ -113,12 +111,12 @@ def run_chunks(
 
 
 class _Meter:
-    """Sums of an epoch's loss, correct predictions and times. Its clock stops while the callback runs."""
+    """Sums of an epoch's loss, correct predictions, examples and times. The clock stops for a pause."""
 
     def __init__(self, world: World, averaging: Averaging | None) -> None:
         self._world, self._averaging = world, averaging
-        self._sums = np.zeros(3)
-        self._graph_s = self._train_s = 0.0
+        self.sums = np.zeros(3)
+        self.graph_s = self._train_s = 0.0
         self._traffic = Traffic()
         if averaging is not None:
             averaging.take_traffic(world)  # discards what happened before this epoch
@@ -129,33 +127,17 @@ class _Meter:
         self._world.barrier()
         self._begin = time.perf_counter()
 
-    def add(self, graph_s: float, loss: float, correct: float, count: int) -> None:
-        """Add a chunk."""
-        self._sums += (loss, correct, count)
-        self._graph_s += graph_s
-
     def totals(self) -> EpochTotals:
         """Stop the clock and return the totals so far over all ranks, on all ranks together."""
         self._train_s += time.perf_counter() - self._begin
         world = self._world
         by_rank: list[RankTimes] = []
         if self._averaging is not None:
-            self._traffic += self._averaging.take_traffic(world)
+            self._traffic = sent = self._traffic + self._averaging.take_traffic(world)
+            compute_s, host_s = self.graph_s - sent.moving_s - sent.waiting_s, self._train_s - self.graph_s
             by_rank = world.gather_all(
-                RankTimes(
-                    compute_s=self._graph_s - self._traffic.moving_s - self._traffic.waiting_s,
-                    moving_s=self._traffic.moving_s,
-                    waiting_s=self._traffic.waiting_s,
-                    host_s=self._train_s - self._graph_s,
-                    sent_bytes=self._traffic.sent_bytes,
-                    hidden_s=self._traffic.hidden_s,
-                )
+                RankTimes(compute_s, sent.moving_s, sent.waiting_s, host_s, sent.sent_bytes, sent.hidden_s)
             )
-        loss, correct, count = world.sum(self._sums)
-        return EpochTotals(
-            loss=float(loss),
-            correct=float(correct),
-            count=int(count),
-            train_s=world.maximum(self._train_s),
-            by_rank=by_rank,
-        )
+        loss, correct, count = world.sum(self.sums).tolist()
+        train_s = world.maximum(self._train_s)
+        return EpochTotals(loss=loss, correct=correct, count=int(count), train_s=train_s, by_rank=by_rank)

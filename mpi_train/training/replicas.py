@@ -51,20 +51,15 @@ def mean_over_ranks(world: World, values: Sequence[np.ndarray], num_examples: in
     """Average each array over the ranks, weighted by their number of examples."""
     mine = np.concatenate([[1.0], *(value.ravel() for value in values)]) * num_examples
     total = world.sum(mine)
-    mean = total[1:] / total[0]
-    ends = np.cumsum([value.size for value in values])
-    return [
-        mean[end - value.size : end].reshape(value.shape).astype(value.dtype)
-        for value, end in zip(values, ends, strict=True)
-    ]
+    means = np.split(total[1:] / total[0], np.cumsum([value.size for value in values[:-1]], dtype=int))
+    return [mean.reshape(value.shape).astype(value.dtype) for mean, value in zip(means, values, strict=False)]
 
 
 def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str, name: str = "") -> None:
     """Compare a digest of ``arrays`` over all ranks.
 
     Args:
-        world: The ranks.
-        arrays: Weights of this rank.
+        world, arrays: The ranks, and weights of this one.
         when: Time of the check, for the message.
         name: Name of this rank in the message (default: its rank and host in ``world``).
 

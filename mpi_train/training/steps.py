@@ -23,14 +23,10 @@ def epoch_order(seed: int, epoch: int, rank: int, num_examples: int, segment: in
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps of an epoch that ran on one number of ranks.
+    """Finished steps of an epoch that ran on one number of ranks, ``size``.
 
-    An uninterrupted epoch has one segment. If it resumes on another number of ranks, its remaining examples
-    are dealt to them anew, and a new segment begins.
-
-    Attributes:
-        size: Number of ranks.
-        num_steps: Number of finished steps.
+    If an epoch resumes on another number of ranks, its remaining examples are dealt to them anew, and a new
+    segment begins.
     """
 
     size: int
@@ -46,14 +42,7 @@ def dealt(
     rank: int,
     size: int,
 ) -> np.ndarray:
-    """Deal the examples of an epoch that remain after ``segments`` to ``size`` ranks.
-
-    Args:
-        num_examples: Number of examples of all ranks.
-        batch_size: Global batch.
-        seed, epoch: See ``epoch_order``.
-        segments: Finished segments.
-        rank, size: Rank whose examples are returned, and number of ranks.
+    """Deal the examples of an epoch, of all ranks, that remain after ``segments`` to ``size`` ranks.
 
     Returns:
         int64 (n,): ascending indices into the data set. The parts of all ranks differ by at most one example
@@ -111,13 +100,10 @@ class Steps:
     def regular_rows(self, order: np.ndarray) -> np.ndarray:
         """Return the examples of all steps but the last, given regular parts: int32 (steps - 1, n).
 
-        Args:
-            order: int32, from ``epoch_order``. A row holds the parts of its step one after another.
+        A row holds the parts of its step one after another.
         """
-        sizes = self.sizes[0, :, 0]
-        return np.concatenate(
-            [order[self.begins[:-1, part] + np.arange(size)] for part, size in enumerate(sizes)], axis=1
-        )
+        parts = enumerate(self.sizes[0, :, 0])
+        return np.hstack([order[self.begins[:-1, part] + np.arange(size)] for part, size in parts])
 
 
 def plan_steps(

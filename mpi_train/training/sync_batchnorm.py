@@ -17,8 +17,7 @@ from mpi_train.runtime.errors import UsageError
 class SyncBatchNormalization(layers.BatchNormalization):
     """Keras's BatchNormalization with moments over all ranks.
 
-    A rank without an example in a step, such as the last one of an epoch on many ranks, counts one that
-    it has.
+    A rank without an example in a step counts one that it has.
 
     Args:
         mean_over_ranks: Function that makes an all-reduce for vectors of a length, in float32 numbers; None
@@ -55,20 +54,12 @@ class SyncBatchNormalization(layers.BatchNormalization):
         return tf.cast(outputs, self.compute_dtype)
 
     def _mean(self, vector: tf.Tensor) -> tf.Tensor:
-        @tf.custom_gradient
-        def mean(vector: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-            # A rank's values affect the loss of every rank, so the gradient is averaged over the ranks too.
-            return tf.identity(self._forward(vector)), self._backward
-
-        return mean(vector)
+        # A rank's values affect the loss of every rank, so the gradient is averaged over the ranks too.
+        return tf.custom_gradient(lambda x: (tf.identity(self._forward(x)), self._backward))(vector)
 
 
 def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce] | None) -> keras.Model:
-    """Copy ``model`` with ``SyncBatchNormalization`` in place of its BatchNorm.
-
-    Args:
-        model: Sequential or functional model.
-        mean_over_ranks: See the layer.
+    """Copy ``model`` with ``SyncBatchNormalization`` in place of its BatchNorm; see that and ``zoo.clone``.
 
     Raises:
         UsageError: the model has no BatchNorm, or layers that Keras cannot make from their config.

@@ -39,11 +39,8 @@ def sum_of(parts: Iterable[Sequence[RankTimes]]) -> list[RankTimes]:
     everyone = list(parts)
     if len({len(ranks) for ranks in everyone}) != 1:
         return []
-    names = [each.name for each in dataclasses.fields(RankTimes)]
-    return [
-        RankTimes(*(sum(getattr(part, name) for part in own) for name in names))
-        for own in zip(*everyone, strict=True)
-    ]
+    rows = ([dataclasses.astuple(part) for part in own] for own in zip(*everyone, strict=True))
+    return [RankTimes(*map(sum, zip(*row, strict=True))) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,4 @@
-"""The compiled training step: many steps as one graph, over one or several devices of this process.
-
-The host is visited within a step only to exchange with other ranks.
-"""
+"""The compiled training step: many steps as one graph, over one or several devices of this process."""
 
 from __future__ import annotations
 
@@ -29,12 +26,7 @@ Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 class _Data:
-    """Images and labels on the device that trains, as variables, because a loop copies tensors at each step.
-
-    Args:
-        examples: First examples.
-        device: Device that trains.
-    """
+    """Images and labels on the device that trains, as variables: a loop copies tensors at each step."""
 
     def __init__(self, examples: Examples, device: str) -> None:
         # On the CPU this shares the memory of the arrays; on a GPU it is a copy.
@@ -49,14 +41,13 @@ class _Data:
         for variable, array in zip(self._variables, (examples.images, examples.labels), strict=True):
             variable.assign(as_tensor(array))
 
-    def take(self, indices: tf.Tensor, device: str) -> tuple[tf.Tensor, tf.Tensor]:
+    def take(self, indices: tf.Tensor, device: str) -> tuple[tf.Tensor, ...]:
         """Return the images and labels at ``indices``, inside a graph."""
         with tf.device(device):
             # On a GPU only the gather from a variable has a kernel for bytes. On the CPU it would first copy
             # the variable, whose memory is shared with NumPy.
             whole = [v if "GPU" in v.device else v.read_value() for v in self._variables]
-            images, labels = (tf.gather(each, indices) for each in whole)
-            return images, labels
+            return tuple(tf.gather(each, indices) for each in whole)
 
 
 class Trainer:
@@ -70,10 +61,6 @@ class Trainer:
         devices: Devices over which each step's examples are split evenly. A device named several times
             computes its parts one after another.
         warmup: Fraction of the final learning rate at the start, and steps until the final one.
-
-    Attributes:
-        update: The optimizer, bound to the flat buffer.
-        examples: Examples that it trains on.
     """
 
     def __init__(
@@ -108,10 +95,7 @@ class Trainer:
         return [self.flat.weights.value, *self.flat.moving_statistics, *self.update.variables]
 
     def warm_up(self, order: np.ndarray, steps: Steps) -> None:
-        """Run the graphs that ``steps`` need once and undo it, so that no epoch's time holds the tracing.
-
-        On all ranks together; arguments as for ``train_epoch``.
-        """
+        """Run the graphs of ``steps`` once and undo it, on all ranks together, before any clock starts."""
         variables = [*self.variables, *self.flat.states, *self.averaging.variables.values()]
         before = [np.array(variable.numpy()) for variable in variables]
         run = self.prepare(order, steps)
@@ -133,10 +117,8 @@ class Trainer:
 
         Args:
             order: int32 (n,): the rank's examples in the order of this epoch.
-            steps: Layout of the examples in steps.
-            world: The ranks.
-            callback: Called between chunks of steps.
-            first: Number of finished steps.
+            steps, first: Layout of the examples in steps, and number of finished ones.
+            world, callback: The ranks, and the callback between chunks of steps.
         """
         return run_chunks(
             self.prepare(order, steps),
@@ -149,15 +131,11 @@ class Trainer:
         )
 
     def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
-        """Hand the layout of an epoch to TensorFlow; arguments as for ``train_epoch``.
-
-        Returns:
-            Function that trains the steps between two numbers, see ``RunSteps``.
-        """
+        """Return the function that trains steps of an epoch; arguments as for ``train_epoch``."""
         parts = steps.regular_parts
         with tf.device("/CPU:0"):
             rows = tf.zeros([0, 0], tf.int32) if parts is None else tf.constant(steps.regular_rows(order))
-            inputs = [tf.constant(array) for array in (order, steps.begins, steps.sizes, steps.scales)]
+            layout = [tf.constant(array) for array in (order, steps.begins, steps.sizes, steps.scales)]
 
         def run(first: int, stop: int) -> tuple[float, float, int]:
             # The last step is often smaller. A graph with known sizes runs fewer kernels.
@@ -166,7 +144,7 @@ class Trainer:
             if first < turn:
                 totals += self._run_regular(rows, tf.constant(first), tf.constant(turn), parts=parts)
             if turn < stop:
-                totals += self._run(*inputs, tf.constant(turn), tf.constant(stop))
+                totals += self._run(layout, tf.constant(turn), tf.constant(stop))
             loss, correct = totals.tolist()
             return loss, correct, steps[first:stop].num_examples
 
@@ -189,15 +167,10 @@ class Trainer:
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run(
-        self,
-        order: tf.Tensor,
-        begins: tf.Tensor,
-        sizes: tf.Tensor,
-        scales: tf.Tensor,
-        first: tf.Tensor,
-        stop: tf.Tensor,
+        self, layout: Sequence[tf.Tensor], first: tf.Tensor, stop: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Run any steps ``first`` to ``stop``."""
+        order, begins, sizes, scales = layout
 
         def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
             begin, size, scale = (tf.gather(array, step) for array in (begins, sizes, scales))
@@ -235,9 +208,6 @@ class Trainer:
     def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Compute the gradient of one step, inside a graph, and update BatchNorm's statistics.
 
-        Args:
-            batches: Batch of each device.
-
         Returns:
             Sums of the loss and of the correct predictions, float32 (), and the gradient of the scaled loss,
             float32 (num_padded,).
@@ -246,19 +216,14 @@ class Trainer:
         in_turn = len(set(self.devices)) < len(self.devices)
         for device, batch in zip(self.devices, batches, strict=True):
             # One after another, each part adds to the sum before it: memory holds one gradient at a time.
-            with tf.device(device), tf.control_dependencies([parts[-1][2]] if in_turn and parts else []):
+            before = [parts[-1][2]] if in_turn and parts else []
+            with tf.device(device), tf.control_dependencies(before):
                 loss, correct, gradient, states = self._part_gradient(*batch)
-                if in_turn and parts:
-                    gradient += parts[-1][2]
-                parts.append((loss, correct, gradient, states))
-        if len(parts) > 1:
-            losses, corrects, gradients, new_states = zip(*parts, strict=True)
-            loss, correct = tf.add_n(losses), tf.add_n(corrects)
-            gradient = gradients[-1] if in_turn else tf.add_n(gradients)
-            states = mean_states(new_states)
-        for variable, state in zip(self.flat.states, states, strict=True):
+                parts.append((loss, correct, sum(before, gradient), states))
+        losses, corrects, gradients, new_states = zip(*parts, strict=True)
+        for variable, state in zip(self.flat.states, mean_states(new_states), strict=True):
             variable.assign(state)
-        return loss, correct, gradient
+        return tf.add_n(losses), tf.add_n(corrects), gradients[-1] if in_turn else tf.add_n(gradients)
 
     def _part_gradient(
         self, images: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor
@@ -281,6 +246,6 @@ class Trainer:
 def mean_states(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
     """Combine the states after each part of a step: the mean of statistics, the last of seeds."""
     return [
-        tf.add_n(values) / len(values) if values[0].dtype.is_floating else values[-1]
+        tf.add_n(values) / len(values) if values[0].dtype.is_floating and len(values) > 1 else values[-1]
         for values in zip(*parts, strict=True)
     ]

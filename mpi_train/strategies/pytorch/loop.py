@@ -21,9 +21,6 @@ class Loop:
         model: Model that averages the gradients over the ranks in its backward pass.
         optimizer: Optimizer of its parameters.
         examples: This process's part of the training set.
-
-    Attributes:
-        examples: Examples that it trains on.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples) -> None:
@@ -64,12 +61,7 @@ class Loop:
         ]
 
     def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
-        """Return the function that trains steps of an epoch.
-
-        Args:
-            order: int32 (n,): the rank's examples in the order of this epoch.
-            steps: Layout of the examples in steps.
-        """
+        """Return the function that trains steps of an epoch; arguments as for ``Trainer.prepare``."""
         numbers = torch.from_numpy(order)
         begins, sizes = steps.begins[:, 0, 0].tolist(), steps.sizes[:, 0, 0].tolist()
         scales = steps.scales[:, 0].tolist()
@@ -97,16 +89,10 @@ class Loop:
 
 
 class Evaluator:
-    """Evaluation of a model on one rank's part of the test set.
-
-    Args:
-        model: Model from float32 images (n, channels, height, width) to logits (n, num_classes).
-        examples: This rank's part of the test set.
-    """
+    """Evaluation of a model on one rank's part of the test set; see ``training.evaluation``."""
 
     def __init__(self, model: nn.Module, examples: Examples) -> None:
-        self._model = model
-        self._examples = examples
+        self._model, self._examples = model, examples
         self._images, self._labels = _as_tensors(examples)
 
     def evaluate(self) -> Scores:
@@ -118,9 +104,8 @@ class Evaluator:
                 outputs = self._model(as_input(images))
                 losses.append(functional.cross_entropy(outputs, labels, reduction="none"))
                 predicted.append(outputs.argmax(1))
-        return Scores(
-            self._examples.labels, torch.cat(losses).numpy(), torch.cat(predicted).numpy().astype(np.int32)
-        )
+        winners = torch.cat(predicted).numpy().astype(np.int32)
+        return Scores(self._examples.labels, torch.cat(losses).numpy(), winners)
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ in ``Flatten``.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -20,18 +22,15 @@ class Classifier(nn.Module):
     Args:
         body: Module from float32 images (n, channels, height, width) in [0, 1] to features (n, num_features).
         head: Layer from features to logits.
-
-    Attributes:
-        mixed: True if the body computes in bfloat16.
+        mixed: True if the body computes in bfloat16, with PyTorch's autocast.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, body: nn.Module, head: nn.Linear, *, mixed: bool) -> None:
         super().__init__()
-        self.body, self.head = body, head
-        self.mixed = False
+        self.body, self.head, self._mixed = body, head, mixed
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
             features = self.body(images)
         return self.head(features.float())
 
@@ -94,57 +93,32 @@ class Residual(nn.Module):
         return functional.relu(y + self.shortcut_norm(self.shortcut(x)))
 
 
-def cnn(input_shape: ImageShape, num_classes: int) -> Classifier:
-    """Make the equivalent of ``mpi_train.models.zoo.cnn``."""
+def cnn(input_shape: ImageShape) -> tuple[nn.Module, int]:
+    """Make the body of ``mpi_train.models.zoo.cnn``; return it and the number of its features."""
     height, width, num_channels = input_shape
     height, width = (((n - 2) // 2 - 2) // 2 for n in (height, width))
-    body = nn.Sequential(
-        nn.Conv2d(num_channels, 32, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        Flatten(),
-        nn.Linear(height * width * 64, 128),
-        nn.ReLU(),
-    )
-    return Classifier(body, nn.Linear(128, num_classes))
+    first = (nn.Conv2d(num_channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+    second = (nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(*first, *second, Flatten(), nn.Linear(height * width * 64, 128), nn.ReLU()), 128
 
 
-def mlp(input_shape: ImageShape, num_classes: int) -> Classifier:
-    """Make the equivalent of ``mpi_train.models.zoo.mlp``."""
-    height, width, num_channels = input_shape
-    body = nn.Sequential(Flatten(), nn.Linear(height * width * num_channels, 128), nn.ReLU())
-    return Classifier(body, nn.Linear(128, num_classes))
+def mlp(input_shape: ImageShape) -> tuple[nn.Module, int]:
+    """Make the body of ``mpi_train.models.zoo.mlp``, as ``cnn`` does."""
+    return nn.Sequential(Flatten(), nn.Linear(math.prod(input_shape), 128), nn.ReLU()), 128
 
 
-def resnet(input_shape: ImageShape, num_classes: int) -> Classifier:
-    """Make the equivalent of ``mpi_train.models.zoo.resnet``."""
-    body = nn.Sequential(
-        SameConv(input_shape[2], 16),
-        BatchNorm(16),
-        nn.ReLU(),
-        Residual(16, 16, stride=1),
-        Residual(16, 32, stride=2),
-        Residual(32, 64, stride=2),
-        nn.AdaptiveAvgPool2d(1),
-        Flatten(),
-    )
-    return Classifier(body, nn.Linear(64, num_classes))
+def resnet(input_shape: ImageShape) -> tuple[nn.Module, int]:
+    """Make the body of ``mpi_train.models.zoo.resnet``, as ``cnn`` does."""
+    stem = (SameConv(input_shape[2], 16), BatchNorm(16), nn.ReLU())
+    blocks = (Residual(16, 16, stride=1), Residual(16, 32, stride=2), Residual(32, 64, stride=2))
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), Flatten()), 64
 
 
 MODELS = {"cnn": cnn, "mlp": mlp, "resnet": resnet}
 
 
 def build(name: str, input_shape: ImageShape, num_classes: int, *, dtype: str) -> Classifier:
-    """Build a model for the CPU. ``keras_views`` gives access to its weights.
-
-    Args:
-        name: Name in ``MODELS``.
-        input_shape: Height, width, channels.
-        num_classes: Length of the output.
-        dtype: ``float32``, or ``bfloat16`` for PyTorch's autocast.
+    """Build a model for the CPU; arguments as ``mpi_train.models.zoo.build``.
 
     Raises:
         UsageError: the model does not exist in PyTorch.
@@ -154,9 +128,9 @@ def build(name: str, input_shape: ImageShape, num_classes: int, *, dtype: str) -
             f"--model: expected one of {', '.join(MODELS)}, the models in PyTorch. Got: {name}",
             remedy="one of them, or another strategy, which trains any Keras model",
         )
-    model = MODELS[name](input_shape, num_classes).to(memory_format=torch.channels_last)
-    model.mixed = dtype == "bfloat16"
-    return model
+    body, num_features = MODELS[name](input_shape)
+    model = Classifier(body, nn.Linear(num_features, num_classes), mixed=dtype == "bfloat16")
+    return model.to(memory_format=torch.channels_last)
 
 
 def keras_views(model: nn.Module) -> list[torch.Tensor]:
@@ -164,16 +138,12 @@ def keras_views(model: nn.Module) -> list[torch.Tensor]:
 
     They are views, so that writing to them changes the model.
     """
+    orders = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # of a convolution, a dense layer and BatchNorm
     views: list[torch.Tensor] = []
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            views.append(layer.weight.detach().permute(2, 3, 1, 0))
-        elif isinstance(layer, nn.Linear):
-            views.append(layer.weight.detach().T)
-        elif isinstance(layer, nn.BatchNorm2d):
-            views.append(layer.weight.detach())
-        else:
+        if not isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             continue
+        views.append(layer.weight.detach().permute(orders[layer.weight.ndim]))
         if layer.bias is not None:
             views.append(layer.bias.detach())
         if isinstance(layer, nn.BatchNorm2d):

@@ -13,19 +13,12 @@ from mpi_train.runtime.errors import UsageError
 
 
 class Adam(torch.optim.Adam):
-    """Adam that adds epsilon before the bias correction, like Keras (Kingma & Ba 2015, end of section 2).
-
-    Args:
-        parameters: Parameters of a model.
-        like: Keras optimizer with the settings.
-    """
+    """Adam that adds epsilon before the bias correction, like Keras (Kingma & Ba 2015, end of section 2)."""
 
     def __init__(self, parameters: list[nn.Parameter], like: keras.optimizers.Adam) -> None:
         self._like = like
-        super().__init__(
-            parameters, lr=float(like.learning_rate), betas=(like.beta_1, like.beta_2), eps=like.epsilon,
-            fused=True,
-        )  # fmt: skip
+        betas, rate = (like.beta_1, like.beta_2), float(like.learning_rate)
+        super().__init__(parameters, lr=rate, betas=betas, eps=like.epsilon, fused=True)
 
     def step(self, closure: Any = None) -> Any:
         group = self.param_groups[0]

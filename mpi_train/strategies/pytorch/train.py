@@ -13,7 +13,6 @@ import time
 import keras
 import numpy as np
 
-from mpi_train.models import optimizers, zoo
 from mpi_train.runs import epochs
 from mpi_train.runs.checkpoints import Arrays
 from mpi_train.runs.config import RanksConfig, one_example_a_rank
@@ -38,6 +37,7 @@ except ImportError as error:
         remedy="make peers, then mpiexec -n 2 .venv-peers/bin/python jobs/ddp.py",
     ) from error
 
+from mpi_train.strategies.custom_loop import build
 from mpi_train.strategies.pytorch import models as torch_models
 from mpi_train.strategies.pytorch import optimizers as torch_optimizers
 from mpi_train.strategies.pytorch.loop import Evaluator, Loop
@@ -72,8 +72,7 @@ def _train(run: Run) -> RunRecord:
     devices.start_tensorflow()
     with world.together():
         model = torch_models.build(config.model, run.input_shape, run.num_classes, dtype=config.dtype)
-        like = zoo.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
-        keras_optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        like, keras_optimizer = build(run)
         optimizer = torch_optimizers.build(keras_optimizer, model)
     variables = torch_models.keras_views(model)
     for variable, first in zip(variables, like.variables, strict=True):
@@ -91,10 +90,8 @@ def _train(run: Run) -> RunRecord:
         epoch = epochs.begin_epoch(resumable, examples)
         if epoch.examples is not loop.examples:
             loop.feed(epoch.examples)
-        run_steps = loop.prepare(epoch.order, epoch.steps)
-        rest = run_chunks(
-            run_steps, len(epoch.steps), world, resumable, weights=loop.weights, first=epoch.first
-        )
+        run_steps, num_steps = loop.prepare(epoch.order, epoch.steps), len(epoch.steps)
+        rest = run_chunks(run_steps, num_steps, world, resumable, weights=loop.weights, first=epoch.first)
         _average_statistics(world, model, len(examples))
         check_equal(world, [v.numpy() for v in variables], when=f"after epoch {epoch.number}")
         resumable.end_epoch(rest, evaluator.evaluate)
@@ -113,18 +110,14 @@ def _train(run: Run) -> RunRecord:
 def _average_statistics(world: World, model: torch.nn.Module, num_examples: int) -> None:
     """Replace BatchNorm's moving statistics by their mean over the ranks, weighted by examples."""
     moving = [buffer.numpy() for buffer in model.buffers() if buffer.is_floating_point()]
-    if world.size > 1 and moving:
-        for array, mean in zip(moving, mean_over_ranks(world, moving, num_examples), strict=True):
-            array[...] = mean
+    for array, mean in zip(moving, mean_over_ranks(world, moving, num_examples), strict=True):
+        array[...] = mean
 
 
 class _State:
     """State of the PyTorch training for a checkpoint, with weights in the layout of the Keras model.
 
-    Args:
-        variables: Weights and moving statistics.
-        loop: Loop with the optimizer.
-        like: Keras optimizer that holds the learning rate for the record.
+    The Keras optimizer ``like`` holds the learning rate for the record.
     """
 
     def __init__(self, variables: list[torch.Tensor], loop: Loop, like: keras.Optimizer) -> None:
