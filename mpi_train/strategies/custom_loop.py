@@ -138,7 +138,7 @@ class TrainerState:
     """Variables of a trainer, for a checkpoint."""
 
     def __init__(self, trainer: Trainer, world: World) -> None:
-        self._trainer, self._world = trainer, world
+        self._trainer, self._world, self.slow_down = trainer, world, trainer.update.slow_down
         self._variables = {
             "weights": trainer.flat.weights.value,
             **{f"states/{i}": state for i, state in enumerate(trainer.flat.states)},
@@ -157,7 +157,3 @@ class TrainerState:
                 variable.assign(arrays[name])
         if not same_size:
             offset_seeds_by_rank(self._world, self._trainer.flat.states)
-
-    def slow_down(self) -> float:
-        """Halve the learning rate and return it."""
-        return self._trainer.update.slow_down()

@@ -32,9 +32,8 @@ from mpi_train.runtime import devices, files, watchdog
 from mpi_train.runtime.world import World
 from mpi_train.strategies.custom_loop import build
 from mpi_train.strategies.federated import chart
-from mpi_train.strategies.federated.clients import Client, choose, clients_of
+from mpi_train.strategies.federated.clients import AskedError, Client, RankClients, choose, clients_of
 from mpi_train.strategies.federated.config import FederatedConfig
-from mpi_train.strategies.federated.rank_clients import AskedError, RankClients
 from mpi_train.strategies.federated.server import Proximal, Server
 from mpi_train.training.evaluation import Evaluator
 from mpi_train.training.loop import Chunk
@@ -43,7 +42,6 @@ from mpi_train.training.totals import EpochTotals, RankTimes
 from mpi_train.training.trainer import Trainer
 
 ROUNDS, CLIENTS, PICTURE = "rounds.jsonl", "clients.json", "clients.png"
-_OPTIONS = ("fraction", "local_epochs", "proximal", "server_momentum")
 
 
 def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
@@ -79,17 +77,15 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
         count = sum(report.examples for report in log.reports) * config.local_epochs
         resumable.end_epoch(totals, evaluator.evaluate, expected=count)
 
+    names = ("fraction", "local_epochs", "proximal", "server_momentum")
+    options = {name: getattr(config, name) for name in names}
     return epochs.train_epochs(
         run,
         server,
         train_round,
         model=(model.name, model.count_params()),
         optimizer=optimizer,
-        sync={
-            "average": "clients",
-            "clients": len(clients),
-            **{name: getattr(config, name) for name in _OPTIONS},
-        },
+        sync={"average": "clients", "clients": len(clients), **options},
         weights_sha256=lambda: digest_of(flat.export()),
         details=lambda: _describe(run, own_clients, evaluator),
         save_at_start=True,  # a round has no checkpoint within it

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ from mpi_train.models import zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
 from mpi_train.runs.checkpoints import Arrays, work_of
-from mpi_train.runs.record import EpochRecord, RunRecord
+from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import devices
 from mpi_train.runtime.errors import UsageError
@@ -103,6 +104,17 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         f"pipeline: {num_stages} stage{'s' if num_stages > 1 else ''} in {peers.size} "
         f"cop{'ies' if peers.size > 1 else 'y'}, cut after {', '.join(cut) or 'nothing'}"
     )
+
+    def details() -> dict[str, Any]:
+        times = [rank for epoch in run.epochs for rank in epoch.by_rank]
+        return {
+            "cut": cut,
+            "stage_weights": world.gather_all(model.count_params())[:num_stages],
+            # Fraction of the training time in which ranks waited for others.
+            "bubble": sum(rank.waiting_s for rank in times) / sum(sum(rank.parts_s) for rank in times),
+            "bubble_in_theory": bubble(num_stages, config.micro_batches),
+        }
+
     record = custom_loop.fit(
         run,
         trainer,
@@ -114,12 +126,7 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         # A checkpoint holds the weights of each rank's stage.
         layout={**layout, "cut": cut},
         sync={"average": "gradients", "every": 1, **layout, **({"cut": asked} if asked else {})},
-        details=lambda: {
-            "cut": cut,
-            "stage_weights": world.gather_all(model.count_params())[:num_stages],
-            "bubble": _waiting_share(run.epochs),
-            "bubble_in_theory": bubble(num_stages, config.micro_batches),
-        },
+        details=details,
         weights_sha256=lambda: digest(_all_weights(flat, pipe)),
     )
     run.progress.say(
@@ -288,13 +295,6 @@ def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int
         return outputs
     links.after.send(outputs)
     return tf.zeros([count, num_classes])
-
-
-def _waiting_share(epochs: Sequence[EpochRecord]) -> float:
-    """Return the fraction of the training time that ranks waited for others."""
-    times = [rank for epoch in epochs for rank in epoch.by_rank]
-    total_s = sum(rank.compute_s + rank.moving_s + rank.waiting_s + rank.host_s for rank in times)
-    return sum(rank.waiting_s for rank in times) / total_s
 
 
 def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
