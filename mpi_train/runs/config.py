@@ -10,9 +10,6 @@ from mpi_train.monitor.progress import Style
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import at_least, option
 
-Dtype = Literal["float32", "bfloat16"]
-OnNan = Literal["stop", "rollback"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
@@ -35,41 +32,6 @@ class JobConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchedConfig(JobConfig):
-    """Options of jobs whose ranks watch each other and stop together on request."""
-
-    stall_timeout: float = option(
-        60.0,
-        "seconds without a sign of life after which a rank counts as lost; five times that in start-up",
-        "SECONDS",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.stall_timeout >= 5:
-            raise UsageError(f"--stall-timeout: expected at least 5 seconds. Got: {self.stall_timeout:g}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShownConfig(JobConfig):
-    """Options of jobs that show their progress."""
-
-    quiet: bool = option(False, "print nothing but warnings and errors")
-    json: bool = option(False, "print one JSON object a line, for programs")
-    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.quiet and self.json:
-            raise UsageError("--quiet, --json: expected one of them. Got: both")
-
-    @property
-    def style(self) -> Style:
-        """Style of ``monitor.progress.Progress``."""
-        return "quiet" if self.quiet else "json" if self.json else "lines"
-
-
-@dataclass(frozen=True, kw_only=True)
 class StepConfig(JobConfig):
     """Options on which one step of training depends."""
 
@@ -80,7 +42,7 @@ class StepConfig(JobConfig):
         64, "global batch: examples of one step, over all ranks together", changes_result=True
     )
     optimizer: str = option("adam", "any Keras optimizer, by name", changes_result=True)
-    dtype: Dtype = option(
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "precision of the computation; weights stay float32", changes_result=True
     )
 
@@ -90,7 +52,7 @@ class StepConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(StepConfig, ShownConfig):
+class TrainConfig(StepConfig):
     """Options of every training job. Runs that agree in the marked ones can be compared."""
 
     dataset: str = option("fashion_mnist", "data set that the shards must hold", changes_result=True)
@@ -104,10 +66,15 @@ class TrainConfig(StepConfig, ShownConfig):
         0, "steps between two checkpoints within an epoch (0: by time alone)", "STEPS"
     )
     checkpoint_minutes: float = option(5.0, "longest time between two checkpoints", "MINUTES")
-    on_nan: OnNan = option("stop", "after a NaN loss: stop, or roll back and halve the learning rate")
+    on_nan: Literal["stop", "rollback"] = option(
+        "stop", "after a NaN loss: stop, or roll back and halve the learning rate"
+    )
     tensorboard: Path | None = option(
         None, "folder of TensorBoard logs, one folder in it for each run", "DIR"
     )
+    quiet: bool = option(False, "print nothing but warnings and errors")
+    json: bool = option(False, "print one JSON object a line, for programs")
+    trace: bool = option(False, "write trace.json, the timeline of all ranks, for ui.perfetto.dev")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,16 +82,34 @@ class TrainConfig(StepConfig, ShownConfig):
         at_least("--checkpoint-every", self.checkpoint_every, 0)
         if not self.checkpoint_minutes > 0:
             raise UsageError(f"--checkpoint-minutes: expected more than 0. Got: {self.checkpoint_minutes}")
+        if self.quiet and self.json:
+            raise UsageError("--quiet, --json: expected one of them. Got: both")
+
+    @property
+    def style(self) -> Style:
+        """Style of ``monitor.progress.Progress``."""
+        return "quiet" if self.quiet else "json" if self.json else "lines"
 
     @property
     def data_dir(self) -> Path:
         """Folder with ``manifest.json`` and the shards."""
-        return self.data if self.data is not None else Path("data") / self.dataset
+        return self.data or Path("data") / self.dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class RanksConfig(TrainConfig, WatchedConfig):
-    """Options of training jobs that run as MPI ranks."""
+class RanksConfig(TrainConfig):
+    """Options of training jobs that run as MPI ranks, which watch each other."""
+
+    stall_timeout: float = option(
+        60.0,
+        "seconds without a sign of life after which a rank counts as lost; five times that in start-up",
+        "SECONDS",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stall_timeout >= 5:
+            raise UsageError(f"--stall-timeout: expected at least 5 seconds. Got: {self.stall_timeout:g}")
 
 
 def one_example_a_rank(batch_size: int, num_ranks: int) -> None:

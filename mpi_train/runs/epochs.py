@@ -57,11 +57,11 @@ def train_epochs(
             except DivergedError as error:
                 resumable.roll_back(error)
     return run.finish(
-        optimizer=optimizer,
+        learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
         sync=sync,
         weights_sha256=weights_sha256(),
         details=details(),
-        history=resumable.position.history,
+        history=list(resumable.position.history),
         checkpoint_s=resumable.checkpoints.seconds,
     )
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from mpi_train.monitor.progress import Progress
 from mpi_train.runs import coordinator, preflight
-from mpi_train.runs.config import JobConfig, TrainConfig, WatchedConfig
+from mpi_train.runs.config import JobConfig, RanksConfig, TrainConfig
 from mpi_train.runtime import devices, launch, watchdog
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import JobError
@@ -30,11 +30,9 @@ def run_job(
     """Run a job that needs TensorFlow.
 
     Args:
-        name: Name of the command.
-        kind: Dataclass of its options.
+        name, kind, text: Name of the command, dataclass of its options, description for ``--help``.
         function: Function ``module:name`` that does the work, called with the config, the world and the
             number of threads. A string, because its module imports TensorFlow, which must wait.
-        text: Description for ``--help``.
         mpi: True if it runs as ranks of an MPI world, False if it is one process.
         argv: Flags; those of the process if None.
     """
@@ -42,11 +40,10 @@ def run_job(
     # Only one rank prints the help.
     with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
         config = parse(kind, argv, description=text, prog=launch.typed(name))
-    if isinstance(config, TrainConfig | WatchedConfig):
-        coordinator.listen()
-    if isinstance(config, WatchedConfig):
-        watchdog.start(world, config.stall_timeout)
     if isinstance(config, TrainConfig):
+        coordinator.listen()
+        if isinstance(config, RanksConfig):
+            watchdog.start(world, config.stall_timeout)
         if preflight.is_finished(config, world):
             ended = f"this job had finished before it was requeued: {config.out}/run.json"
             Progress(speaks=world.is_root, style=config.style).say(ended)

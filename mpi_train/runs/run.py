@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
 from mpi_train.monitor import timeline
@@ -19,7 +17,7 @@ from mpi_train.monitor.status import StatusFile
 from mpi_train.runs import run_id
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runs.folder import RunFolder
-from mpi_train.runs.loggers import Loggers, RunInfo, make
+from mpi_train.runs.loggers import Loggers, make
 from mpi_train.runs.record import EpochRecord, RunRecord, median_rate
 from mpi_train.runtime import machine, watchdog
 from mpi_train.runtime.errors import DivergedError
@@ -119,8 +117,15 @@ class Run:
         everyone = self.world.gather_all(self._startup)
         self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
         self._startup_s = max(sum(rank.values()) for rank in everyone)
-        self.environment = machine.describe(self.world)
-        self.loggers.start(self._info(), self.epochs)
+        self._info = {
+            "strategy": self.strategy,
+            "run_id": self.run_id,
+            "command": machine.command(),
+            "world_size": self.world.size,
+            "environment": machine.describe(self.world),
+        }
+        info = {**self._info, "config": as_dict(self.config)}
+        self.loggers.each(lambda logger: logger.start(info, self.epochs))
         self.world.barrier()
         self.event("init_stop")
         self.event("global_batch_size", self.config.batch_size)
@@ -128,21 +133,22 @@ class Run:
         self.event("seed", self.config.seed)
         self.event("run_start")
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} x {self.threads} threads"
-        self.progress.say(
-            f"{self.strategy}: {model_name} ({num_weights:,} weights), {self.config.dataset} "
-            f"({self.num_train:,} images), global batch {self.config.batch_size}, "
-            f"{self.config.dtype}, {ranks}",
-            "start",
-            strategy=self.strategy,
-            model=model_name,
-            num_weights=num_weights,
-            dataset=self.config.dataset,
-            num_images=self.num_train,
-            global_batch_size=self.config.batch_size,
-            dtype=self.config.dtype,
-            world_size=self.world.size,
-            threads_per_rank=self.threads,
+        facts = {
+            "strategy": self.strategy,
+            "model": model_name,
+            "num_weights": num_weights,
+            "dataset": self.config.dataset,
+            "num_images": self.num_train,
+            "global_batch_size": self.config.batch_size,
+            "dtype": self.config.dtype,
+            "world_size": self.world.size,
+            "threads_per_rank": self.threads,
+        }
+        line = (
+            "{strategy}: {model} ({num_weights:,} weights), {dataset} ({num_images:,} images), "
+            "global batch {global_batch_size}, {dtype}, "
         )
+        self.progress.say(line.format(**facts) + ranks, "start", **facts)
 
     def begin_epoch(self, epoch: int, num_steps: int) -> None:
         """Announce an epoch, counted from 1, before its first step."""
@@ -205,7 +211,7 @@ class Run:
         )
         self.epochs.append(record)
         timeline.end_epoch()
-        self.loggers.epoch(record)
+        self.loggers.each(lambda logger: logger.epoch(record))
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
             f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
@@ -219,78 +225,44 @@ class Run:
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
         """Return to the point at which only these epochs were finished."""
         self.epochs = list(epochs)
-        self.loggers.rewind(epochs)
+        self.loggers.each(lambda logger: logger.rewind(epochs))
 
-    def finish(
-        self,
-        *,
-        optimizer: keras.Optimizer,
-        sync: dict[str, Any],
-        weights_sha256: str,
-        details: dict[str, Any],
-        history: Sequence[dict[str, Any]],
-        checkpoint_s: float,
-    ) -> RunRecord:
-        """Write ``run.json`` and return its record; arguments as in ``RunRecord``."""
+    def finish(self, **results: Any) -> RunRecord:
+        """Write ``run.json`` and return its record, which gets the other ``results`` as they are."""
         self.event("run_stop", status="success")
-        config = self.config
-        # A run that was interrupted between its last epoch and its record has no scores.
-        confusion = self._scores.confusion(self.world, self.num_classes) if self._scores else None
+        config, names = self.config, ("model", "dataset", "optimizer", "seed", "dtype")
         record = RunRecord(
-            strategy=self.strategy,
-            run_id=self.run_id,
+            **self._info,
+            **{name: getattr(config, name) for name in names},
             started=run_id.started(self.run_id),
-            command=machine.command(),
-            model=config.model,
-            dataset=config.dataset,
             dataset_sha256=self.shards.manifest.raw_sha256,
-            world_size=self.world.size,
             threads_per_rank=self.threads,
             global_batch_size=config.batch_size,
-            optimizer=config.optimizer,
-            learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
-            seed=config.seed,
-            dtype=config.dtype,
-            sync=sync,
             epochs=self.epochs,
             train_s=sum(epoch.train_s for epoch in self.epochs),
             images_per_s=median_rate(self.epochs),
             test_accuracy=self.epochs[-1].test_accuracy,
-            weights_sha256=weights_sha256,
             startup_s=self._startup_s,
             startup=self._startup,
             peak_rss_mib=machine.peak_rss_mib(self.world),
-            environment=self.environment,
-            details=details,
-            history=list(history),
             bytes_per_step=self._bytes_per_step(),
             class_names=list(self.shards.manifest.class_names),
-            confusion=confusion,
-            checkpoint_s=checkpoint_s,
+            # A run that was interrupted between its last epoch and its record has no scores.
+            confusion=self._scores.confusion(self.world, self.num_classes) if self._scores else None,
+            **results,
         )
         self._folder.write(record)
-        self.loggers.finish(record)
+        self.loggers.each(lambda logger: logger.finish(record))
         self.progress.leave("finished")
+        facts = {name: getattr(record, name) for name in ("train_s", "images_per_s", "test_accuracy")}
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
             f"test accuracy {record.test_accuracy:.4f}; {self._folder.path}",
             "finish",
-            train_s=record.train_s,
-            images_per_s=record.images_per_s,
-            test_accuracy=record.test_accuracy,
+            **facts,
             record=str(self._folder.path),
         )
         return record
-
-    def _info(self) -> RunInfo:
-        return RunInfo(
-            run_id=self.run_id,
-            strategy=self.strategy,
-            command=machine.command(),
-            world_size=self.world.size,
-            environment=self.environment,
-            config=as_dict(self.config),
-        )
 
     def _bytes_per_step(self) -> float | None:
         if self.world.size == 1:

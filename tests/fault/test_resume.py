@@ -18,7 +18,7 @@ from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet, write_shards
 from mpi_train.report.collect import collect
 from mpi_train.runs.checkpoints import Checkpoints
-from mpi_train.runs.loggers.base import scalars
+from mpi_train.runs.loggers import scalars
 from mpi_train.runs.record import RunRecord, read_run
 from mpi_train.runtime.world import World
 from mpi_train.training.steps import Segment, dealt, epoch_order, plan_steps

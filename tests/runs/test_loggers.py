@@ -7,26 +7,24 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from mpi_train.runs.config import TrainConfig
-from mpi_train.runs.loggers import Logger, Loggers, RunInfo, make
-from mpi_train.runs.loggers.base import scalars
-from mpi_train.runs.loggers.csv import EpochsCsv
-from mpi_train.runs.loggers.tensorboard import TensorBoard
+from mpi_train.runs.loggers import EpochsCsv, Logger, Loggers, TensorBoard, make, scalars
 from mpi_train.runs.record import EpochRecord
 from mpi_train.training.totals import RankTimes
 
-INFO = RunInfo(
-    run_id="20261121T110222Z-mpi-2x-cnn-fashion_mnist-s1-3f9a",
-    strategy="mpi",
-    command="python jobs/mpi.py",
-    world_size=2,
-    environment={"hosts": ["n1", "n1"]},
-    config={"batch_size": 64},
-)
+INFO: dict[str, Any] = {
+    "run_id": "20261121T110222Z-mpi-2x-cnn-fashion_mnist-s1-3f9a",
+    "strategy": "mpi",
+    "command": "python jobs/mpi.py",
+    "world_size": 2,
+    "environment": {"hosts": ["n1", "n1"]},
+    "config": {"batch_size": 64},
+}
 
 
 def epoch(number: int, loss: float = 0.5) -> EpochRecord:
@@ -77,7 +75,7 @@ def test_the_table_has_the_figures_of_the_record(tmp_path: Path) -> None:
         logger.epoch(record)
         assert len(rows(tmp_path / "epochs.csv")) == number  # it can be followed
     for row, record in zip(rows(tmp_path / "epochs.csv"), epochs, strict=True):
-        assert (row["run_id"], row["strategy"], row["world_size"]) == (INFO.run_id, "mpi", "2")
+        assert (row["run_id"], row["strategy"], row["world_size"]) == (INFO["run_id"], "mpi", "2")
         for name, value in dataclasses.asdict(record).items():
             if name != "by_rank":
                 assert type(value)(row[name] == "True" if isinstance(value, bool) else row[name]) == value
@@ -98,7 +96,7 @@ def test_tensorboard_has_all_figures_of_an_epoch(tmp_path: Path) -> None:
     logger = TensorBoard(tmp_path)
     logger.start(INFO, [])
     logger.epoch(epoch(1))
-    (path,) = (tmp_path / INFO.run_id).iterdir()
+    (path,) = (tmp_path / INFO["run_id"]).iterdir()
     first, *events = tf.compat.v1.train.summary_iterator(str(path))
     assert first.file_version == "brain.Event:2"
     values = {value.tag: value for event in events for value in event.summary.value}
@@ -118,29 +116,29 @@ def test_tensorboard_shows_each_epoch_once_after_a_resumption(before: Sequence[i
         interrupted.start(INFO, [])
         for number in before:
             interrupted.epoch(epoch(number))
-    (tmp_path / INFO.run_id).mkdir(exist_ok=True)
-    for path in (tmp_path / INFO.run_id).iterdir():
+    (tmp_path / INFO["run_id"]).mkdir(exist_ok=True)
+    for path in (tmp_path / INFO["run_id"]).iterdir():
         with open(path, "ab") as file:
             file.write(b"cut")  # killed within a record
         path.rename(path.with_name("events.out.tfevents.0000000001.n1.1"))
     logger = TensorBoard(tmp_path)
     logger.start(INFO, [epoch(1), epoch(2)])
     logger.epoch(epoch(3, loss=0.25))
-    for path in (tmp_path / INFO.run_id).iterdir():
+    for path in (tmp_path / INFO["run_id"]).iterdir():
         path.write_bytes(path.read_bytes().removesuffix(b"cut"))
-    assert logged(tmp_path / INFO.run_id) == [(1, 0.5), (2, 0.5), (3, 0.25)]
+    assert logged(tmp_path / INFO["run_id"]) == [(1, 0.5), (2, 0.5), (3, 0.25)]
     logger.rewind([epoch(1)])
     logger.epoch(epoch(2, loss=0.125))
-    assert logged(tmp_path / INFO.run_id) == [(1, 0.5), (2, 0.125)]
+    assert logged(tmp_path / INFO["run_id"]) == [(1, 0.5), (2, 0.125)]
 
 
 def test_a_logger_that_fails_is_disabled_with_one_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     config = TrainConfig(tensorboard=Path("/proc/tensorboard"))  # even root cannot make it
     loggers = Loggers(make(config, tmp_path), warnings.append)
-    loggers.start(INFO, [])
-    loggers.epoch(epoch(1))
-    loggers.epoch(epoch(2))
+    loggers.each(lambda logger: logger.start(INFO, []))
+    loggers.each(lambda logger: logger.epoch(epoch(1)))
+    loggers.each(lambda logger: logger.epoch(epoch(2)))
     (warning,) = warnings
     assert "--tensorboard /proc/tensorboard is disabled: FileNotFoundError" in warning
     assert [row["epoch"] for row in rows(tmp_path / "epochs.csv")] == ["1", "2"]
@@ -151,8 +149,8 @@ def test_without_its_package_mlflow_is_disabled(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     warnings: list[str] = []
     loggers = Loggers(make(TrainConfig(), tmp_path), warnings.append)
-    loggers.start(INFO, [])
-    loggers.epoch(epoch(1))
+    loggers.each(lambda logger: logger.start(INFO, []))
+    loggers.each(lambda logger: logger.epoch(epoch(1)))
     (warning,) = warnings
     assert warning.startswith("MLflow is disabled: expected the package mlflow")
     assert "pip install mlflow-skinny" in warning
@@ -167,5 +165,5 @@ def test_a_long_error_becomes_one_line() -> None:
             raise RuntimeError("cause\n" + 1000 * "and a story\n")
 
     warnings: list[str] = []
-    Loggers([Failing()], warnings.append).epoch(epoch(1))
+    Loggers([Failing()], warnings.append).each(lambda logger: logger.epoch(epoch(1)))
     assert warnings == ["a logger is disabled: RuntimeError: cause"]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mpi_train.runs import coordinator, preflight
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runs.job import run_job
-from mpi_train.runs.record import EpochRecord, RunRecord
-from mpi_train.runtime import files, launch
+from mpi_train.runtime import launch
 from mpi_train.runtime.errors import DataError, PlatformError, UsageError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.mpi.config import MpiConfig
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from tests.report.conftest import write_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,21 +38,10 @@ def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         preflight.check_memory(World(local_size=2, size=2, hosts=("a", "a")), 900)
 
 
-def write_record(out: Path) -> None:
-    def ones(kind: type[DataclassInstance]) -> dict[str, Any]:
-        missing = dataclasses.MISSING
-        fields = dataclasses.fields(kind)
-        return {field.name: 1 for field in fields if missing is field.default is field.default_factory}
-
-    environment = {"slurm_job_id": os.environ["SLURM_JOB_ID"]}
-    record = {**ones(RunRecord), "epochs": [EpochRecord(**ones(EpochRecord))], "environment": environment}
-    files.write_json(out / "run.json", dataclasses.asdict(RunRecord(**record)))
-
-
 def train(config: TrainConfig, world: World, threads: int) -> None:
     """Stand in for a strategy."""
     assert config.out is not None
-    write_record(config.out)
+    write_run(config.out, "", environment={"slurm_job_id": os.environ["SLURM_JOB_ID"]})
     print("trained")
 
 

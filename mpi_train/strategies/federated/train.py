@@ -24,7 +24,7 @@ from mpi_train.models import zoo
 from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import epochs
-from mpi_train.runs.loggers import Logger, RunInfo
+from mpi_train.runs.loggers import Logger
 from mpi_train.runs.record import EpochRecord, RunRecord
 from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
@@ -69,7 +69,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
     evaluator.trace()
     log = _RoundsLog(run.out / ROUNDS)
     if world.is_root:
-        run.loggers.add(log)
+        run.loggers.append(log)
 
     def train_round(resumable: ResumableRun) -> None:
         totals, log.reports = _train_round(resumable, own_clients, server, clients, config)
@@ -183,7 +183,7 @@ class _RoundsLog(Logger):
         self._lines: list[str] = []
         self.reports: list[ClientReport] = []
 
-    def start(self, info: RunInfo, epochs: Sequence[EpochRecord]) -> None:
+    def start(self, info: dict[str, Any], epochs: Sequence[EpochRecord]) -> None:
         """Read the rounds of the interrupted run."""
         if epochs and self._path.exists():
             self._lines = self._path.read_text(encoding="utf-8").splitlines()
