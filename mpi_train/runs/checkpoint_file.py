@@ -30,21 +30,17 @@ DIGEST = "sha256"
 _DIGEST_BYTES = 32
 _OLD_MAGIC = b"MPITRAIN"
 """First bytes of the format that preceded safetensors."""
+_ERRORS = (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Errors of the disk, the library, JSON and NumPy at a file that is damaged."""
 
 
 class Entry(NamedTuple):
-    """Description of an array in a checkpoint file.
-
-    Attributes:
-        name: Name of the array.
-        rank: Rank that owns the array, or None if all ranks share it.
-        dtype: Little-endian NumPy type, such as ``<f4``.
-        shape: Shape of the array.
-    """
+    """Description of an array in a checkpoint file: ``rank`` owns the array; None if all ranks share it."""
 
     name: str
     rank: int | None
     dtype: str
+    """Little-endian NumPy type, such as ``<f4``."""
     shape: tuple[int, ...]
 
     @classmethod
@@ -68,15 +64,12 @@ def write(path: Path, state: dict[str, Any], entries: Sequence[Entry], arrays: I
     Raises:
         OSError: The disk refuses a write. Some of ``arrays`` may then not have been taken.
     """
-
-    def blocks() -> Iterator[bytes | memoryview]:
-        yield _header(state, entries)
-        for entry, array in zip(entries, arrays, strict=True):
-            yield np.ascontiguousarray(array, np.dtype(entry.dtype)).reshape(-1).view(np.uint8).data
-
-    digest = hashlib.sha256()
+    header = _header(state, entries)
+    digest = hashlib.sha256(header)
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
-        for block in blocks():
+        file.write(header)
+        for entry, array in zip(entries, arrays, strict=True):
+            block = np.ascontiguousarray(array, np.dtype(entry.dtype)).reshape(-1).view(np.uint8).data
             digest.update(block)
             file.write(block)
         file.write(digest.digest())
@@ -159,17 +152,9 @@ class CheckpointFile:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Turn an error of the disk, the library, JSON or NumPy into a ``DataError``."""
+        """Turn an error into a ``DataError``."""
         try:
             yield
-        except (
-            OSError,
-            SafetensorError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except _ERRORS as error:
             text = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:300]
             raise DataError(f"{self.path}: expected a whole checkpoint. Got: {text}") from error

@@ -1,8 +1,8 @@
 """Checkpoints of a run: rank 0 writes them for all ranks at a step boundary and keeps the newest ones.
 
-One file holds the state of all ranks. It gets its name when it is complete, so a checkpoint is never half
-written. An array that is equal on all ranks is stored once. Of the others (optimizer slots, when weights are
-averaged) rank 0 receives and writes one at a time. Only rank 0 needs access to the folder.
+One file holds the state of all ranks. An array that is equal on all ranks is stored once. Of the others
+(optimizer slots, when weights are averaged) rank 0 receives and writes one at a time. Only rank 0 needs
+access to the folder.
 """
 
 from __future__ import annotations
@@ -76,27 +76,19 @@ class _State:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Checkpoint as read by one rank.
-
-    Attributes:
-        position: Progress of the run.
-        arrays: State of this rank.
-        size: Number of ranks that wrote the checkpoint.
-        path: File of the checkpoint.
-    """
+    """Checkpoint that ``size`` ranks wrote into ``path``, with the state of this rank in ``arrays``."""
 
     position: Position
-    arrays: Arrays
     size: int
     path: Path
+    arrays: Arrays = field(default_factory=dict)
 
 
 class Checkpoints:
     """Checkpoints in the output folder of a run.
 
     Args:
-        out: Output folder.
-        world: All ranks.
+        out, world: Output folder, and all ranks.
         work: Settings that must be equal for a run to resume from a checkpoint; JSON.
         warn: Function that shows a warning to the user.
 
@@ -188,24 +180,24 @@ class Checkpoints:
             DataError: The named checkpoint, or every one in the folder, is damaged.
         """
         world = self._world
-        found: tuple[CheckpointFile, _State] | None = None
+        file: CheckpointFile | None = None
+        found: Snapshot | None = None
         with world.together():
-            if world.is_root:
-                found = self._find(resume)
-        head = world.gather_all(found and (found[1].position, found[1].size, found[0].path))[0]
-        if head is None:
+            if world.is_root and (opened := self._find(resume)):
+                file, found = opened
+        found = world.gather_all(found)[0]
+        if found is None:
             return None
-        position, size, path = head
         arrays: Arrays = {}
         problem: DataError | None = None
-        if found is None:
+        if file is None:
             arrays = world.receive_object(source=0)
         else:
             # The root holds the arrays of one rank at a time. An error is raised after the loop, because
             # the other ranks wait for their arrays.
             for rank in reversed(range(world.size)):
                 try:
-                    arrays = {name: _read(found[0], name, rank, size, world.size) for name in found[0].owners}
+                    arrays = {name: _read(file, name, rank, found.size, world.size) for name in file.owners}
                 except DataError as error:
                     arrays, problem = {}, error
                 if rank > 0:
@@ -213,7 +205,7 @@ class Checkpoints:
         with world.together():
             if problem is not None:
                 raise problem
-        return Snapshot(position, arrays, size, path)
+        return dataclasses.replace(found, arrays=arrays)
 
     def forget_after(self, position: Position) -> None:
         """Remove the checkpoints later than ``position``, where the run resumes; on the root.
@@ -225,7 +217,7 @@ class Checkpoints:
                 if (epoch, step) > (position.epoch, position.step):
                     _remove(path)
 
-    def _find(self, resume: str) -> tuple[CheckpointFile, _State] | None:
+    def _find(self, resume: str) -> tuple[CheckpointFile, Snapshot] | None:
         if resume == "never":
             try:
                 for path in [*_listed(self.folder), *self.folder.glob(".*.tmp")]:
@@ -252,7 +244,7 @@ class Checkpoints:
             )
         return None
 
-    def _open(self, path: Path) -> tuple[CheckpointFile, _State]:
+    def _open(self, path: Path) -> tuple[CheckpointFile, Snapshot]:
         """Open a checkpoint and check that it fits this run."""
         file = CheckpointFile(path)
         try:
@@ -269,34 +261,36 @@ class Checkpoints:
             raise DataError(f"{path}: expected a run's checkpoint. Got: {error}"[:300]) from error
         for name, expected in self._work.items():
             # A setting that is unknown to the version that wrote the checkpoint counts as unset.
-            if (state.work.get(name) or None) != (expected or None):
+            if ((written := state.work.get(name)) or None) != (expected or None):
                 raise UsageError(
-                    f"{path} belongs to a run with other settings: {name} is {state.work.get(name)} in the "
-                    f"checkpoint, {expected} in this run",
+                    f"{path} belongs to a run with other settings: {name} is {written} in the checkpoint, "
+                    f"{expected} in this run",
                     remedy="--resume never, which starts a new run and removes it, or --out with another "
                     "folder",
                 )
-        return file, state
+        return file, Snapshot(position, state.size, path)
 
 
 def work_of(out: Path, resume: str) -> dict[str, Any]:
     """Read the settings of the run to resume, before they are compared; empty if there is no checkpoint.
 
-    Args:
-        out, resume: Arguments as for ``Checkpoints`` and its ``find``.
+    Arguments are those of ``Checkpoints`` and of its ``find``.
     """
-    named = {"auto": list(_listed(out / FOLDER)), "never": []}
-    for path in named.get(resume, [Path(resume)]):
-        with suppress(DataError, KeyError, TypeError, ValueError):
-            return dict(CheckpointFile(path).state["work"])
+    if resume != "never":
+        for path in _listed(out / FOLDER) if resume == "auto" else [Path(resume)]:
+            with suppress(DataError, KeyError, TypeError, ValueError):
+                return dict(CheckpointFile(path).state["work"])
     return {}
 
 
 def _listed(folder: Path) -> dict[Path, tuple[int, int]]:
     """List the checkpoints in a folder with their epochs and steps, the newest first."""
-    found = [(match, path) for path in folder.glob("epoch-*") if (match := _NAME.fullmatch(path.name))]
-    found.sort(key=lambda pair: (int(pair[0][1]), int(pair[0][2]), pair[0][3]), reverse=True)
-    return {path: (int(match[1]), int(match[2])) for match, path in found}
+    found = {
+        path: (int(match[1]), int(match[2]), match[3])
+        for path in folder.glob("epoch-*")
+        if (match := _NAME.fullmatch(path.name))
+    }
+    return {path: found[path][:2] for path in sorted(found, key=found.__getitem__, reverse=True)}
 
 
 def _read(file: CheckpointFile, name: str, rank: int, old_size: int, size: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Agreement of the ranks between chunks of steps: length of the next chunk, saving, stopping, giving up.
 
 A signal reaches ranks at different steps, and only one rank sees its disk or its clock. So each rank reports
-what it knows in one all-gather, and all ranks act at the same step. Each rank reports its times the same way.
+what it knows, and its times, in one all-gather, and all ranks act at the same step.
 """
 
 from __future__ import annotations
@@ -97,9 +97,8 @@ class Coordinator:
 
     def limit(self, first: int, stop: int) -> int:
         """Return the end of a chunk from ``first``, at most ``stop``, that lets a checkpoint be on time."""
-        if not self._every_steps:
-            return stop
-        return min(stop, (first // self._every_steps + 1) * self._every_steps)
+        every = self._every_steps
+        return min(stop, (first // every + 1) * every) if every else stop
 
     def is_due(self, first: int, stop: int) -> bool:
         """Return True if the number of steps requires a checkpoint between two steps."""
@@ -112,23 +111,14 @@ class Coordinator:
         Args:
             chunk: The chunk as this rank saw it, its steps counted within the epoch.
         """
-        due = self.is_due(chunk.first, chunk.stop)
-        due |= time.monotonic() - self._last_save >= self._every_s
-        due &= self._world.is_root
-        mine = (
-            not chunk.finite,
-            bool(_asked),
-            due,
-            chunk.elapsed_s,
-            chunk.exchange_s,
-            chunk.count,
-            chunk.loss * chunk.count,
-        )
-        columns = self._world.gather_rows(np.array(mine, np.float64)).T
-        diverged, stop, save = (bool(column.any()) for column in columns[:3])
-        self.stopping = stop
+        late = time.monotonic() - self._last_save >= self._every_s
+        due = self._world.is_root and (late or self.is_due(chunk.first, chunk.stop))
+        flags = (not chunk.finite, is_asked(), due)
+        figures = (chunk.elapsed_s, chunk.exchange_s, chunk.count, chunk.loss * chunk.count)
+        columns = self._world.gather_rows(np.array([*flags, *figures], np.float64)).T
+        diverged, self.stopping, save = (bool(column.any()) for column in columns[:3])
         by_rank = ByRank(*columns[3:])
-        return Decision(float(by_rank.elapsed_s.max()), diverged, stop, save, by_rank)
+        return Decision(float(by_rank.elapsed_s.max()), diverged, self.stopping, save, by_rank)
 
     def saved(self) -> None:
         """Restart the clock after a checkpoint was written."""

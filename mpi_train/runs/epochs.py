@@ -1,7 +1,4 @@
-"""The training protocol: begin or resume, train epoch after epoch, roll back, finish.
-
-Strategies build what is trained and hand in how one epoch is trained.
-"""
+"""The training protocol: begin or resume, train epoch after epoch, roll back, finish."""
 
 from __future__ import annotations
 
@@ -36,16 +33,13 @@ def train_epochs(
     """Take a run, built and traced, from its first epoch or its last checkpoint to its record.
 
     Args:
-        run: The frame.
-        state: Everything that is trained.
+        run, state, layout, save_at_start: See ``ResumableRun``.
         train_epoch: Function that trains the epoch at ``ResumableRun.position``, or what remains of it, and
             ends it with ``ResumableRun.end_epoch``.
         model: Name of the model, and number of its weights.
         optimizer: Optimizer, for the learning rate in the record.
-        sync: Entry ``sync`` of the record.
-        weights_sha256: Function that returns the digest of the final weights, on all ranks together.
-        details: Function that returns the entry ``details`` of the record, on all ranks together.
-        layout, save_at_start: See ``ResumableRun``.
+        sync, weights_sha256, details: Entries of the record, or functions that return them after the last
+            epoch, on all ranks together.
     """
     resumable = ResumableRun(run, state, layout, save_at_start=save_at_start)
     resumable.begin()
@@ -99,20 +93,21 @@ def begin_epoch(resumable: ResumableRun, examples: Examples, *, num_parts: int =
         DataError: examples that belonged to other ranks cannot be read. Raised on all ranks.
     """
     run, number = resumable.run, resumable.position.epoch
-    config, replicas = run.config, run.replicas
+    batch_size, seed, rank, size = (
+        run.config.batch_size,
+        run.config.seed,
+        run.replicas.rank,
+        run.replicas.size,
+    )
     closed, first = resumable.rest_of_epoch()
     num_closed = sum(segment.num_steps for segment in closed)
     if closed:
         # The rest of the epoch is dealt to another number of ranks than began it.
-        mine = dealt(
-            run.num_train, config.batch_size, config.seed, number, closed, replicas.rank, replicas.size
-        )
+        mine = dealt(run.num_train, batch_size, seed, number, closed, rank, size)
         with run.world.together():
             examples = run.shards.read_some("train", mine)
-    num_left = run.num_train - num_closed * config.batch_size
-    steps = plan_steps(
-        num_left, config.batch_size, rank=replicas.rank, size=replicas.size, num_parts=num_parts
-    )
-    order = epoch_order(config.seed, number, replicas.rank, len(examples), len(closed))
+    num_left = run.num_train - num_closed * batch_size
+    steps = plan_steps(num_left, batch_size, rank=rank, size=size, num_parts=num_parts)
+    order = epoch_order(seed, number, rank, len(examples), len(closed))
     resumable.begin_epoch(num_closed + len(steps))
     return Epoch(number, len(closed), examples, order, steps, first)

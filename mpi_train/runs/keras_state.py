@@ -13,12 +13,7 @@ from mpi_train.runs.resumable import copies
 
 
 class KerasState:
-    """Variables of a model and its optimizer, by name.
-
-    Args:
-        model, optimizer: Model and optimizer, both built.
-        scope: Context in which their variables were made.
-    """
+    """Variables of a model and its optimizer, both built; ``scope`` is the context that made them."""
 
     def __init__(
         self, model: keras.Model, optimizer: keras.Optimizer, scope: Callable[[], AbstractContextManager[Any]]

@@ -1,7 +1,4 @@
-"""Checks on every node before TensorFlow is imported, which takes seconds and half a gigabyte.
-
-A job that cannot work ends at once with one message, instead of half a minute later or by being killed.
-"""
+"""Checks of every node before TensorFlow is loaded: a job that cannot work ends at once, with one message."""
 
 from __future__ import annotations
 
@@ -43,8 +40,8 @@ def check(config: TrainConfig, world: World) -> None:
     RunFolder(config.out or Path("results"), world).open()
     skew_s = clock_skew_s(world)
     if skew_s > SKEW_S and world.is_root:
-        warning = f"warning: the clocks of the nodes differ by {skew_s:.0f} s; their logs are hard to compare"
-        print(warning, file=sys.stderr, flush=True)
+        text = f"the clocks of the nodes differ by {skew_s:.0f} s; their logs are hard to compare"
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def is_finished(config: TrainConfig, world: World) -> bool:
@@ -73,16 +70,17 @@ def free_mib() -> float:
     """Measure the free memory of this node, or of the control groups of this process if that is less."""
     free = float(_fields(Path("/proc/meminfo"))["MemAvailable:"]) / 1024
     root = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        for group in (root / own, *(root / own).parents[: len(Path(own).parts)]):
-            with suppress(OSError, ValueError):  # a limit of "max" is none
-                limit = int((group / "memory.max").read_text())
-                used = int((group / "memory.current").read_text())
-                # Linux frees the cache of files when memory is needed.
-                stat = _fields(group / "memory.stat")
-                used -= int(stat["inactive_file"]) + int(stat["active_file"])
-                free = min(free, (limit - used) / 2**20)
+    own = Path()
+    with suppress(OSError):
+        own = Path(Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2])
+    for group in (root / own, *(root / own).parents[: len(own.parts)]):
+        with suppress(OSError, ValueError):  # a limit of "max" is none
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            # Linux frees the cache of files when memory is needed.
+            stat = _fields(group / "memory.stat")
+            used -= int(stat["inactive_file"]) + int(stat["active_file"])
+            free = min(free, (limit - used) / 2**20)
     return free
 
 
@@ -94,6 +92,4 @@ def _fields(path: Path) -> dict[str, str]:
 def clock_skew_s(world: World) -> float:
     """Measure the difference between the fastest and the slowest clock, to the precision of a barrier."""
     world.barrier()
-    now = time.time()
-    highest, lowest = world.maxima(np.array([now, -now]))
-    return float(highest + lowest)
+    return float(world.maxima(np.array([1, -1]) * time.time()).sum())

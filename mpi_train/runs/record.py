@@ -27,12 +27,11 @@ class EpochRecord:
     """One pass over the training set.
 
     Attributes:
-        epoch: Number of the epoch, from 1.
+        epoch: Number from 1.
         train_s: Time of the training steps, without evaluation.
         eval_s: Time of the evaluation on the test set.
         images_per_s: Training examples of all ranks, divided by ``train_s``.
-        sync_s: Part of ``train_s`` in collectives, waiting included; 0 if the strategy has none that can be
-            timed.
+        sync_s: Part of ``train_s`` in collectives, waiting included; 0 if none can be timed.
         train_loss, train_accuracy: Means over the epoch's examples, taken while training.
         test_loss, test_accuracy: Means over the whole test set, after the epoch.
         stalled: True if a single step took unusually long (see ``strategies/keras_fit``).
@@ -57,7 +56,7 @@ class RunRecord:
     """One run of one strategy: what was asked, what came out, where.
 
     Attributes:
-        run_id: Id of the run (see ``runs/run_id.py``), which a resumed run keeps; empty in older records,
+        run_id: Id of the run (see ``runs/folder.py``), which a resumed run keeps; empty in older records,
             like ``started``.
         started: Time of the first start; UTC, ISO 8601.
         command: Command line that started it.
@@ -66,9 +65,8 @@ class RunRecord:
         sync: Synchronisation of the weights: ``average``, ``every``, ``devices``, depending on the strategy.
         weights_sha256: Digest of the final weights, in layer order.
         startup_s: Time from the start of the process to the first training step.
-        startup: Seconds of the start-up by phase, each of its slowest rank: ``import`` (Python, MPI,
-            TensorFlow), ``load`` (shards), ``build`` (model, optimizer, initial weights to all ranks),
-            ``trace`` (tracing the graphs and running each once).
+        startup: Seconds of the start-up by phase, each of its slowest rank: ``import`` of all libraries,
+            ``load`` of the shards, ``build`` of the model and optimizer, ``trace`` of the graphs.
         details: Further measurements of the strategy, in which repeats differ.
         history: Events of the run, oldest first: ``kind`` (``resumed`` or ``rolled back``), ``epoch`` and
             ``step`` at which it continued, and ``world_size`` or ``learning_rate`` since then.

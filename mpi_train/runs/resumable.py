@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from mpi_train.monitor import timeline
 from mpi_train.runs import folder
-from mpi_train.runs.checkpoints import Arrays, Checkpoints, Position
+from mpi_train.runs.checkpoints import Arrays, Checkpoints, Position, Snapshot
 from mpi_train.runs.coordinator import Coordinator
 from mpi_train.runs.record import EpochRecord
 from mpi_train.runs.run import Run
@@ -68,8 +68,6 @@ class ResumableRun(ChunkCallback):
         config = run.config
         self.run, self.state = run, state
         self.position = Position()
-        self._closed: tuple[Segment, ...] = ()
-        self._offset = 0
         self._before = EpochTotals()
         self._written = True
         self._save_at_start = save_at_start or config.on_nan == "rollback"
@@ -97,26 +95,22 @@ class ResumableRun(ChunkCallback):
             if self._save_at_start:
                 self.save()
             return
-        same_size = found.size == run.world.size
-        position = found.position
-        last = run.config.epochs
+        position, last = found.position, run.config.epochs
         if (position.epoch, position.step) > (last + 1, 0):
             raise UsageError(
                 f"--epochs: {found.path} is beyond {last} epochs. Got: --epochs {last}",
                 remedy="--resume never, which starts anew and removes it, or --out with another folder",
             )
-        self._restore(found.arrays, same_size=same_size)
+        self._restore(found)
         # A finished run, and a checkpoint of another folder, stay as they are: this is a new run.
         ours = not run.is_finished and found.path.resolve().parent == self.checkpoints.folder.resolve()
         run.begin(position.epochs, anew=not ours)
         self.checkpoints.forget_after(position)
-        event = {
-            "kind": "resumed", "epoch": position.epoch, "step": position.step, "world_size": run.world.size,
-        }  # fmt: skip
-        self.position = replace(position, history=(*position.history, event))
-        size = "" if same_size else f", then on {found.size} ranks and now on {run.world.size}"
+        self.position = _with_event(position, "resumed", world_size=run.world.size)
+        size = f", then on {found.size} ranks and now on {run.world.size}"
         run.progress.say(
-            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps{size}",
+            f"resumed: {found.path}, after epoch {position.epoch - 1} and {position.step} steps"
+            + ("" if found.size == run.world.size else size),
             "resumed",
             checkpoint=str(found.path),
             epoch=position.epoch,
@@ -147,12 +141,15 @@ class ResumableRun(ChunkCallback):
 
     def begin_epoch(self, num_steps: int) -> None:
         """Begin an epoch of ``num_steps`` steps, or the rest of one."""
-        self._closed, first = self.rest_of_epoch()
-        self._offset = sum(segment.num_steps for segment in self._closed)
         self._before = self.position.so_far
         self.run.begin_epoch(self.position.epoch, num_steps)
-        if self._offset + first:
-            self.run.progress.advance(self._offset + first)
+        if self.position.step:
+            self.run.progress.advance(self.position.step)
+
+    @property
+    def _offset(self) -> int:
+        """Number of steps of the epoch in finished segments."""
+        return sum(segment.num_steps for segment in self.rest_of_epoch()[0])
 
     def limit(self, first: int, stop: int) -> int:
         """Return the end of a chunk; see ``ChunkCallback``."""
@@ -185,32 +182,23 @@ class ResumableRun(ChunkCallback):
         Raises:
             RunAgainError: the run is to stop. Raised on all ranks.
         """
-        segments = (*self._closed, Segment(self.run.replicas.size, step))
+        segments = (*self.rest_of_epoch()[0], Segment(self.run.replicas.size, step))
         self.position = replace(self.position, segments=segments, so_far=self._before + so_far)
         self._save_or_leave()
 
-    def end_epoch(
-        self,
-        rest: EpochTotals,
-        evaluate: Callable[[], Scores],
-        *,
-        stalled: bool = False,
-        expected: int | None = None,
-    ) -> EpochRecord:
+    def end_epoch(self, rest: EpochTotals, evaluate: Callable[[], Scores], **options: Any) -> EpochRecord:
         """Evaluate, record and save an epoch; leave if the run is to stop and has epochs left.
 
         Args:
             rest: Totals of the epoch in this process.
-            evaluate, stalled, expected: See ``Run.end_epoch``.
+            evaluate, **options: See ``Run.end_epoch``.
 
         Raises:
             DivergedError: as ``Run.end_epoch``.
             RunAgainError: as ``pause``.
         """
         before = self.position
-        record = self.run.end_epoch(
-            before.epoch, self._before + rest, evaluate, stalled=stalled, expected=expected
-        )
+        record = self.run.end_epoch(before.epoch, self._before + rest, evaluate, **options)
         self.position = Position(
             epoch=before.epoch + 1, epochs=(*before.epochs, record), history=before.history
         )
@@ -247,16 +235,13 @@ class ResumableRun(ChunkCallback):
         found = self.checkpoints.find("auto")
         if found is None:
             raise error
-        self._restore(found.arrays, same_size=found.size == run.world.size)
+        self._restore(found)
         position = found.position
         self.checkpoints.forget_after(position)
         # The checkpoint holds the learning rate after its own rollbacks; halve it once for each later one.
         times = 1 + len(_rollbacks(history)) - len(_rollbacks(position.history))
         rate = [self.state.slow_down() for _ in range(times)][-1]
-        event = {
-            "kind": "rolled back", "epoch": position.epoch, "step": position.step, "learning_rate": rate,
-        }  # fmt: skip
-        self.position = replace(position, history=(*history, event))
+        self.position = _with_event(replace(position, history=history), "rolled back", learning_rate=rate)
         run.progress.warn(error.message)
         run.rewind(position.epochs)
         run.progress.say(
@@ -268,60 +253,57 @@ class ResumableRun(ChunkCallback):
 
     # ---- Saving -----------------------------------------------------------------------------------------
 
-    def save(self) -> bool:
-        """Write a checkpoint, on all ranks together; return True if it was written."""
+    def save(self) -> None:
+        """Write a checkpoint, on all ranks together."""
         watchdog.note(f"epoch {self.position.epoch}, writing a checkpoint")
         with timeline.phase("checkpoint"):
             self._written = self.checkpoints.save(self.position, self.state.arrays())
         self.coordinator.saved()
-        return self._written
 
-    def abandon(self) -> None:
+    def _save_or_leave(self) -> None:
+        self.save()
+        if self.coordinator.stopping:
+            self.leave()
+
+    def leave(self) -> NoReturn:
         """Leave without saving, to resume from the last checkpoint.
 
         Raises:
             RunAgainError: always, on all ranks.
         """
-        self._leave(written=self._written)
-
-    def _save_or_leave(self) -> None:
-        written = self.save()
-        if self.coordinator.stopping:
-            self._leave(written=written)
-
-    def _leave(self, *, written: bool) -> None:
         run, position = self.run, self.position
-        where = f"epoch {position.epoch}, {position.step} steps done"
         reasons = [reason for reason in run.world.gather_all(self.coordinator.reason) if reason]
+        stopped = f"stopped by {reasons[0]} in epoch {position.epoch}, {position.step} steps done"
         run.event("run_stop", status="aborted")
-        if not written:
-            raise UsageError(f"stopped by {reasons[0]} in {where}, and could not save", remedy="see above")
+        if not self._written:
+            raise UsageError(f"{stopped}, and could not save", remedy="see above")
         raise RunAgainError(
-            f"stopped by {reasons[0]} in {where}; saved in {self.checkpoints.folder}",
+            f"{stopped}; saved in {self.checkpoints.folder}",
             remedy="run the same command again, which resumes from there"
             + ("" if run.config.resume == "auto" else ", with --resume auto"),
         )
 
-    def _restore(self, arrays: Arrays, *, same_size: bool) -> None:
+    def _restore(self, found: Snapshot) -> None:
+        same_size = found.size == self.run.world.size
         with self.run.world.together():
-            here = self.state.arrays()
-            names = here.keys() | arrays.keys()
+            here = {name: array.shape for name, array in self.state.arrays().items()}
+            there = {name: array.shape for name, array in found.arrays.items()}
+            apart = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
             # A single rank exchanges nothing, and has no such arrays.
             if not same_size:
-                names = {
-                    name for name in names if not name.startswith(EXCHANGE) or name in here.keys() & arrays
-                }
-            apart = [
-                name
-                for name in names
-                if name not in here or name not in arrays or arrays[name].shape != here[name].shape
-            ]
+                apart -= {name for name in here.keys() ^ there.keys() if name.startswith(EXCHANGE)}
             if apart:
                 raise UsageError(
                     f"expected a checkpoint of this model and optimizer. Got: another {min(apart)}",
                     remedy="--resume never, or --out with another folder",
                 )
-        self.state.restore(arrays, same_size=same_size)
+        self.state.restore(found.arrays, same_size=same_size)
+
+
+def _with_event(position: Position, kind: str, **facts: object) -> Position:
+    """Return ``position`` with one more event in its history."""
+    event = {"kind": kind, "epoch": position.epoch, "step": position.step, **facts}
+    return replace(position, history=(*position.history, event))
 
 
 def _rollbacks(history: tuple[dict[str, object], ...]) -> list[dict[str, object]]:

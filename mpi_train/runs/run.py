@@ -14,9 +14,8 @@ from mpi_train.data.shards import ShardSet
 from mpi_train.monitor import timeline
 from mpi_train.monitor.progress import Progress
 from mpi_train.monitor.status import StatusFile
-from mpi_train.runs import run_id
 from mpi_train.runs.config import TrainConfig
-from mpi_train.runs.folder import RunFolder
+from mpi_train.runs.folder import RunFolder, new_run_id, started
 from mpi_train.runs.loggers import Loggers, make
 from mpi_train.runs.record import EpochRecord, RunRecord, median_rate
 from mpi_train.runtime import machine, watchdog
@@ -33,21 +32,12 @@ class Run:
     A strategy makes a ``Run``, reads the data and builds what it trains, and hands both to
     ``epochs.train_epochs``, which takes the run through ``begin``, ``start``, the epochs and ``finish``.
 
-    Args:
-        strategy: Name of the strategy.
-        config: Options of the run.
-        world: The ranks.
-        threads: CPU threads of each rank.
-
     Attributes:
         replicas: Ranks that divide the data among them: all ranks, or those with the same part of the model.
-        shards: The data set.
         input_shape: Height, width, channels.
-        out: Output folder.
         is_finished: On the root, True if the folder held the record of a finished run.
         epochs: Records of the finished epochs.
         run_id: Id of the run; empty before ``begin``.
-        loggers: Loggers that get the records of the epochs.
 
     Raises:
         DataError, UsageError: the data or the output folder cannot be used. Raised on all ranks.
@@ -93,14 +83,12 @@ class Run:
         self._startup[phase] += machine.process_age_s() - before
 
     def begin(self, epochs: Sequence[EpochRecord] = (), *, anew: bool = True) -> None:
-        """Begin a run under a new id, or continue the interrupted run of the folder.
+        """Begin a run under a new id or, if not ``anew``, continue the interrupted run of the folder.
 
-        Args:
-            epochs: Records of finished epochs.
-            anew: True for a new run, also if it starts from a checkpoint of another run.
+        A run that starts from a checkpoint of another run is new too. ``epochs`` are finished.
         """
         config = self.config
-        new_id = run_id.new(
+        new_id = new_run_id(
             time.time() - machine.process_age_s(),
             (self.strategy, f"{self.world.size}x", config.model, config.dataset, f"s{config.seed}"),
         )
@@ -115,8 +103,8 @@ class Run:
         self.world.barrier()
         self.lap("trace")
         everyone = self.world.gather_all(self._startup)
-        self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
         self._startup_s = max(sum(rank.values()) for rank in everyone)
+        self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
         self._info = {
             "strategy": self.strategy,
             "run_id": self.run_id,
@@ -178,10 +166,9 @@ class Run:
         Raises:
             DivergedError: the loss is not finite. Raised on all ranks.
         """
-        if totals.count != (expected or self.num_train):
-            raise RuntimeError(
-                f"epoch {epoch} visited {totals.count} examples of {expected or self.num_train}"
-            )
+        expected = expected or self.num_train
+        if totals.count != expected:
+            raise RuntimeError(f"epoch {epoch} visited {totals.count} examples of {expected}")
         self.progress.evaluate()
         watchdog.note(f"epoch {epoch}, evaluation")
         self.event("epoch_stop", epoch_num=epoch)
@@ -234,7 +221,7 @@ class Run:
         record = RunRecord(
             **self._info,
             **{name: getattr(config, name) for name in names},
-            started=run_id.started(self.run_id),
+            started=started(self.run_id),
             dataset_sha256=self.shards.manifest.raw_sha256,
             threads_per_rank=self.threads,
             global_batch_size=config.batch_size,

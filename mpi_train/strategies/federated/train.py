@@ -150,7 +150,7 @@ def _train_round(
                 resumable.after(Chunk(turn, turn + 1, trained - start, loss, finite, count, 0.0), world)
                 missing = min(turn + 1, len(mine)) - len(reports)
                 if resumable.coordinator.stopping and (turn + 1 < num_turns or world.maximum(missing)):
-                    resumable.abandon()
+                    resumable.leave()
             waiting_s += time.perf_counter() - trained
         start = time.perf_counter()
         sent_bytes = server.end_round()
