@@ -12,8 +12,10 @@ advantage estimation (GAE): Schulman et al. 2016, arXiv:1506.02438.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -239,8 +241,11 @@ def write(result: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     """Join the ranks, divide the cores among them, and train."""
-    config = parse(Config, description="PPO on CartPole over MPI.", prog="python examples/reinforcement.py")
     world = join()
+    with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):  # one rank prints the help
+        config = parse(
+            Config, description="PPO on CartPole over MPI.", prog="python examples/reinforcement.py"
+        )
     devices.claim_cores(world, None)
     train(config, world)
 

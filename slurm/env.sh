@@ -112,6 +112,8 @@ command_line() {
     doctor | prepare_data | report | submit | watch) run=() out=() ;;
     ddp) PATH=$PWD/.venv-peers/bin:$PATH ;;
     esac
+    # Only a training acts on the signal before the time limit; others would be ended by it. Children inherit this.
+    [ ${#run[@]} -gt 0 ] || trap '' USR2
     words+=("${out[@]}" "${@:2}") # of two --out the last counts
 }
 

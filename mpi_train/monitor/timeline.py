@@ -132,7 +132,7 @@ def kept(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     if _current is not None:
         timeline, _current = _current, None
         timeline.settle()
-        trace_file.write(path, timeline.world, timeline.clock, timeline.kept, say)
+        trace_file.write(path, timeline.world, timeline.clock, timeline.spans, say)
     if failed is not None:
         raise failed
 
@@ -172,7 +172,7 @@ class _Timeline:
     """Timeline of this rank, among those of ``world``."""
 
     def __init__(self, world: World) -> None:
-        self.world, self.kept = world, KeptSpans(world.size)
+        self.world, self.spans = world, KeptSpans(world.size)
         self.calls: list[_Calls] = []
         self.noted: list[tuple[Any, ...]] = []  # as SPAN, with the name of the phase
         self.epoch = self.step = 0
@@ -197,4 +197,4 @@ class _Timeline:
         noted = [(PHASES.index(name), *span) for name, *span in self.noted if name in PHASES]
         self.noted = []
         background = exchanges["background"]
-        self.kept.add(cut(np.array(noted, SPAN), exchanges[~background]), exchanges[background])
+        self.spans.add(cut(np.array(noted, SPAN), exchanges[~background]), exchanges[background])

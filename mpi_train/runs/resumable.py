@@ -117,6 +117,8 @@ class ResumableRun(ChunkCallback):
             step=position.step,
         )
         run.event("resumed", found.path.name, epoch_num=position.epoch)
+        if self._save_at_start and not ours:  # this folder has no checkpoint yet
+            self.save()
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -105,7 +105,7 @@ class Run:
         everyone = self.world.gather_all(self._startup)
         self._startup_s = max(sum(rank.values()) for rank in everyone)
         self._startup = {phase: max(rank[phase] for rank in everyone) for phase in self._startup}
-        self._info = {
+        self._info: dict[str, Any] = {
             "strategy": self.strategy,
             "run_id": self.run_id,
             "command": machine.command(),

@@ -99,7 +99,7 @@ def _train(
         _warm_up(model, pipelines.endless(1, 0))
     evaluator.trace()
 
-    def train_epochs(resumable: ResumableRun) -> None:
+    def fit_epochs(resumable: ResumableRun) -> None:
         epoch, first = resumable.position.epoch, resumable.position.step
         if steps_per_execution > 1:
             # Keras would run whole executions, past the end of the epoch: the data must end it.
@@ -121,7 +121,7 @@ def _train(
     return epochs.train_epochs(
         run,
         KerasState(model, model.optimizer, scope),
-        train_epochs,
+        fit_epochs,
         model=(model.name, model.count_params()),
         optimizer=optimizer,
         sync=sync,

@@ -71,7 +71,7 @@ def check_equal(world: World, arrays: Sequence[np.ndarray], *, when: str, name: 
     apart = [other for theirs, other in digests if theirs != common]
     if apart:
         raise RanksApartError(
-            f"{when}: expected the same weights on all {world.size} ranks. "
+            f"{when}: expected the same weights on the {world.size} ranks that hold them. "
             f"Got: other weights on {', '.join(apart)}",
             remedy="run make doctor on that host; the same MPI library and processor type on all nodes",
         )

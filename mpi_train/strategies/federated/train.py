@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
     own_clients = RankClients(trainer, server, mine, config)
     own_clients.warm_up()
     evaluator.trace()
-    log = _RoundsLog(run.out / ROUNDS)
+    log = _RoundsLog(run.out / ROUNDS, run.progress.warn)
     if world.is_root:
         run.loggers.append(log)
 
@@ -177,9 +177,9 @@ def _train_round(
 class _RoundsLog(Logger):
     """Logger of ``rounds.jsonl``: one line a round, with the reports of its clients."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self.name = str(path)
-        self._path = path
+        self._path, self._warn = path, warn
         self._lines: list[str] = []
         self.reports: list[ClientReport] = []
 
@@ -197,7 +197,10 @@ class _RoundsLog(Logger):
         """Add a round, whose ``reports`` are known, and write the file."""
         line = {"round": record.epoch, "test_loss": record.test_loss, "test_accuracy": record.test_accuracy}
         self._lines.append(json.dumps({**line, "clients": [asdict(report) for report in self.reports]}))
-        files.write_text(self._path, "\n".join(self._lines) + "\n")
+        try:
+            files.write_text(self._path, "\n".join(self._lines) + "\n")
+        except OSError as error:  # the next round writes all lines again
+            self._warn(f"{self._path}: {error.strerror}; not written")
 
 
 def _describe(run: Run, own_clients: RankClients, evaluator: Evaluator) -> dict[str, Any]:
