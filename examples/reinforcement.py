@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import mpi_train
 from mpi_train.monitor.progress import Progress
 from mpi_train.runs.job import guarded
 from mpi_train.runtime import devices, files
@@ -140,10 +141,7 @@ def build(config: Config, world: World) -> tuple[Any, Any, Any]:
         import keras
         import tensorflow as tf
 
-        from mpi_train.collectives.build import mean_all_reduce
         from mpi_train.models import optimizers
-        from mpi_train.models.flat import FlatModel
-        from mpi_train.training.replicas import start_equal
 
         device = devices.own_device(world)
     keras.utils.set_random_seed(config.seed)
@@ -152,10 +150,10 @@ def build(config: Config, world: World) -> tuple[Any, Any, Any]:
         last = keras.layers.Dense(num_outputs, kernel_initializer=keras.initializers.VarianceScaling(scale))
         first = keras.layers.Dense(NUM_HIDDEN, activation="tanh")
         outputs.append(keras.Sequential([first, last])(inputs))
-    flat = FlatModel(keras.Model(inputs, outputs), device)
+    flat = mpi_train.FlatModel(keras.Model(inputs, outputs), device)
     update = optimizers.update_for(optimizers.build("adam", config.learning_rate), flat, device)
-    start_equal(world, [flat.weights.value, *update.variables])
-    mean = mean_all_reduce(world, flat.num_padded) if world.size > 1 else tf.identity
+    mpi_train.start_equal(world, [flat.weights.value, *update.variables])
+    mean = mpi_train.mean_all_reduce(world, flat.num_padded) if world.size > 1 else tf.identity
 
     @tf.function(autograph=False, reduce_retracing=True)
     def step(observations: Any, actions: Any, old: Any, gains: Any, returns: Any) -> None:
@@ -180,8 +178,6 @@ def train(config: Config, world: World) -> dict[str, Any]:
     with world.together():  # raises an error of one rank on all of them
         environments = Environments(num_envs, [config.seed, 0, world.rank])
     flat, adam, step = build(config, world)
-    from mpi_train.training.replicas import check_equal
-
     progress = Progress(speaks=world.is_root)
     progress.say(f"CartPole: {config.num_envs} environments, ranks {world.size}, seed {config.seed}")
     rng = np.random.default_rng([config.seed, 1, world.rank])
@@ -194,7 +190,7 @@ def train(config: Config, world: World) -> dict[str, Any]:
         for _ in range(NUM_PASSES):
             for chosen in np.split(rng.permutation(seen.actions.size), NUM_MINIBATCHES):
                 step(*(array[chosen] for array in rows))
-        check_equal(world, flat.arrays(), when=f"after update {number}")
+        mpi_train.check_equal(world, flat.arrays(), when=f"after update {number}")
         if not np.isfinite(flat.weights.numpy()).all():
             raise DivergedError(f"update {number}: weights not finite", remedy="a smaller --learning-rate")
         total, count = world.sum(np.array([sum(environments.returns), len(environments.returns)], float))
@@ -242,10 +238,9 @@ def write(result: dict[str, Any], out: Path) -> None:
 def main() -> None:
     """Join the ranks, divide the cores among them, and train."""
     world = join()
+    text, prog = "Train PPO on CartPole over MPI.", "python examples/reinforcement.py"
     with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):  # one rank prints the help
-        config = parse(
-            Config, description="PPO on CartPole over MPI.", prog="python examples/reinforcement.py"
-        )
+        config = parse(Config, description=text, prog=prog)
     devices.claim_cores(world, None)
     train(config, world)
 
