@@ -81,11 +81,11 @@ class ShardSet:
         parts = [(index, first, end) for index, first, end in ranges if first < stop and end > start]
         # All sizes are checked first, so that memory is allocated only for bytes that exist.
         for index, _, _ in parts:
-            self._check_size(files[index])
+            self._check(files[index])
         own = _empty(stop - start, self.manifest.image_shape)
         for index, first, end in parts:
             if start <= first:
-                self._check_digest(files[index])
+                self._check(files[index], digest=True)
             low, high = max(start, first), min(stop, end)
             into = Examples(own.images[low - start : high - start], own.labels[low - start : high - start])
             self._read_shard(into, split, index, low - first)
@@ -106,8 +106,7 @@ class ShardSet:
         """Check size and SHA-256 of every file. Raises ``DataError``."""
         for split in self.manifest.splits.values():
             for shard in split.files:
-                self._check_size(shard)
-                self._check_digest(shard)
+                self._check(shard, digest=True)
 
     def _read_shard(self, into: Examples, split: str, index: int, start: int) -> None:
         made = self.manifest
@@ -121,19 +120,16 @@ class ShardSet:
         largest = int(into.labels.max())
         self._expect(largest < limit, shard, f"labels below {limit}", f"label {largest}")
 
-    def _check_size(self, shard: ShardFile) -> None:
+    def _check(self, shard: ShardFile, *, digest: bool = False) -> None:
+        """Check the size of a file, and its SHA-256 if that is asked for."""
+        path = self.directory / shard.name
         try:
-            received = (self.directory / shard.name).stat().st_size
+            size = path.stat().st_size
+            self._expect(size == shard.bytes, shard, f"{shard.bytes} bytes", size)
+            found = files.sha256_of(path) if digest else shard.sha256
+            self._expect(found == shard.sha256, shard, f"SHA-256 {shard.sha256}", found)
         except OSError as error:
             self._expect(False, shard, f"a file of {shard.bytes} bytes", error.strerror)
-        self._expect(received == shard.bytes, shard, f"{shard.bytes} bytes", received)
-
-    def _check_digest(self, shard: ShardFile) -> None:
-        try:
-            received = files.sha256_of(self.directory / shard.name)
-        except OSError as error:
-            self._expect(False, shard, "a file that can be read", error.strerror)
-        self._expect(received == shard.sha256, shard, f"SHA-256 {shard.sha256}", received)
 
     def _expect(self, holds: bool, shard: ShardFile, expected: str, received: object) -> None:
         if not holds:
