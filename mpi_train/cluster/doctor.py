@@ -40,46 +40,33 @@ _COLOURS: dict[Level, str] = {"ok": "green", "warning": "yellow", "fail": "bold 
 
 @dataclass(frozen=True)
 class Finding:
-    """Outcome of one check.
+    """Outcome of one check; with a ``warning`` training works, but not as well as it could."""
 
-    Attributes:
-        check: Subject of the check, in a word or two.
-        level: ``ok``; ``warning``: training works, but not as well as it could; ``fail``: it does not work.
-        text: Description of what was found.
-        remedy: Command, or the one change, that fixes it.
-    """
-
-    check: str
     level: Level
     text: str
     remedy: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print one line for each finding, and its fix.
-
-    Raises:
-        PlatformError: Training does not work on this machine.
-    """
+    """Print one line for each finding, and its fix. Raises ``PlatformError`` if training does not work."""
     description = "Check what this machine has for training."
     Parser(prog="python jobs/doctor.py", description=description).parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     failed = []
-    for finding in examine():
+    for name, finding in examine():
         level = (f"{finding.level:8}", _COLOURS[finding.level])
-        console.print(Text.assemble(level, f"{finding.check:12} {finding.text}"))
+        console.print(Text.assemble(level, f"{name:12} {finding.text}"))
         if finding.remedy is not None:
             console.print(Text(f"{'':20} fix: {finding.remedy}", style="bold"))
         if finding.level == "fail":
-            failed.append(finding.check)
+            failed.append(name)
     if failed:
-        raise PlatformError(
-            f"training will not work here: {', '.join(failed)}", remedy="see above, then make doctor"
-        )
+        problem = f"training will not work here: {', '.join(failed)}"
+        raise PlatformError(problem, remedy="see above, then make doctor")
 
 
-def examine() -> Iterator[Finding]:
-    """Run all checks at the same time, in the folder of the clone; yield the findings in a fixed order."""
+def examine() -> Iterator[tuple[str, Finding]]:
+    """Run all checks at once, in the folder of the clone; yield their names and findings in a fixed order."""
     checks: dict[str, Callable[[], Finding | list[Finding]]] = {
         "Python": check_python,
         "MPI library": check_mpi_library,
@@ -97,16 +84,17 @@ def examine() -> Iterator[Finding]:
             try:
                 found = check.result()
             except JobError as error:
-                found = Finding(name, "fail", error.message, error.remedy)
-            yield from found if isinstance(found, list) else [found]
+                found = Finding("fail", error.message, error.remedy)
+            for finding in found if isinstance(found, list) else [found]:
+                yield name, finding
 
 
 def check_python() -> Finding:
     """Check that the pinned packages exist for the interpreter."""
     text = f"{platform.python_version()}, {sys.executable}"
     if (3, 10) <= sys.version_info < (3, 14):
-        return Finding("Python", "ok", text)
-    return Finding("Python", "fail", f"expected 3.10 to 3.13. Got: {text}", "make clean setup PYTHON=...")
+        return Finding("ok", text)
+    return Finding("fail", f"expected 3.10 to 3.13. Got: {text}", "make clean setup PYTHON=...")
 
 
 def check_mpi_library() -> Finding:
@@ -117,7 +105,7 @@ def check_mpi_library() -> Finding:
         named = os.environ.get("MPI4PY_LIBMPI")
         problem = f"{error.message}{f' (MPI4PY_LIBMPI={named})' if named else ''}"
         raise PlatformError(problem, remedy=_FIX_MPI) from error
-    return Finding("MPI library", "ok", f"{found['vendor']} {found['version']}, {found['library']}")
+    return Finding("ok", f"{found['vendor']} {found['version']}, {found['library']}")
 
 
 def check_mpiexec() -> Finding:
@@ -132,7 +120,7 @@ def check_mpiexec() -> Finding:
             f"{path}: expected 2 ranks in one MPI world. Got: each rank in a world of {found['size']}",
             remedy=_FIX_MPI,
         )
-    return Finding("mpiexec", "ok", f"{path}, ring over 2 ranks in {found['lap_us']:.0f} us")
+    return Finding("ok", f"{path}, ring over 2 ranks in {found['lap_us']:.0f} us")
 
 
 def check_tensorflow() -> Finding:
@@ -140,29 +128,25 @@ def check_tensorflow() -> Finding:
     found = probes.run("tensorflow")
     versions = f"TensorFlow {found['tensorflow']}, Keras {found['keras']}"
     if found["gpus"]:
-        return Finding("TensorFlow", "ok", f"{versions}, GPUs: {', '.join(found['gpus'])}")
+        return Finding("ok", f"{versions}, GPUs: {', '.join(found['gpus'])}")
     if shutil.which("nvidia-smi") and _stdout("nvidia-smi", "-L"):
-        problem = f"{versions} finds no GPU, though nvidia-smi does"
-        return Finding("TensorFlow", "warning", problem, "make setup GPU=1")
-    return Finding("TensorFlow", "ok", f"{versions}, no GPU: trains on the CPU")
+        return Finding("warning", f"{versions} finds no GPU, though nvidia-smi does", "make setup GPU=1")
+    return Finding("ok", f"{versions}, no GPU: trains on the CPU")
 
 
 def check_cores() -> Finding:
     """Check the cores this process may use, and the threads that each rank would get."""
     mask = frozenset(os.sched_getaffinity(0))
-    threads = [
-        f"{len(devices.share_of([mask] * ranks, 0))} on {ranks} ranks"
-        for ranks in (2, 4)
-        if ranks <= len(mask)
-    ]
+    counts = [ranks for ranks in (2, 4) if ranks <= len(mask)]
+    threads = [f"{len(devices.share_of([mask] * ranks, 0))} on {ranks} ranks" for ranks in counts]
     text = f"{len(mask)} in the affinity mask; threads a rank: {', '.join(threads) or '1'}"
     quota = _cpu_quota()
     if quota is not None and quota < len(mask):
         remedy = f"taskset -c 0-{max(1, int(quota)) - 1} make ..., so that the mask has no more cores either"
-        return Finding("cores", "warning", f"{text}; but the container's quota is {quota:g} cores", remedy)
+        return Finding("warning", f"{text}; but the container's quota is {quota:g} cores", remedy)
     if len(mask) == 1:
-        return Finding("cores", "warning", f"{text}; ranks will take turns", "a machine with more cores")
-    return Finding("cores", "ok", text)
+        return Finding("warning", f"{text}; ranks will take turns", "a machine with more cores")
+    return Finding("ok", text)
 
 
 def check_hdf5() -> Finding:
@@ -170,8 +154,8 @@ def check_hdf5() -> Finding:
     try:
         import h5py
     except (ImportError, OSError) as error:
-        raise PlatformError(f"h5py does not load: {error}", remedy="make clean setup") from error
-    return Finding("HDF5", "ok", f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}")
+        return Finding("fail", f"h5py does not load: {error}", "make clean setup")
+    return Finding("ok", f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}")
 
 
 def check_data() -> list[Finding]:
@@ -184,12 +168,11 @@ def check_data() -> list[Finding]:
             shards = ShardSet.open(directory, directory.name)
             shards.verify()
         except JobError as error:
-            findings.append(Finding("data", "fail", error.message, error.remedy))
+            findings.append(Finding("fail", error.message, error.remedy))
             continue
         counts = ", ".join(f"{shards.num_examples(split):,} {split}" for split in shards.manifest.splits)
-        findings.append(Finding("data", "ok", f"{directory}: {counts} examples, checksums match"))
-    remedy = "make data (make bench does it too)"
-    return findings or [Finding("data", "warning", "no shards in data/", remedy)]
+        findings.append(Finding("ok", f"{directory}: {counts} examples, checksums match"))
+    return findings or [Finding("warning", "no shards in data/", "make data (make bench does it too)")]
 
 
 def check_results() -> Finding:
@@ -204,19 +187,17 @@ def check_results() -> Finding:
     free_mib = shutil.disk_usage(folder).free >> 20
     text = f"{folder.resolve()} can be written, {free_mib:,} MiB free"
     if free_mib < ENOUGH_DISK_MIB:
-        remedy = f"free {ENOUGH_DISK_MIB:,} MiB, or OUT=DIR on another disk"
-        return Finding("results", "warning", text, remedy)
-    return Finding("results", "ok", text)
+        return Finding("warning", text, f"free {ENOUGH_DISK_MIB:,} MiB, or OUT=DIR on another disk")
+    return Finding("ok", text)
 
 
 def check_slurm() -> Finding:
     """Check the cluster, if there is one, and that srun and the MPI library use one protocol."""
     if not shutil.which("sbatch"):
-        return Finding("Slurm", "ok", "not installed; only sbatch slurm/*.sh and make submit need it")
+        return Finding("ok", "not installed; only sbatch slurm/*.sh and make submit need it")
     partitions = _stdout("sinfo", "-h", "-o", "%P").split()
     if not partitions:
-        remedy = "scontrol ping (or make slurm-up)"
-        return Finding("Slurm", "warning", "installed, but no controller answers", remedy)
+        return Finding("warning", "installed, but no controller answers", "scontrol ping (or make slurm-up)")
     lines = _stdout("scontrol", "show", "config").replace(" ", "").splitlines()
     config = dict(line.split("=", 1) for line in lines if "=" in line)
     protocol = os.environ.get("SLURM_MPI_TYPE") or config.get("MpiDefault", "none")
@@ -228,8 +209,8 @@ def check_slurm() -> Finding:
         vendor = ""  # reported by the check of the library
     needed = _SLURM_MPI_TYPE.get(vendor)
     if needed is not None and protocol.startswith(("none", "pmi")) and not protocol.startswith(needed):
-        return Finding("Slurm", "warning", f"{text}, {vendor} {needed}", f"export SLURM_MPI_TYPE={needed}")
-    return Finding("Slurm", "ok", text)
+        return Finding("warning", f"{text}, {vendor} {needed}", f"export SLURM_MPI_TYPE={needed}")
+    return Finding("ok", text)
 
 
 def _cpu_quota() -> float | None:

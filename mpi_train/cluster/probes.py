@@ -25,11 +25,9 @@ LIMIT_S = 60.0
 
 
 def run(name: str, *, launcher: Sequence[str] = ()) -> dict[str, Any]:
-    """Run a probe and return its findings.
+    """Run a probe (``mpi_library``, ``ring`` or ``tensorflow``) and return its findings.
 
-    Args:
-        name: ``mpi_library``, ``ring`` or ``tensorflow``.
-        launcher: Command that starts the probe's processes, such as ``mpiexec -n 2``.
+    The ``launcher`` is the command that starts the probe's processes, such as ``mpiexec -n 2``.
 
     Raises:
         PlatformError: The probe failed, crashed, or took longer than ``LIMIT_S``.

@@ -32,8 +32,7 @@ def submit(script: str, asked: Mapping[str, str]) -> int:
 def follow(job_id: int, say: Callable[[str], None], *, poll_s: float = POLL_S) -> None:
     """Pass the states of a job and its output to ``say``, line by line, until the job ends.
 
-    Raises:
-        JobError: the job failed; with its exit code.
+    A failed job raises a ``JobError`` with its exit code.
     """
     state, length = "", 0
     while True:

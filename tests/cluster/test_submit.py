@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mpi_train.cluster import queue, submit
-from mpi_train.cluster.script import Resources, compose
+from mpi_train.cluster.submit import Resources, compose
 from mpi_train.runtime.errors import UsageError
 from mpi_train.strategies.registry import STRATEGIES, Strategy
 
