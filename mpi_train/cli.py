@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from mpi_train.benchmarks.scaling.config import ScalingConfig
-from mpi_train.benchmarks.step.config import BenchStepConfig
+from mpi_train.benchmarks.config import BenchStepConfig, ScalingConfig
 from mpi_train.runs.config import JobConfig
 from mpi_train.runs.job import guarded, run_job
 from mpi_train.runtime import world as worlds

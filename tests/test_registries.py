@@ -8,8 +8,8 @@ import pytest
 
 from mpi_train import cli
 from mpi_train.benchmarks.bench import BenchConfig, plan
+from mpi_train.benchmarks.config import ScalingConfig
 from mpi_train.benchmarks.network.bench import NetworkConfig
-from mpi_train.benchmarks.scaling.config import ScalingConfig
 from mpi_train.cluster import submit
 from mpi_train.collectives.registry import COLLECTIVES, Collective
 from mpi_train.report import text

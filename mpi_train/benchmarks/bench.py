@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from mpi_train.benchmarks.series import Job, Series, as_typed, num_cores, words_of
+from mpi_train.benchmarks import output
+from mpi_train.benchmarks.config import words_of
+from mpi_train.benchmarks.series import Job, Series, as_typed, num_cores
 from mpi_train.data.shards import ShardSet
 from mpi_train.report import pages, tables, text
 from mpi_train.report.collect import Attempt
-from mpi_train.report.summary import sized
+from mpi_train.report.summary import Summary, sized
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runtime import launch, machine
 from mpi_train.runtime import world as worlds
@@ -59,7 +59,7 @@ class BenchConfig(RunsConfig):
     strategies: str = option("all", lambda: f"comma list of {', '.join(STRATEGIES)}; or all")
     np: int | None = option(None, "ranks, or devices of one process (default: cores, 2 to 4)")
     repeats: int = option(3, "runs of each strategy; repeat k trains with seed SEED + k - 1")
-    out: Path | None = option(None, "folder of the runs and the report (default: results/bench)", "DIR")
+    out: Path = option(Path("results/bench"), "folder of the runs and the report", "DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,12 +83,7 @@ class BenchConfig(RunsConfig):
             return self.np
         # MirroredStrategy needs a batch that divides evenly.
         limit = machine.num_gpus() or max(2, num_cores())
-        fitting = [count for count in (4, 3, 2) if count <= limit and self.batch_size % count == 0]
-        return next(iter(fitting), 1)
-
-    @property
-    def out_dir(self) -> Path:
-        return self.out if self.out is not None else Path("results/bench")
+        return next((n for n in (4, 3, 2) if n <= limit and self.batch_size % n == 0), 1)
 
 
 def available(config: BenchConfig, say: Callable[[str], None]) -> BenchConfig:
@@ -96,22 +91,23 @@ def available(config: BenchConfig, say: Callable[[str], None]) -> BenchConfig:
 
     Raises ``PlatformError`` if such a strategy was named in ``--strategies``.
     """
-    lacking = {}
+    kept = []
     for name in config.names:
         environment = STRATEGIES[name].environment
         # make peers writes this file last.
-        if environment != ".venv" and not (launch.CLONE / environment / "installed").exists():
-            lacking[name] = "PyTorch is not installed (make peers)"
-        elif environment != ".venv" and machine.num_gpus():
-            lacking[name] = "it trains on CPUs, and the others on this machine's GPUs"
-    if lacking and config.strategies != "all":
-        raise PlatformError(
-            f"--strategies: {', '.join(lacking)} cannot be compared here: {next(iter(lacking.values()))}"
-        )
-    for name, why in lacking.items():
-        say(f"{name} is left out: {why}")
-    kept = [name for name in config.names if name not in lacking]
-    return dataclasses.replace(config, strategies=",".join(kept)) if lacking else config
+        if environment == ".venv":
+            why = ""
+        elif not (launch.CLONE / environment / "installed").exists():
+            why = "PyTorch is not installed (make peers)"
+        else:
+            why = "it trains on CPUs, and the others on this machine's GPUs" if machine.num_gpus() else ""
+        if not why:
+            kept.append(name)
+        elif config.strategies != "all":
+            raise PlatformError(f"--strategies: {name} cannot be compared here: {why}")
+        else:
+            say(f"{name} is left out: {why}")
+    return config if kept == config.names else dataclasses.replace(config, strategies=",".join(kept))
 
 
 def plan(config: BenchConfig, num_shards: int = sys.maxsize) -> list[Job]:
@@ -121,7 +117,7 @@ def plan(config: BenchConfig, num_shards: int = sys.maxsize) -> list[Job]:
     threads as each of the ``num_workers`` ranks has.
     """
     num_workers = config.num_workers
-    threads = config.threads or max(1, num_cores() // num_workers)
+    alone = dataclasses.replace(config, threads=config.threads or max(1, num_cores() // num_workers))
     chosen = [STRATEGIES[name] for name in config.names]
     planned = []
     for repeat in range(1, config.repeats + 1):
@@ -129,10 +125,9 @@ def plan(config: BenchConfig, num_shards: int = sys.maxsize) -> list[Job]:
             workers = 1 if strategy.unit == "process" else num_workers
             if strategy.name == "federated":
                 workers = min(workers, num_shards)
-            planned.append(_job(config, strategy, workers, repeat, folder=strategy.name))
+            planned.append(_job(config, strategy, workers, repeat, strategy.name))
         if num_workers > 1 and any(strategy.unit != "process" for strategy in chosen):
-            alone = dataclasses.replace(config, threads=threads)
-            planned.append(_job(alone, STRATEGIES["mpi"], 1, repeat, folder="reference"))
+            planned.append(_job(alone, STRATEGIES["mpi"], 1, repeat, "reference"))
     return planned
 
 
@@ -142,7 +137,7 @@ def _job(config: BenchConfig, strategy: Strategy, workers: int, repeat: int, fol
     if strategy.environment != ".venv":
         python = os.path.relpath(launch.CLONE / strategy.environment / "bin/python")
     words = launch.command(strategy.job, python)
-    words += [*config.flags_of_run(seed=seed, out=config.out_dir / place), *strategy.flags]
+    words += [*config.flags_of_run(seed=seed, out=config.out / place), *strategy.flags]
     if unit == "rank":
         words = launch.mpiexec(workers, words)
     elif unit == "device":
@@ -157,17 +152,16 @@ def _job(config: BenchConfig, strategy: Strategy, workers: int, repeat: int, fol
 class Bench(Series):
     """Bench of strategies in progress."""
 
-    reports = (pages.PAGE, pages.TEXT)
-
-    def report(self) -> None:
+    def report(self) -> list[Summary]:
+        """Write and show the report."""
+        summaries = super().report()
         # All runs of a bench do the same work, unless one was rolled back and has another learning rate.
-        for summary in pages.write([self.out], self.out):
-            self.console.print()
-            self.console.print(tables.comparison(summary, text.title(summary)).terminal(), soft_wrap=False)
-            for line in (text.caution(summary), *(text.reading(row, summary) for row in summary.rows)):
-                if line:
-                    self.console.print(line)
+        for summary in summaries:
+            output.show(self.console, [tables.comparison(summary, text.title(summary))])
+            readings = (text.reading(row, summary) for row in summary.rows)
+            self.console.print(*filter(None, (text.caution(summary), *readings)), sep="\n")
         self.console.print(f"report: {self.out / pages.PAGE}, and {self.out / pages.TEXT}")
+        return summaries
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -179,12 +173,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(BenchConfig, argv, description="Compare the strategies.", prog=launch.typed("bench"))
     # Every run would find the same fault in the data; here it is reported once.
     shards = ShardSet.open(config.data_dir, config.dataset)
-    console = Console(quiet=config.quiet, highlight=False, markup=False, soft_wrap=True)
+    console = output.console(quiet=config.quiet)
     config = available(config, console.print)
     planned = plan(config, num_shards=len(shards.manifest.splits["train"].files))
     console.print(
         f"bench: {config.model} on {config.dataset}, global batch {config.batch_size}, "
         f"epochs {config.epochs}, {config.dtype}; {', '.join(config.names)}; repeats {config.repeats}; "
-        f"{config.num_workers} ranks or devices, {num_cores()} cores; results in {config.out_dir}"
+        f"{config.num_workers} ranks or devices, {num_cores()} cores; results in {config.out}"
     )
-    Bench(config.out_dir, planned, console).run()
+    Bench(config.out, planned, console).run()

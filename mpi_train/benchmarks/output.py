@@ -1,17 +1,34 @@
-"""Output of measurements: a folder, files in it, and durations as text."""
+"""Begin and output of measurements: a folder with files, a console, tables, and durations as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from mpi_train.report.pages import save_png
-from mpi_train.runtime import files
+from mpi_train.report.tables import Table
+from mpi_train.runtime import devices, files
 from mpi_train.runtime.errors import unwritable
+from mpi_train.runtime.world import World
 
 
-def make_folder(out: Path, names: Sequence[str]) -> None:
+def begin(world: World, out: Path | None, names: Iterable[str]) -> tuple[Console, str]:
+    """Make the folder ``out`` on rank 0, and claim a device on each rank.
+
+    Returns a console that prints on rank 0, and the device. Raises ``JobError`` on all ranks.
+    """
+    with world.together():
+        if world.is_root and out is not None:
+            make_folder(out, names)
+    with world.together():
+        device = devices.own_device(world)
+    return console(quiet=not world.is_root), device
+
+
+def make_folder(out: Path, names: Iterable[str]) -> None:
     """Make the folder ``out``, and remove the files ``names`` of a previous run; raises ``UsageError``."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -19,6 +36,17 @@ def make_folder(out: Path, names: Sequence[str]) -> None:
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
+
+
+def console(*, quiet: bool = False) -> Console:
+    """Return a console for text without markup, whose long lines the terminal wraps."""
+    return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+
+def show(to: Console, tables: Iterable[Table]) -> None:
+    """Print tables, each below an empty line."""
+    for table in tables:
+        to.print("", table.terminal(), soft_wrap=False)
 
 
 def write(out: Path, contents: Mapping[str, Any]) -> None:

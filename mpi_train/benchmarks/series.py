@@ -13,19 +13,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from mpi_train.monitor.status import FILE as STATUS_FILE
-from mpi_train.report import tables
+from mpi_train.report import pages, tables
 from mpi_train.report.collect import Attempt, write_attempts
+from mpi_train.report.summary import Summary
 from mpi_train.runs.folder import FILES
 from mpi_train.runs.record import RunRecord, read_run
 from mpi_train.runtime import launch
@@ -57,10 +57,8 @@ class RunsFailedError(JobError):
         self.exit_code = failed[0].exit_code or 1
 
 
-class Series(ABC):
-    """Bench in progress: ``jobs`` in order, with their folders and the files ``reports`` in ``out``."""
-
-    reports: ClassVar[tuple[str, ...]]
+class Series:
+    """Bench in progress: ``jobs`` in order, with their folders and their report in ``out``."""
 
     def __init__(self, out: Path, jobs: Sequence[Job], console: Console) -> None:
         self.out, self.jobs, self.console = out, jobs, console
@@ -87,21 +85,20 @@ class Series(ABC):
         if failed := [attempt for attempt in self.attempts if attempt.failed]:
             raise RunsFailedError(failed, self.out)
 
-    @abstractmethod
-    def report(self) -> None:
-        """Write and show the report of at least one finished run."""
+    def report(self) -> list[Summary]:
+        """Write the report of at least one finished run."""
+        return pages.write([self.out], self.out)
 
     def clear(self) -> None:
         """List the planned runs, and remove the report and the records of previous ones."""
         try:
-            for name in self.reports:
+            for name in (pages.PAGE, pages.TEXT):
                 (self.out / name).unlink(missing_ok=True)
             for attempt in self.attempts:
                 folder = self.out / attempt.folder
                 folder.mkdir(parents=True, exist_ok=True)
-                if attempt.exit_code is None:
-                    for stale in (*FILES, STATUS_FILE, LOG_FILE):
-                        (folder / stale).unlink(missing_ok=True)
+                for stale in (*FILES, STATUS_FILE, LOG_FILE) if attempt.exit_code is None else ():
+                    (folder / stale).unlink(missing_ok=True)
             write_attempts(self.out, self.attempts)
         except OSError as error:
             raise unwritable(self.out, error) from error
@@ -110,46 +107,46 @@ class Series(ABC):
         column = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         text = TextColumn("{task.description}", markup=False, table_column=column)
         columns = (text, BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn())
-        hidden = not self.console.is_terminal
-        with Progress(
-            *columns, console=self.console, transient=True, expand=True, disable=hidden
-        ) as progress:
+        progress = Progress(
+            *columns, console=self.console, transient=True, expand=True, disable=not self.console.is_terminal
+        )
+        with progress:
             bar = progress.add_task("", total=len(self.jobs))
             for number, job in enumerate(self.jobs):
-                label = " ".join(job.label.split())
-
-                def show(last_line: str, label: str = label) -> None:
-                    progress.update(bar, description=f"{label}: {last_line}" if last_line else label)
-
-                show("")
-                self._run_one(number, job, show)
+                self._run_one(number, job, partial(progress.update, bar))
                 progress.advance(bar)
 
-    def _run_one(self, number: int, job: Job, show: Callable[[str], None]) -> None:
-        folder = self.out / job.attempt.folder
+    def _run_one(self, number: int, job: Job, update: Callable[..., None]) -> None:
+        folder, label = self.out / job.attempt.folder, " ".join(job.label.split())
         kept, code, shown = job.attempt.exit_code == 0, 0, []
         if not kept:
-            code = run_logged(job.words, folder / LOG_FILE, show)
+            code = run_logged(job.words, folder / LOG_FILE, lambda end: update(description=f"{label}: {end}"))
             shown = tail(folder / LOG_FILE, _TAIL_LINES)
-        record: RunRecord | None = None
+        result = ""
         if code == 0:
             try:
-                record = read_run(folder / "run.json")
+                result = _result(read_run(folder / "run.json"))
             except DataError as error:
                 code, shown = error.exit_code, [*shown, str(error)]
         self.attempts[number] = dataclasses.replace(job.attempt, exit_code=code)
         write_attempts(self.out, self.attempts)
-        total, result = len(self.jobs), f"FAILED with exit code {code}"
-        if record is not None:
-            stalled = sum(epoch.stalled for epoch in record.epochs)
-            rate, accuracy = tables.rate(record.images_per_s), tables.accuracy(record.test_accuracy)
-            result = f"{tables.seconds(record.train_s):>9} s  {rate:>8} images/s  test accuracy {accuracy}"
-            result += f"  {tables.STALLED} {stalled} epochs stalled" if stalled else ""
+        total = len(self.jobs)
         count = f"{number + 1:{len(str(total))}}/{total}"
-        self.console.print(f"[{count}] {job.label}  {result}{'  (kept)' if kept else ''}")
-        if record is None:
+        self.console.print(
+            f"[{count}] {job.label}  {result or f'FAILED with exit code {code}'}{'  (kept)' if kept else ''}"
+        )
+        if not result:
             end = f"  the end of {folder / LOG_FILE}:"
             self.console.print(end, *(f"  | {line}" for line in shown), sep="\n")
+
+
+def _result(record: RunRecord) -> str:
+    stalled = sum(epoch.stalled for epoch in record.epochs)
+    return (
+        f"{tables.seconds(record.train_s):>9} s  {tables.rate(record.images_per_s):>8} images/s  "
+        f"test accuracy {tables.accuracy(record.test_accuracy)}"
+        + (f"  {tables.STALLED} {stalled} epochs stalled" if stalled else "")
+    )
 
 
 def run_logged(words: Sequence[str], log: Path, show: Callable[[str], None]) -> int:
@@ -171,13 +168,12 @@ def run_logged(words: Sequence[str], log: Path, show: Callable[[str], None]) -> 
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(timeout=0.5)
         finally:
-            if child.poll() is None:
-                child.terminate()  # a launcher then ends its ranks
-                try:
-                    child.wait(_TERMINATE_S)
-                except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                    child.kill()
-                    child.wait()
+            child.terminate()  # a launcher then ends its ranks; nothing happens if it has ended
+            try:
+                child.wait(_TERMINATE_S)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                child.kill()
+                child.wait()
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
@@ -201,8 +197,3 @@ def as_typed(words: Sequence[str]) -> str:
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words between commas or blanks, each once."""
-    return list(dict.fromkeys(text.replace(",", " ").split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 
 from mpi_train.collectives import build
-from mpi_train.collectives.averaging import NoAveraging
+from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.collectives.plain import sum_in_place
 from mpi_train.data.examples import Examples
@@ -65,13 +66,17 @@ def _calibrate(work: Work, world: World, sample_s: float) -> int:
 def _time(work: Work, world: World, count: int) -> float:
     """Return the seconds of ``count`` executions on the slowest rank."""
     world.barrier()
-    start = time.perf_counter()
-    if world.is_root or not work.alone:
-        work.run(count)
-    elapsed = time.perf_counter() - start
+    elapsed = seconds_of(work.run, count) if world.is_root or not work.alone else 0.0
     if work.alone:
         sleep_until_all_arrive(world)
     return world.maximum(elapsed)
+
+
+def seconds_of(run: Callable[[int], None], count: int = 1) -> float:
+    """Return the seconds of ``count`` executions on this rank."""
+    start = time.perf_counter()
+    run(count)
+    return time.perf_counter() - start
 
 
 def sleep_until_all_arrive(world: World) -> None:
@@ -80,6 +85,12 @@ def sleep_until_all_arrive(world: World) -> None:
         request = world.comm.Ibarrier()
         while not request.Test():
             time.sleep(0.002)
+
+
+def cores_of_node(world: World) -> set[int]:
+    """Return the cores that the ranks on this node may use; on all ranks together."""
+    everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
+    return set().union(*(cores for host, cores in everyone if host == world.hosts[world.rank]))
 
 
 class BareAllReduce:
@@ -119,15 +130,14 @@ class TimedStep:
         images = rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8)
         self.examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
         flat = FlatModel(build_model(config), device)
-        averaging = (
-            NoAveraging() if exchange is None else build.averaging(exchange, world, flat, seed=config.seed)
-        )
+        self._world, self._averaging = world, Averaging()
+        if exchange is not None:
+            self._averaging = build.averaging(exchange, world, flat, seed=config.seed)
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
-        self.trainer = Trainer(flat, optimizer, self.examples, averaging=averaging, devices=[device])
-        averaging.begin_epoch(1)
+        self.trainer = Trainer(flat, optimizer, self.examples, averaging=self._averaging, devices=[device])
+        self._averaging.begin_epoch(1)
         steps = plan_steps(num_images, batch_size, rank=world.rank, size=world.size)
         self._run = self.trainer.prepare(epoch_order(config.seed, 1, world.rank, num_own), steps)
-        self._world, self._averaging = world, averaging
         # The last step of an epoch, which runs in another graph, is left out.
         self._next, self._num_steps = 0, max(1, num_steps - 1)
 

@@ -23,7 +23,7 @@ from mpi_train.strategies.registry import STRATEGIES
 
 OTHERS = {
     "bench": "mpi_train.benchmarks.bench:BenchConfig",
-    "plan": "mpi_train.benchmarks.scaling.config:PlanConfig",
+    "plan": "mpi_train.benchmarks.config:PlanConfig",
 }
 """Commands that are not strategies, and their config, which is imported if it is needed."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from mpi_train.benchmarks import timing
 from mpi_train.benchmarks.step import measure as figures
 from mpi_train.benchmarks.step.measure import bandwidths
-from mpi_train.benchmarks.step.workloads import Gradient, Product, count_flop
+from mpi_train.benchmarks.step.workloads import Loop, count_flop, gradient, product
 from mpi_train.benchmarks.timing import Work, time_in_turn
 from mpi_train.models import zoo
 from mpi_train.runtime.world import World
@@ -115,10 +115,10 @@ def test_ranks_do_equally_much_and_one_works_alone(world: World, monkeypatch: py
     assert len({str(values) for values in world.gather_all(taken)}) == 1
 
 
-def gradient_of(name: str, dtype: str = "float32") -> Gradient:
+def gradient_of(name: str, dtype: str = "float32") -> Loop:
     model = zoo.build(name, (28, 28, 1), 10, seed=1, dtype=dtype)
     images = np.random.default_rng(1).random((2, BATCH, 28, 28, 1), np.float32)
-    return Gradient(model, images, np.arange(BATCH, dtype=np.int32))
+    return gradient(model, images, np.arange(BATCH, dtype=np.int32))
 
 
 # Multiply-adds of one image. Each layer multiplies once forward, once for the gradient of its weights and,
@@ -153,9 +153,9 @@ def test_what_is_used_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
 def test_the_gradient_loop_ends_with_the_gradient_of_its_last_batch(name: str) -> None:
-    gradient = gradient_of(name)
-    looped = gradient._loop(tf.constant(2))
-    expected = tf.function(gradient._gradients)(gradient._images[1])
+    loop = gradient_of(name)
+    looped = loop.run(tf.constant(2))
+    expected = tf.function(loop.body)(tf.constant(1))
     # BatchNorm's moving statistics have moved in between, but training does not read them.
     for one, other in zip(looped, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -163,6 +163,7 @@ def test_the_gradient_loop_ends_with_the_gradient_of_its_last_batch(name: str) -
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_product_loop_multiplies_what_it_says(dtype: str) -> None:
-    product = Product(dtype)
-    expected = tf.cast(product._lefts[0] @ product._right, tf.float32)[0, 0]
-    assert float(product._loop(tf.constant(3))) == pytest.approx(float(expected), rel=0.02)
+    loop = product(dtype)
+    expected = tf.cast(loop.body(0)[0], tf.float32)[0, 0]
+    assert float(loop.run(tf.constant(3))[0]) == pytest.approx(float(expected), rel=0.02)
+    assert loop.flop() == 2 * 1024**3

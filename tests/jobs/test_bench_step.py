@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mpi_train.benchmarks import timing
+from mpi_train.benchmarks.config import BenchStepConfig
 from mpi_train.benchmarks.step import measure as bench
-from mpi_train.benchmarks.step.config import BenchStepConfig
 from mpi_train.runtime import launch
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mpi_train.benchmarks import timing
+from mpi_train.benchmarks.config import PlanConfig, ScalingConfig
 from mpi_train.benchmarks.scaling import calibrate, measure, plan
-from mpi_train.benchmarks.scaling.config import PlanConfig, ScalingConfig
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime import launch
 from mpi_train.runtime.errors import UsageError
@@ -41,7 +41,7 @@ def test_a_plan_is_measured_and_made_again_from_its_file(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = world.gather_all(tmp_path)[0] / "new"
-    plan.measure(PlanConfig(model="mlp", batch_size=4, repeats=1, out=out), world, 1)
+    measure.plan(PlanConfig(model="mlp", batch_size=4, repeats=1, out=out), world, 1)
     printed = capsys.readouterr().out
     if not world.is_root:
         assert printed == ""

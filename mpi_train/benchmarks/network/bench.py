@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from mpi_train.benchmarks import output
 from mpi_train.benchmarks.bench import RunsConfig
-from mpi_train.benchmarks.network import cluster
+from mpi_train.benchmarks.config import words_of
 from mpi_train.benchmarks.network import report as network
-from mpi_train.benchmarks.series import Job, RunsFailedError, Series, as_typed, num_cores, words_of
+from mpi_train.benchmarks.series import Job, RunsFailedError, Series, as_typed, num_cores
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.data.shards import ShardSet
-from mpi_train.report import pages
 from mpi_train.report.collect import BENCH_FILE, Attempt, read_attempts
 from mpi_train.runs.config import TrainConfig, one_example_a_rank
 from mpi_train.runs.record import read_run
 from mpi_train.runtime import launch
 from mpi_train.runtime import world as worlds
-from mpi_train.runtime.errors import DataError, UsageError
+from mpi_train.runtime.errors import DataError, PlatformError, UsageError
 from mpi_train.runtime.flags import at_least, flag_of, option, parse
 from mpi_train.strategies.mpi.config import MpiConfig
 
 PLAIN = "plain"
+SCRIPT = launch.CLONE / "slurm/local_cluster.sh"
+_LIMIT_S = 60.0
 _RATE = re.compile(r"[1-9][0-9]{0,4}[mg]bit|none")
 
 
@@ -47,9 +47,7 @@ class NetworkConfig(RunsConfig):
     target: float = option(0.88, "test accuracy up to which the training is timed", "ACCURACY")
     keep: bool = option(False, "keep the runs in --out that the same command has finished")
     epochs: int = option(4, "passes over the training set")
-    out: Path | None = option(
-        None, "folder of the runs and the report (default: results/bench_network)", "DIR"
-    )
+    out: Path = option(Path("results/bench_network"), "folder of the runs and the report", "DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,23 +76,18 @@ class NetworkConfig(RunsConfig):
         others = [name for name in COLLECTIVES if name not in (PLAIN, "auto", "hierarchical")]
         return [PLAIN, f"{PLAIN}+average=gradients", f"{PLAIN}+every=8", *others]
 
-    @property
-    def out_dir(self) -> Path:
-        return self.out if self.out is not None else Path("results/bench_network")
-
 
 def flags_of(name: str) -> list[str]:
     """Return the flags of ``jobs/mpi.py`` for an entry such as ``plain+every=8``, or raise ``UsageError``."""
-    collective, *more = name.split("+")
-    flags = ["--collective", collective]
     shared = {flag_of(field.name) for field in dataclasses.fields(TrainConfig)}
-    for setting in more:
-        key, _, value = setting.partition("=")
-        flags += [f"--{key}", *([value] if value else [])]
-        if f"--{key}" in shared:
+    collective, *settings = name.split("+")
+    flags = ["--collective", collective]
+    for key, equals, value in (f"--{setting}".partition("=") for setting in settings):
+        flags += [key, value] if equals else [key]
+        if key in shared:
             raise UsageError(
-                f"--collectives: --{key} must be the same in all runs. Got: {name}",
-                remedy=f"--{key} beside --collectives",
+                f"--collectives: {key} must be the same in all runs. Got: {name}",
+                remedy=f"{key} beside --collectives",
             )
     try:
         parse(MpiConfig, flags, description="", prog=launch.typed("mpi"))
@@ -105,14 +98,14 @@ def flags_of(name: str) -> list[str]:
 
 def plan(config: NetworkConfig) -> dict[str, list[Job]]:
     """List the runs at each rate, with the same seed, and an equal share of the cores for each rank."""
-    script = os.path.relpath(cluster.SCRIPT)
+    script = os.path.relpath(SCRIPT)
     threads = config.threads or max(1, num_cores() // config.nodes)
     # As slurm/env.sh starts ranks, which end by themselves when one of them does.
     start = ["srun", f"--nodes={config.nodes}", "--ntasks-per-node=1", "--exclusive"]
     start += ["--kill-on-bad-exit=0", "--wait=5", "--export=ALL", *launch.command("mpi")]
 
     def job(rate: str, name: str) -> Job:
-        flags = config.flags_of_run(threads=threads, out=config.out_dir / rate / name)
+        flags = config.flags_of_run(threads=threads, out=config.out / rate / name)
         words = [*start, *flags, *flags_of(name)]
         attempt = Attempt(
             strategy=name, workers=config.nodes, unit="rank", repeat=1, seed=config.seed, folder=name,
@@ -123,29 +116,65 @@ def plan(config: NetworkConfig) -> dict[str, list[Job]]:
     return {rate: [job(rate, name) for name in config.names] for rate in config.rate_list}
 
 
-class RateBench(Series):
-    """Runs at one rate, with a report of their own: in a common one, other rates would count as repeats."""
-
-    reports = (pages.PAGE, pages.TEXT)
-
-    def report(self) -> None:
-        pages.write([self.out], self.out)
-
-
 def kept(planned: Sequence[Job], out: Path) -> list[Job]:
     """Return ``planned`` with exit code 0 for the runs in ``out`` that the same command has finished."""
-    finished = set()
+    finished = []
     for attempt in read_attempts(out) if (out / BENCH_FILE).exists() else ():
         if attempt.exit_code == 0:
-            with contextlib.suppress(DataError):
+            with suppress(DataError):
                 read_run(out / attempt.folder / "run.json")
-                finished.add((attempt.folder, attempt.command))
+                finished.append(attempt)
+    done = (dataclasses.replace(job.attempt, exit_code=0) for job in planned)
     return [
-        dataclasses.replace(job, attempt=dataclasses.replace(job.attempt, exit_code=0))
-        if (job.attempt.folder, job.attempt.command) in finished
-        else job
-        for job in planned
+        dataclasses.replace(job, attempt=attempt) if attempt in finished else job
+        for job, attempt in zip(planned, done, strict=True)
     ]
+
+
+def check_cluster(num_nodes: int) -> None:
+    """Raise ``PlatformError`` unless the cluster runs with ``num_nodes`` nodes and the user is root."""
+    if os.geteuid() != 0:
+        raise PlatformError(
+            f"expected root, because limiting the links of the nodes needs root. Got: user {os.geteuid()}",
+            remedy="the same command as root, or jobs/mpi.py on a slow network",
+        )
+    done, remedy = _call("status"), f"as root: make slurm-up NODES={num_nodes}"
+    num_found = len(re.findall(r"^node-", done.stdout, re.MULTILINE))
+    if num_found < num_nodes:
+        expected = f"expected the local Slurm cluster with {num_nodes} nodes"
+        raise PlatformError(f"{expected}. Got: {num_found or 'none'}", remedy=remedy)
+    if done.returncode:
+        raise PlatformError(f"expected healthy daemons and nodes. Got:\n{done.stdout}", remedy=remedy)
+
+
+def set_rate(rate: str) -> None:
+    """Limit what each node can send and receive to ``rate``, or ``none``; raises ``PlatformError``."""
+    done = _call("rate", rate)
+    if done.returncode:
+        raise PlatformError(f"the links of the nodes cannot be limited to {rate}: {done.stderr.strip()}")
+
+
+@contextmanager
+def rate_restored() -> Iterator[None]:
+    """Restore the rate at the end of a block that changes it."""
+    before = _call("rate").stdout.strip()
+    try:
+        yield
+    finally:
+        set_rate(before)
+
+
+def _call(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        # In a session of its own, so that Ctrl-C does not stop the script between two nodes.
+        return subprocess.run(
+            [SCRIPT, *words], capture_output=True, text=True, start_new_session=True, timeout=_LIMIT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PlatformError(
+            f"expected {SCRIPT} {words[0]} to end within {_LIMIT_S:g} s. Got: no answer",
+            remedy="as root: make slurm-down, then make slurm-up",
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -157,22 +186,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "Compare the collectives on nodes with slow links."
     config = parse(NetworkConfig, argv, description=text, prog=launch.typed("bench_network"))
     ShardSet.open(config.data_dir, config.dataset)
-    cluster.check(config.nodes)
-    console, out = Console(quiet=config.quiet, highlight=False, markup=False, soft_wrap=True), config.out_dir
+    check_cluster(config.nodes)
+    console, out = output.console(quiet=config.quiet), config.out
     console.print(
         f"bench-network: {config.model} on {config.dataset}, global batch {config.batch_size}, epochs "
         f"{config.epochs}; {config.nodes} nodes with one rank each, which share {num_cores()} cores; "
         f"{', '.join(config.rate_list)}; {', '.join(config.names)}; results in {out}"
     )
+    # Each rate has a report of its own: in a common one, other rates would count as repeats.
     benches, failed = {}, []
     for rate, jobs in plan(config).items():
-        benches[rate] = RateBench(out / rate, kept(jobs, out / rate) if config.keep else jobs, console)
+        benches[rate] = Series(out / rate, kept(jobs, out / rate) if config.keep else jobs, console)
         benches[rate].clear()
     output.make_folder(out, network.FILES)
     try:
-        with cluster.rate_restored():
+        with rate_restored():
             for rate, bench in benches.items():
-                cluster.set_rate(rate)
+                set_rate(rate)
                 try:
                     bench.run()
                 except RunsFailedError as error:
@@ -181,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         attempts = {rate: bench.attempts for rate, bench in benches.items()}
         if any(attempt.exit_code == 0 for own in attempts.values() for attempt in own):
             comparison = network.compare(out, attempts, target=config.target, plain=PLAIN)
-            for table in network.tables(comparison):
-                console.print("", table.terminal(), soft_wrap=False)
+            output.show(console, network.tables(comparison))
             network.write(comparison, out)
             console.print(f"report: {out / network.TEXT}, and report.html in the folder of each rate")
     if failed:

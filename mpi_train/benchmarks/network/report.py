@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mpi_train.benchmarks import output
 from mpi_train.collectives.registry import COLLECTIVES
-from mpi_train.report import charts, text
+from mpi_train.report import charts, pages, text
 from mpi_train.report import tables as cells
 from mpi_train.report.collect import Attempt, Collection, collect
 from mpi_train.report.summary import Summary, summarise, time_to
@@ -27,14 +26,14 @@ _COLUMNS = ("Collective", "Averages", "Result", "Images/s", "Sent a step", "Hidd
 _COLOURS = {"exact": "#0072b2", "changes the result": "#e69f00"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """Run of a collective at one rate, and its training time up to the target accuracy; None if not known."""
 
     attempt: Attempt
-    record: RunRecord | None = None
-    reached_s: float | None = None
-    speedup: float | None = None
+    record: RunRecord | None
+    reached_s: float | None
+    speedup: float | None
 
     @property
     def name(self) -> str:
@@ -78,14 +77,11 @@ def compare(out: Path, attempts: Mapping[str, Sequence[Attempt]], *, target: flo
 
 def rows(runs: Sequence[tuple[Attempt, RunRecord | None]], target: float, plain: str) -> list[Row]:
     """Return a row for each run at one rate."""
-    found = [
-        Row(attempt=attempt, record=record, reached_s=time_to(record, target) if record else None)
-        for attempt, record in runs
-    ]
-    plain_s = next((row.reached_s for row in found if row.name == plain), None)
+    reached_s = {attempt.strategy: time_to(record, target) if record else None for attempt, record in runs}
+    plain_s = reached_s.get(plain)
     return [
-        dataclasses.replace(row, speedup=plain_s / row.reached_s if plain_s and row.reached_s else None)
-        for row in found
+        Row(attempt, record, own_s, plain_s / own_s if plain_s and own_s else None)
+        for (attempt, record), own_s in zip(runs, reached_s.values(), strict=True)
     ]
 
 
@@ -123,38 +119,23 @@ def _cells(row: Row) -> list[str]:
 
 def write(comparison: Comparison, out: Path) -> None:
     """Write ``network.md`` and ``network.png`` into the folder ``out``; raises ``UsageError``."""
-    summary, record, target = comparison.summary, comparison.summary.records[0], f"{comparison.target:.2f}"
-    caution, cores = text.caution(summary), record.environment.get("cores")
+    summary, target = comparison.summary, f"{comparison.target:.2f}"
     claim = f"Training time to a test accuracy of {target}"
     subject = f"{summary.work['model']} on {text.data_name(summary)}"
-    notes = f"""\
-- To {target}: training time up to the end of the first epoch that reached it, without evaluation.
-- Speed-up: time of plain divided by that of the row.
-- Averages: weights after a step, or gradients before it. Rows that differ have other updates.
-- Result: exact is the mean over all ranks at every step, except for rounding. With changed, training differs,
-  and may need more epochs or reach another accuracy.
-- Sent a step: bytes of the busiest rank for each global batch.
-- Hidden: fraction of the communication time that overlapped with computation.
-- The link of each node limits both directions to the rate, without latency (docs/network.md).
-- One run of each collective, all with the same seed: small differences are noise."""
-    if cores and cores < record.world_size:
-        notes += (
-            f"\n- The {record.world_size} nodes share the {cores} cores of one machine, which also carry "
-            "their traffic: at high rates the processor is the limit, not the network."
-        )
-    sections = [
-        f"# Collectives on slow links: {subject}",
-        f"> {caution}" if caution else "",
-        "\n".join(f"- {name}: {value}" for name, value in text.header(summary)),
-        f"![{claim}]({PICTURE_FILE})",
-        *(table.markdown() for table in tables(comparison)),
-        "## How the figures were taken",
-        "\n".join([notes, *(f"- {line}" for line in text.unequal_conditions(summary))]),
-        "## How to run each row again",
-        "\n".join(["```", *(row.attempt.command for own in comparison.rates.values() for row in own), "```"]),
-    ]
+    page = pages.fill(
+        "network.md.j2",
+        __package__,
+        subject=subject,
+        claim=claim,
+        target=target,
+        picture=PICTURE_FILE,
+        text=text,
+        summary=summary,
+        tables=tables(comparison),
+        rates=comparison.rates,
+    )
     figure = _draw(comparison.rates, f"{claim}\n{subject}, global batch {summary.work['global_batch_size']}")
-    output.write(out, {PICTURE_FILE: figure, TEXT: "\n\n".join(filter(None, sections)) + "\n"})
+    output.write(out, {PICTURE_FILE: figure, TEXT: page})
 
 
 def _draw(rates: dict[str, list[Row]], title: str) -> Figure:

@@ -25,11 +25,11 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     ranks_per_core: float
     compute_s: dict[int, float]
-    all_reduce_s: dict[int, float]
-    paused_s: dict[int, float]
+    all_reduce_s: dict[int, float] = {}
+    paused_s: dict[int, float] = {}
     network: Network
-    fit_error: float
-    step_s: dict[str, float]
+    fit_error: float = 0.0
+    step_s: dict[str, float] = {}
 
 
 class Calibration(
@@ -37,6 +37,8 @@ class Calibration(
     frozen=True,
     kw_only=True,
     forbid_unknown_fields=True,
+    tag_field="version",
+    tag=VERSION,
     rename={"uncontended": "roomy", "contended": "crowded"},  # names in files of version 1
 ):
     """Measurements on one and two ranks.
@@ -53,7 +55,6 @@ class Calibration(
         payload: Bytes that a rank sends in an exchange of two ranks, by collective.
     """
 
-    version: int = VERSION
     step: dict[str, Any]
     model_bytes: int
     num_buckets: int
@@ -73,29 +74,16 @@ class Calibration(
         return content
 
 
-class _Versioned(msgspec.Struct):
-    """Version of a file."""
-
-    version: int | None = None
-
-
 def read(path: Path) -> Calibration:
     """Read a calibration; raises ``UsageError`` for a missing file or another version."""
-    got = str(path)
     try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=_Versioned).version
-        if version == VERSION:
-            return msgspec.json.decode(content, type=Calibration)
-        got += f" with version {version}"
-    except OSError as error:
-        got += f" ({error.strerror})"
-    except msgspec.DecodeError as error:
-        got += f" ({error})"
-    raise UsageError(
-        f"--calibration: expected a readable file with a calibration of version {VERSION}. Got: {got}",
-        remedy="mpiexec -n 2 python jobs/plan.py writes one",
-    )
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(
+            f"--calibration: expected a readable file with a calibration of version {VERSION}. Got: {path} "
+            f"({error.strerror if isinstance(error, OSError) else error})",
+            remedy="mpiexec -n 2 python jobs/plan.py writes one",
+        ) from error
 
 
 def fit_line(values: Mapping[int, float]) -> tuple[float, float]:
@@ -120,8 +108,7 @@ def fit_network(all_reduce_s: Mapping[int, float], paused_s: Mapping[int, float]
     large = [gain_s for size, gain_s in gains_s.items() if gain_s > 0.1 * all_reduce_s[size]]
     burst_bytes = max(large) / seconds_per_byte if large and seconds_per_byte else 0.0
     # Noise can hide the slope, but no network is infinitely fast: at most 10 TB/s.
-    seconds_per_byte = max(seconds_per_byte, 1e-13)
-    return Network(latency_s=latency_s, seconds_per_byte=seconds_per_byte, burst_bytes=burst_bytes)
+    return Network(latency_s, max(seconds_per_byte, 1e-13), burst_bytes)
 
 
 def fit_error(network: Network, all_reduce_s: Mapping[int, float], smallest: int) -> float:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Network:
     """Network between nodes.
 
@@ -25,15 +28,17 @@ class Network:
     seconds_per_byte: float
     burst_bytes: float = 0.0
 
+    def saved_s(self, pause_s: float) -> float:
+        """Return the seconds that a pause of ``pause_s`` without traffic saves."""
+        return min(self.burst_bytes * self.seconds_per_byte, pause_s)
+
     def after_pause(self, transfer: Transfer, pause_s: float) -> float:
         """Return the seconds that ``transfer`` takes between nodes, after ``pause_s`` without traffic."""
-        saved_s = min(self.burst_bytes * self.seconds_per_byte, pause_s)
-        sending_s = max(0.0, transfer.num_bytes * self.seconds_per_byte - saved_s)
+        sending_s = max(0.0, transfer.num_bytes * self.seconds_per_byte - self.saved_s(pause_s))
         return transfer.rounds * self.latency_s + sending_s
 
 
-@dataclass(frozen=True)
-class Transfer:
+class Transfer(NamedTuple):
     """Consecutive messages between nodes and bytes that leave a node; the same for a rank within its node."""
 
     rounds: float
@@ -97,27 +102,24 @@ def hierarchical(num_bytes: float, shape: Shape) -> Transfer:
 def all_gather(num_bytes: float, shape: Shape) -> Transfer:
     """Send ``num_bytes`` of each rank to every other rank, by doubling."""
     across, within, others = sum(_doublings(shape.nodes)), sum(_doublings(shape.per_node)), shape.nodes - 1
-    outward = num_bytes * shape.per_node * others
-    return Transfer(across, outward, within, num_bytes * (shape.ranks - 1 - others))
+    own, foreign = shape.ranks - 1 - others, shape.per_node * others
+    return Transfer(across, num_bytes * foreign, within, num_bytes * own)
 
 
 def all_to_all(num_bytes: float, shape: Shape) -> Transfer:
     """Send a block to every rank, and gather the sums around a ring, each once for a node."""
-    size, per_node = shape.ranks, shape.per_node
     if shape.nodes == 1:
         return ring(num_bytes, shape)
-    outward = num_bytes * per_node * (size - per_node) / size
-    return Transfer(2 * (size - 1), outward + num_bytes * _all_but_one(size))
+    outward = num_bytes * shape.per_node * _all_but_one(shape.nodes)
+    return Transfer(2 * (shape.ranks - 1), outward + num_bytes * _all_but_one(shape.ranks))
 
 
 def neighbour(num_bytes: float, shape: Shape) -> Transfer:
     """Send one message to one other rank, on another node if there is one."""
+    if shape.nodes > 1:
+        return Transfer(1, num_bytes * shape.per_node)
     within = min(1, shape.per_node - 1)
-    return (
-        Transfer(0, 0, within, num_bytes * within)
-        if shape.nodes == 1
-        else Transfer(1, num_bytes * shape.per_node)
-    )
+    return Transfer(0, 0, within, num_bytes * within)
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,8 @@ def expected_maximum(samples: Sequence[float], count: int) -> float:
 
     The i-th smallest of N samples is the largest draw with probability (i/N)^count - ((i-1)/N)^count.
     """
-    ordered = sorted(samples)
-    edges = [(i / len(ordered)) ** count for i in range(len(ordered) + 1)]
-    return sum(value * (high - low) for value, low, high in zip(ordered, edges, edges[1:], strict=False))
+    edges = (np.arange(len(samples) + 1) / len(samples)) ** count
+    return float(np.sort(samples) @ np.diff(edges))
 
 
 def _doublings(size: int) -> tuple[int, int]:

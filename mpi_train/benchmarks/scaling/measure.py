@@ -1,4 +1,4 @@
-"""Step time on 1, 2, 4, 8, ... ranks, compared with the prediction from two ranks."""
+"""Measurements on all ranks: the step on 1, 2, 4, 8, ... ranks, and the calibration of a plan."""
 
 from __future__ import annotations
 
@@ -6,25 +6,40 @@ import dataclasses
 import statistics
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from mpi_train.benchmarks import output
+from mpi_train.benchmarks.config import PlanConfig, ScalingConfig, every_step
+from mpi_train.benchmarks.scaling import calibration as calibrations
 from mpi_train.benchmarks.scaling import charts
+from mpi_train.benchmarks.scaling import plan as plans
 from mpi_train.benchmarks.scaling.calibrate import calibrate, while_others_sleep
-from mpi_train.benchmarks.scaling.config import ScalingConfig
 from mpi_train.benchmarks.scaling.cost_model import Shape
 from mpi_train.benchmarks.scaling.predict import Model
 from mpi_train.benchmarks.timing import TimedStep, Work, time_in_turn
 from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
-from mpi_train.runtime import devices, machine
+from mpi_train.runtime import machine
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 
 FILES = ("scaling.json", "scaling.md", "scaling.png")
 _COLUMNS = ("ranks", "exchange", "ms", "min to max", "predicted", "error", "speed-up", "each")
+
+
+def plan(config: PlanConfig, world: World, threads: int) -> None:
+    """Calibrate on all ranks of ``world``; rank 0 keeps the calibration, prints and writes the plan."""
+    plans.check(config, world.size)
+    console, device = output.begin(world, config.out, (calibrations.FILE, *plans.FILES))
+    console.print(
+        f"plan: {config.model}, batch {config.batch_size}, on {', '.join(world.hosts)}, {threads} threads "
+        f"a rank, {machine.cpu_model()}"
+    )
+    calibration = calibrate(config, world, device, threads, every_step(), console)
+    with world.together():
+        if world.is_root:
+            output.write(config.out, {calibrations.FILE: calibration.as_dict()})
+            plans.write(config, calibration, console)
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,9 @@ class Measured:
         return {"way": fields.pop("collective"), **fields, "step_s": self.step_s, "error": self.error}
 
     def cells(self) -> list[str]:
-        low, median, high = (
-            f"{s * 1e3:.2f}" for s in (min(self.samples_s), self.step_s, max(self.samples_s))
-        )
-        times = [median, f"{low} to {high}", f"{self.predicted_s * 1e3:.2f}", f"{self.error:+.0%}"]
+        times_s = (self.step_s, min(self.samples_s), max(self.samples_s), self.predicted_s)
+        median, low, high, predicted = (f"{time_s * 1e3:.2f}" for time_s in times_s)
+        times = [median, f"{low} to {high}", predicted, f"{self.error:+.0%}"]
         name = self.collective if self.ranks > 1 else "none"
         return [str(self.ranks), name, *times, f"{self.speedup:.2f}x", f"{self.speedup / self.ranks:.0%}"]
 
@@ -73,25 +87,20 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
         raise UsageError(
             "scaling needs at least 2 ranks. Got: 1", remedy="mpiexec -n 8 python jobs/scaling.py"
         )
-    with world.together():
-        if world.is_root:
-            output.make_folder(config.out, FILES)
-    with world.together():
-        device = devices.own_device(world)
-    console = Console(quiet=not world.is_root, highlight=False, markup=False, soft_wrap=True)
+    console, device = output.begin(world, config.out, FILES)
     sizes = [2**power for power in range(world.size.bit_length())]
     step = f"{config.model}, batch {config.batch_size}, {config.optimizer}, {config.dtype}"
     console.print(
         f"scaling: {step}, {', '.join(map(str, sizes))} ranks of {threads} threads, {machine.cpu_model()}"
     )
-    calibration = calibrate(
-        config, world, device, threads, config.names, lambda text: console.print("measuring", text)
-    )
+    calibration = calibrate(config, world, device, threads, config.names, console)
     measured: list[Measured] = []
     for size in sizes:
         console.print(f"measuring {size} ranks" if size > 1 else "measuring 1 rank")
         measured += _measure_size(config, world, device, size, Model(calibration), measured)
     environment = machine.describe(world)
+    if not world.is_root:
+        return
     cores, notes = calibration.cores, []
     if calibration.one_machine:
         notes.append(f"All ranks share the {cores} cores of one machine.")
@@ -108,13 +117,9 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
         )
         for kind, unit in (("strong", "in all"), ("weak", "a rank"))
     ]
-    for table in tables:
-        console.print()
-        console.print(table.terminal(), soft_wrap=False)
+    output.show(console, tables)
     for note in notes:
         console.print(note)
-    if not world.is_root:
-        return
     content = {
         "config": as_dict(config),
         "calibration": calibration.as_dict(),

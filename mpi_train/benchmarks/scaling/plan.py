@@ -11,21 +11,22 @@ from typing import Any
 from rich.console import Console
 
 from mpi_train.benchmarks import output
+from mpi_train.benchmarks.config import PlanConfig
 from mpi_train.benchmarks.output import seconds
 from mpi_train.benchmarks.scaling import calibration as calibrations
 from mpi_train.benchmarks.scaling import charts
 from mpi_train.benchmarks.scaling.calibration import Calibration
-from mpi_train.benchmarks.scaling.config import PlanConfig, every_step
-from mpi_train.benchmarks.scaling.predict import ENOUGH, Advice, Model, Training, Trainings, advise, trainings
+from mpi_train.benchmarks.scaling.predict import ENOUGH, Advice, Model, Training, advise, trainings
 from mpi_train.report.tables import Table, size
-from mpi_train.runtime import devices, launch, machine
+from mpi_train.runs.job import run_job
+from mpi_train.runtime import launch
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import as_dict, flag_of, parse
-from mpi_train.runtime.world import World
 
 FILES = ("plan.json", "plan.md", "plan.png")
 _DESCRIPTION = "Predict what a training would take on more nodes."
+_ON_TWO_NODES = "sbatch --exclusive --time=00:15:00 slurm/ranks.sh plan"
 _PARTS = ("compute", "waiting", "moving", "hidden", "own")
 
 
@@ -36,9 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.calibration is not None:
         worlds.alone(job="plan --calibration")
         predict_again(config)
-        return
-    world = worlds.join()
-    measure(config, world, devices.claim_cores(world, config.threads))
+    else:
+        run_job(
+            "plan",
+            PlanConfig,
+            "mpi_train.benchmarks.scaling.measure:plan",
+            text=_DESCRIPTION,
+            mpi=True,
+            argv=argv,
+        )
 
 
 def predict_again(config: PlanConfig) -> None:
@@ -54,32 +61,7 @@ def predict_again(config: PlanConfig) -> None:
                 remedy=f"leave {flag} out, or measure again: mpiexec -n 2 python jobs/plan.py {flag} {asked}",
             )
     output.make_folder(config.out, FILES)
-    write(config, calibration, Console(highlight=False, markup=False, soft_wrap=True))
-
-
-def measure(config: PlanConfig, world: World, threads: int) -> None:
-    """Calibrate on all ranks of ``world``; rank 0 keeps the calibration, prints and writes the plan."""
-    check(config, world.size)
-    with world.together():
-        if world.is_root:
-            output.make_folder(config.out, (calibrations.FILE, *FILES))
-    # TensorFlow reads the number of threads when it is imported.
-    with devices.quiet_start(), devices.lean_imports(), world.together():
-        from mpi_train.benchmarks.scaling.calibrate import calibrate
-    with world.together():
-        device = devices.own_device(world)
-    console = Console(quiet=not world.is_root, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"plan: {config.model}, batch {config.batch_size}, on {', '.join(world.hosts)}, {threads} threads "
-        f"a rank, {machine.cpu_model()}"
-    )
-    calibration = calibrate(
-        config, world, device, threads, every_step(), lambda text: console.print("measuring", text)
-    )
-    with world.together():
-        if world.is_root:
-            output.write(config.out, {calibrations.FILE: calibration.as_dict()})
-            write(config, calibration, console)
+    write(config, calibration, output.console())
 
 
 def check(config: PlanConfig, num_ranks: int) -> None:
@@ -87,8 +69,8 @@ def check(config: PlanConfig, num_ranks: int) -> None:
     if num_ranks == 1 and config.network is None:
         raise UsageError(
             "plan measures a network between two ranks. Got: 1 rank",
-            remedy="mpiexec -n 2 python jobs/plan.py (or sbatch slurm/plan_2nodes.sh), or --gbit 100 "
-            "--latency-us 2 for a network that you know",
+            remedy="mpiexec -n 2 python jobs/plan.py (or "
+            f"{_ON_TWO_NODES}), or --gbit 100 --latency-us 2 for a network that you know",
         )
     if config.batch_size < 2:
         raise UsageError(
@@ -111,12 +93,8 @@ def write(config: PlanConfig, calibration: Calibration, console: Console) -> Non
     )  # fmt: skip
     exact = [name for name in found if not model.changes_result(name)]
     advices = {"the same result": advise(found, exact), "any*": advise(found, found)}
-    labels = {
-        name: name
-        + (f" /{model.every(name)}" if model.every(name) > 1 else "")
-        + ("" if name in exact else "*")
-        for name in found
-    }
+    everies = {name: f" /{every}" if (every := model.every(name)) > 1 else "" for name in found}
+    labels = {name: f"{name}{every}{'' if name in exact else '*'}" for name, every in everies.items()}
 
     def by_collective(title: str, cell: Callable[[Training], str]) -> Table:
         sizes = [f"{row.shape.ranks:,}" for row in _shown(next(iter(found.values())))]
@@ -132,56 +110,47 @@ def write(config: PlanConfig, calibration: Calibration, console: Console) -> Non
         by_collective(efficiency, lambda row: f"{row.efficiency:.0%}"),
     ]
     lines = [*_heading(config, model), *_notes(config, model)]
-    for table in tables:
-        console.print()
-        console.print(table.terminal(), soft_wrap=False)
+    output.show(console, tables)
     console.print("", *lines, sep="\n")
-    title = f"# Plan for {calibration.step['model']}, {config.epochs} epochs"
-    text = [title, "\n".join(f"- {line}" for line in lines), "![Time and node-hours](plan.png)"]
-    text += [table.markdown() for table in tables]
-    content, chart = _as_dict(config, model, found, advices), charts.plan(found, model, lines[0])
-    output.write(config.out, dict(zip(FILES, (content, "\n\n".join(text) + "\n", chart), strict=True)))
-    console.print(f"Written: {config.out}/plan.md, with plan.json and plan.png")
-
-
-def _as_dict(
-    config: PlanConfig, model: Model, found: Trainings, advices: Mapping[str, Advice]
-) -> dict[str, Any]:
-    """Return the content of ``plan.json``."""
-
-    def entry(row: Training) -> dict[str, Any]:
-        return {
-            "way": row.collective, "nodes": row.shape.nodes, "ranks": row.shape.ranks,
-            "batch_size": row.batch_size, "step_s": row.step.total_s,
-            "parts_s": {name: getattr(row.step, f"{name}_s") for name in _PARTS},
-            "sent_bytes": row.step.sent_bytes, "train_s": row.train_s, "node_hours": row.node_hours,
-            "efficiency": row.efficiency,
-        }  # fmt: skip
-
-    return {
+    content = {
         "config": as_dict(config),
         "one_machine": model.one_machine,
         "network": dataclasses.asdict(model.network),
-        "trainings": [entry(row) for rows in found.values() for row in rows],
+        "trainings": [_entry(row) for rows in found.values() for row in rows],
         "advice": {
             name: {
-                **{kind: entry(getattr(advice, kind)) for kind in ("fastest", "cheapest", "efficient")},
+                **{kind: _entry(getattr(advice, kind)) for kind in ("fastest", "cheapest", "efficient")},
                 "falls_at_nodes": advice.falls_at,
             }
             for name, advice in advices.items()
         },
     }
+    title = f"# Plan for {calibration.step['model']}, {config.epochs} epochs"
+    text = [title, "\n".join(f"- {line}" for line in lines), "![Time and node-hours](plan.png)"]
+    text += [table.markdown() for table in tables]
+    chart = charts.plan(found, model, lines[0])
+    output.write(config.out, dict(zip(FILES, (content, "\n\n".join(text) + "\n", chart), strict=True)))
+    console.print(f"Written: {config.out}/plan.md, with plan.json and plan.png")
+
+
+def _entry(row: Training) -> dict[str, Any]:
+    """Return a training as ``plan.json`` has it."""
+    return {
+        "way": row.collective, "nodes": row.shape.nodes, "ranks": row.shape.ranks,
+        "batch_size": row.batch_size, "step_s": row.step.total_s,
+        "parts_s": {name: getattr(row.step, f"{name}_s") for name in _PARTS},
+        "sent_bytes": row.step.sent_bytes, "train_s": row.train_s, "node_hours": row.node_hours,
+        "efficiency": row.efficiency,
+    }  # fmt: skip
 
 
 def _heading(config: PlanConfig, model: Model) -> list[str]:
     step, network = model.calibration.step, model.network
     batch = f"batch {step['batch_size']} {'a rank' if config.weak else 'in all'}"
-    work = f"{config.epochs} epochs of {config.examples:,} examples"
     burst = f", after pauses {size(network.burst_bytes)} at once" if network.burst_bytes else ""
-    origin, gbit = (
-        "given" if config.network else "measured between two ranks",
-        8e-9 / network.seconds_per_byte,
-    )
+    origin = "given" if config.network else "measured between two ranks"
+    gbit = 8e-9 / network.seconds_per_byte
+    work = f"{config.epochs} epochs of {config.examples:,} examples"
     return [
         f"{step['model']}, {batch}, {step['optimizer']}, {step['dtype']}: {work}",
         f"Network, {origin}: {seconds(network.latency_s)} a message, {gbit:.3g} Gbit/s{burst}",
@@ -199,7 +168,7 @@ def _notes(config: PlanConfig, model: Model) -> list[str]:
         if len(set(calibration.hosts)) == 1:
             notes.append(
                 "It was measured within one node, as if nodes could reach each other's memory: measure on "
-                "two (sbatch slurm/plan_2nodes.sh), or give --gbit and --latency-us."
+                f"two ({_ON_TWO_NODES}), or give --gbit and --latency-us."
             )
     if model.one_machine:
         notes.append(

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from mpi_train.benchmarks.scaling import cost_model
 from mpi_train.benchmarks.scaling.calibration import Calibration, Contention, interpolated
-from mpi_train.benchmarks.scaling.cost_model import (
-    ALL_REDUCES,
-    PATTERNS,
-    Network,
-    Shape,
-    Transfer,
-    expected_maximum,
-)
+from mpi_train.benchmarks.scaling.cost_model import ALL_REDUCES, PATTERNS, Network, Shape, Transfer
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime.errors import UsageError
 
-Seconds = Callable[[Transfer, float], float]
-"""Function like ``Network.after_pause``."""
 ENOUGH = 0.8
 """Parallel efficiency below which more nodes are not recommended."""
 
 
-@dataclass(frozen=True)
-class StepTime:
+class StepTime(NamedTuple):
     """Mean time of a step, and bytes that leave a node.
 
     A step computes, waits for the slowest rank, and moves bytes, partly hidden behind computation; ``own_s``
@@ -45,7 +36,10 @@ class StepTime:
 
 
 class Model:
-    """Cost model from a calibration; ``network``, ``one_machine`` and ``every`` replace what was measured."""
+    """Cost model from a calibration; ``network``, ``one_machine`` and ``every`` replace what was measured.
+
+    A calibration of one rank needs a ``network``.
+    """
 
     def __init__(
         self,
@@ -57,9 +51,11 @@ class Model:
         self.calibration = calibration
         self.one_machine = calibration.one_machine if one_machine is None else one_machine
         self._given, self._every = network, every
-        measured = calibration.uncontended
-        assert network is not None or measured is not None
-        self.network: Network = network or measured.network  # type: ignore[union-attr]
+        low = calibration.uncontended
+        if low is None:
+            assert network is not None
+            low = Contention(ranks_per_core=1, compute_s=calibration.alone_s, network=network)
+        self._low, self.network = low, network or low.network
 
     def every(self, collective: str) -> int:
         """Return the number of steps between two exchanges."""
@@ -72,97 +68,87 @@ class Model:
 
     def step(self, collective: str, shape: Shape, own_batch: float) -> StepTime:
         """Predict a step with ``own_batch`` examples a rank; raises ``UsageError`` for an unknown cost."""
-        calibration = self.calibration
-        low, high = calibration.uncontended, calibration.contended
+        low, high = self._low, self.calibration.contended
         if shape.ranks == 1:
-            return StepTime(interpolated(calibration.alone_s, own_batch))
-        per_core = shape.ranks / calibration.cores
-        if not self.one_machine or high is None or low is None or per_core <= low.ranks_per_core:
-            return self._step(collective, shape, own_batch, low, 1)
+            return StepTime(interpolated(self.calibration.alone_s, own_batch))
+        per_core = shape.ranks / self.calibration.cores
+        if not self.one_machine or high is None or per_core <= low.ranks_per_core:
+            return self._step(collective, shape, own_batch, low)
         if per_core >= high.ranks_per_core:
             return self._step(collective, shape, own_batch, high, per_core / high.ranks_per_core)
         share = (per_core - low.ranks_per_core) / (high.ranks_per_core - low.ranks_per_core)
-        both = (
-            dataclasses.astuple(self._step(collective, shape, own_batch, each, 1)) for each in (low, high)
-        )
+        both = (self._step(collective, shape, own_batch, each) for each in (low, high))
         return StepTime(*((1 - share) * fast + share * slow for fast, slow in zip(*both, strict=True)))
 
     def _step(
-        self, collective: str, shape: Shape, own_batch: float, contention: Contention | None, factor: float
+        self, collective: str, shape: Shape, own_batch: float, measured: Contention, factor: float = 1
     ) -> StepTime:
-        """Predict a step with ``factor`` times as many ranks per core as in ``contention``."""
+        """Predict a step with ``factor`` times as many ranks per core as ``measured``."""
         every = self.every(collective)
-        if contention is None or self._given is not None:
-            assert self._given is not None
-            seconds: Seconds = self._given.after_pause
-            network = self._given
-        else:
-            seconds, network = self._measured(contention, factor), contention.network
-        times = contention.compute_s if contention is not None else self.calibration.alone_s
-        compute_s = interpolated(times, own_batch) * factor
-        step = self._exchanging(collective, shape, compute_s, network, seconds, every)
-        measured_s = contention.step_s if contention is not None else {}
-        reference = collective if collective in measured_s else "plain"
-        if contention is None or reference not in measured_s:
+        compute_s = interpolated(measured.compute_s, own_batch) * factor
+        step = self._exchanging(collective, shape, compute_s, measured, factor, every, self._given)
+        reference = collective if collective in measured.step_s else "plain"
+        if reference not in measured.step_s:
             return step
         # What the measured step of two ranks took beyond the model of it, on the measured network.
-        compute_s = interpolated(times, self.calibration.step["batch_size"] / 2)
-        seconds = self._measured(contention, 1)
-        of_two = self._exchanging(reference, Shape(2), compute_s, contention.network, seconds, every=1)
-        return dataclasses.replace(step, own_s=(measured_s[reference] - of_two.total_s) / every * factor)
+        compute_s = interpolated(measured.compute_s, self.calibration.step["batch_size"] / 2)
+        of_two = self._exchanging(reference, Shape(2), compute_s, measured)
+        return step._replace(own_s=(measured.step_s[reference] - of_two.total_s) / every * factor)
 
     def _exchanging(
         self,
         collective: str,
         shape: Shape,
         compute_s: float,
-        network: Network,
-        seconds: Seconds,
-        every: int,
+        measured: Contention,
+        factor: float = 1,
+        every: int = 1,
+        given: Network | None = None,
     ) -> StepTime:
-        """Add waiting and communication to ``compute_s``; ``seconds`` is like ``Network.after_pause``."""
+        """Add waiting and communication to ``compute_s``, on the network ``given`` or the measured one."""
         cost = COLLECTIVES[collective].cost
         if cost not in PATTERNS:
             raise UsageError(
                 f"collective {collective}: expected a cost of {', '.join(PATTERNS)}. Got: {cost}",
                 remedy="add it to benchmarks/scaling/cost_model.py, or name another one in the registry",
             )
-        pattern = PATTERNS[cost]
+        pattern, network = PATTERNS[cost], given or measured.network
         payload = self.calibration.payload.get(collective, self.calibration.model_bytes)
         if pattern.formula is not None:
             transfer = pattern.formula(payload, shape)
         else:
             count = pattern.num_messages or self.calibration.num_buckets
-            found = [formula(payload / count, shape) for formula in ALL_REDUCES.values()]
-            found = [Transfer(*(count * each for each in dataclasses.astuple(one))) for one in found]
+            one_each = (formula(payload / count, shape) for formula in ALL_REDUCES.values())
+            found = [Transfer(*(count * each for each in one)) for one in one_each]
             transfer = min(found, key=lambda each: network.after_pause(each, 0))
         # Traffic within a node is assumed to be as fast as between nodes, because only that was measured.
         within = Transfer(transfer.rounds_within, transfer.bytes_within)
-        moving_s = (seconds(transfer, compute_s) + (seconds(within, 0) if within.rounds else 0.0)) / every
+        if given is not None:
+            moving_s = given.after_pause(transfer, compute_s) + given.after_pause(within, 0)
+        else:
+            both = ((transfer, compute_s), (within, 0.0))
+            moving_s = sum(self._measured_s(each, pause_s, measured, factor) for each, pause_s in both)
+        moving_s /= every
         hidden_s = min(moving_s, pattern.overlap * compute_s)
         relative_s = self.calibration.relative_s
-        slowest = expected_maximum(relative_s, shape.ranks) / (sum(relative_s) / len(relative_s))
+        slowest = cost_model.expected_maximum(relative_s, shape.ranks) / (sum(relative_s) / len(relative_s))
         # Over several steps, random delays even out with their square root.
         waiting_s = compute_s * (slowest - 1) / every**0.5
         sent_bytes = transfer.num_bytes / every
         return StepTime(compute_s, waiting_s, moving_s - hidden_s, hidden_s, 0.0, sent_bytes)
 
-    def _measured(self, contention: Contention, factor: float) -> Seconds:
-        """Return a function like ``Network.after_pause`` that interpolates the measured all-reduces."""
-        uncontended, network = self.calibration.uncontended, contention.network
-        assert uncontended is not None
+    def _measured_s(self, transfer: Transfer, pause_s: float, measured: Contention, factor: float) -> float:
+        """Do the same as ``Network.after_pause``, by interpolation of the measured all-reduces."""
+        if not transfer.rounds:
+            return 0.0
+        network = measured.network
         # A transfer that is limited by the core takes longer if more ranks share the core.
-        limited_by_core = network.seconds_per_byte > 1.25 * uncontended.network.seconds_per_byte
-        slower = factor if limited_by_core else 1.0
-
-        def seconds(transfer: Transfer, pause_s: float) -> float:
-            if not transfer.rounds:
-                return 0.0
-            saved_s = min(network.burst_bytes * network.seconds_per_byte, pause_s)
-            moving_s = interpolated(contention.all_reduce_s, transfer.num_bytes) * slower - saved_s
-            return max(0.0, moving_s) + (transfer.rounds - 1) * network.latency_s * factor
-
-        return seconds
+        limited_by_core = network.seconds_per_byte > 1.25 * self._low.network.seconds_per_byte
+        moving_s = interpolated(measured.all_reduce_s, transfer.num_bytes) * (
+            factor if limited_by_core else 1
+        )
+        latencies_s = (transfer.rounds - 1) * network.latency_s * factor
+        return max(0.0, moving_s - network.saved_s(pause_s)) + latencies_s
 
 
 @dataclass(frozen=True)
@@ -196,8 +182,8 @@ def trainings(
     With ``weak``, the batch of the calibration is that of each rank; else it is the global batch.
     """
     batch_size = model.calibration.step["batch_size"]
-    nodes = (2**power for power in range((max_ranks // per_node).bit_length()))
-    shapes = dict.fromkeys([Shape(1), *(Shape(each, per_node) for each in nodes)])
+    powers = range((max_ranks // per_node).bit_length())
+    shapes = dict.fromkeys([Shape(1), *(Shape(2**power, per_node) for power in powers)])
     alone_s = model.step("auto", Shape(1), batch_size).total_s / batch_size
 
     def training(collective: str, shape: Shape) -> Training:
@@ -211,8 +197,7 @@ def trainings(
     return {name: [training(name, shape) for shape in fitting] for name in COLLECTIVES}
 
 
-@dataclass(frozen=True)
-class Advice:
+class Advice(NamedTuple):
     """Recommended trainings, and the number of nodes at which the efficient one falls below ``ENOUGH``."""
 
     fastest: Training
@@ -229,7 +214,8 @@ def advise(found: Trainings, collectives: Iterable[str]) -> Advice:
     for line in lines:
         falls = next((n for n, row in enumerate(line) if n and row.efficiency < ENOUGH), len(line))
         best.append((line[falls - 1], line[falls].shape.nodes if falls < len(line) else None))
-    efficient, falls_at = min(best, key=lambda pair: pair[0].train_s)
-    fastest = min(rows, key=lambda row: row.train_s)
-    cheapest = min(rows, key=lambda row: (round(row.node_hours, 9), row.train_s))
-    return Advice(fastest, cheapest, efficient, falls_at)
+    return Advice(
+        min(rows, key=lambda row: row.train_s),
+        min(rows, key=lambda row: (round(row.node_hours, 9), row.train_s)),
+        *min(best, key=lambda pair: pair[0].train_s),
+    )

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.console import Console
 
-from mpi_train.benchmarks import output
-from mpi_train.benchmarks.step.config import BenchStepConfig
-from mpi_train.benchmarks.step.workloads import PRODUCT_FLOP, Gradient, Product, Update
-from mpi_train.benchmarks.timing import BareAllReduce, TimedStep, Work, build_model, time_in_turn
+from mpi_train.benchmarks import output, timing
+from mpi_train.benchmarks.config import BenchStepConfig
+from mpi_train.benchmarks.step import workloads
+from mpi_train.benchmarks.timing import BareAllReduce, TimedStep, Work
 from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
-from mpi_train.runtime import devices, machine
+from mpi_train.runtime import machine
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 
@@ -121,29 +119,21 @@ def measure(config: BenchStepConfig, world: World, threads: int) -> None:
     Raises ``UsageError`` for bad options and ``PlatformError`` for too few GPUs, on all ranks.
     """
     one_example_a_rank(config.batch_size, world.size)
-    with world.together():
-        if world.is_root and config.out is not None:
-            output.make_folder(config.out, (OUT_FILE,))
-    with world.together():
-        device = devices.own_device(world)
-    console = Console(quiet=not world.is_root, highlight=False, markup=False)
+    console, device = output.begin(world, config.out, (OUT_FILE,))
     step = _step(config, world, device)
-    console.print(_description(config, world, threads, sum(step.trainer.flat.sizes)), soft_wrap=True)
+    console.print(_description(config, world, threads, sum(step.trainer.flat.sizes)))
     samples = _samples(config, world, device, step)
-    for table in tables(samples):
-        console.print()
-        console.print(table.terminal())
-    environment = machine.describe(world)
+    output.show(console, tables(samples))
+    content = {
+        "config": as_dict(config),
+        "threads_per_rank": threads,
+        **dataclasses.asdict(samples),
+        "ratios": samples.ratios(),
+        "shares": samples.shares(),
+        "environment": machine.describe(world),
+    }
     with world.together():
         if config.out is not None and world.is_root:
-            content = {
-                "config": as_dict(config),
-                "threads_per_rank": threads,
-                **dataclasses.asdict(samples),
-                "ratios": samples.ratios(),
-                "shares": samples.shares(),
-                "environment": environment,
-            }
             output.write(config.out, {OUT_FILE: content})
 
 
@@ -160,22 +150,20 @@ def _samples(config: BenchStepConfig, world: World, device: str, step: TimedStep
     batch, repeats = -(-config.batch_size // world.size), config.repeats
     images = np.resize(step.examples.images[: 2 * batch], (2, batch, *step.examples.images.shape[1:]))
     labels = np.resize(step.examples.labels, batch).astype(np.int32)
-    gradient = Gradient(build_model(config), images.astype(np.float32) / 255, labels)
-    works = [Work(GRADIENT, gradient), Work(OPTIMIZER, Update(step.trainer)), Work(STEP, step)]
-    all_reduce_s = {}
+    gradient = workloads.gradient(timing.build_model(config), images.astype(np.float32) / 255, labels)
+    product, update = workloads.product(config.dtype), workloads.update(step.trainer)
+    works = [Work(GRADIENT, gradient), Work(OPTIMIZER, update), Work(STEP, step)]
     if world.size > 1:
         averaged = _step(config, world, device, ExchangeConfig(average=config.average))
         bare = BareAllReduce(world, step.trainer.flat.num_padded * 4)
         works += [Work(AVERAGED, averaged), Work(ALL_REDUCE, bare), Work(ALONE, step, alone=True)]
-    works.append(Work(PRODUCT, Product(config.dtype)))
-    parts_s = time_in_turn(works, world, repeats=repeats)
-    if world.size > 1:
-        works = [Work(str(size), BareAllReduce(world, size)) for size in SIZES]
-        samples = time_in_turn(works, world, repeats=repeats, share=1 / 6)
-        all_reduce_s = {int(size): values for size, values in samples.items()}
+    works.append(Work(PRODUCT, product))
+    parts_s = timing.time_in_turn(works, world, repeats=repeats)
+    works = [Work(str(size), BareAllReduce(world, size)) for size in SIZES if world.size > 1]
+    all_reduce_s = timing.time_in_turn(works, world, repeats=repeats, share=1 / 6)
     return Samples(
-        world_size=world.size, parts_s=parts_s, gradient_flop=gradient.flop(), product_flop=PRODUCT_FLOP,
-        all_reduce_s=all_reduce_s,
+        world_size=world.size, parts_s=parts_s, gradient_flop=gradient.flop(), product_flop=product.flop(),
+        all_reduce_s={int(size): values for size, values in all_reduce_s.items()},
     )  # fmt: skip
 
 
@@ -190,8 +178,6 @@ def _description(config: BenchStepConfig, world: World, threads: int, num_weight
         + f", {machine.cpu_model()}\n"
         f"{count(config.repeats, 'sample')} of each part, taken in turn; random images, no data set"
     )
-    everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
-    local = [cores for host, cores in everyone if host == world.hosts[world.rank]]
-    if any(world.gather_all(len(set().union(*local)) < len(local))):
+    if any(world.gather_all(world.local_size > len(timing.cores_of_node(world)))):
         text += "\nWarning: more ranks than cores. Ranks wait for each other in every part."
     return text

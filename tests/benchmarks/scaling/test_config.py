@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mpi_train.benchmarks.config import PlanConfig, ScalingConfig
 from mpi_train.benchmarks.scaling import plan
 from mpi_train.benchmarks.scaling.calibration import Calibration
-from mpi_train.benchmarks.scaling.config import PlanConfig, ScalingConfig
 from mpi_train.runtime import files
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import parse

@@ -173,7 +173,7 @@ def test_a_calibration_is_read_as_it_was_written(shared: Calibration, tmp_path: 
         (None, r"expected a readable file with a calibration of version 1\. Got: .*No such file"),
         ("{", "truncated"),
         ("[]", "got `array`"),
-        ('{"version": 0}', "with version 0"),
+        ('{"version": 0}', "Invalid value 0"),
         ('{"version": 1}', "missing required field"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Options of ``jobs/plan.py`` and ``jobs/scaling.py``."""
+"""Options of ``jobs/bench_step.py``, ``jobs/scaling.py`` and ``jobs/plan.py``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from mpi_train.benchmarks.scaling.cost_model import Network
-from mpi_train.benchmarks.series import words_of
+from mpi_train.collectives.config import Average
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import at_least, flag_of, option
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words between commas or blanks, each once."""
+    return list(dict.fromkeys(text.replace(",", " ").split()))
 
 
 def every_step() -> list[str]:
@@ -21,13 +26,22 @@ def every_step() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(StepConfig):
-    """Options of both jobs."""
+    """Options of all three jobs."""
 
     repeats: int = option(5, "samples of each measurement, taken in turn")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--repeats", self.repeats, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchStepConfig(MeasureConfig):
+    """Options of ``jobs/bench_step.py``."""
+
+    average: Average = option("weights", "what the all-reduce of a step averages")
+    repeats: int = option(7, "samples of each part, taken in turn")
+    out: Path | None = option(None, "folder for bench_step.json, with all samples (default: none)", "DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +53,9 @@ class ScalingConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = every_step()
-        if not self.names or not set(self.names) <= set(known):
+        if not self.names or not set(self.names) <= set(every_step()):
             raise UsageError(
-                f"--collectives: expected some of {', '.join(known)}, which exchange at every step. "
+                f"--collectives: expected some of {', '.join(every_step())}, which exchange at every step. "
                 f"Got: {self.collectives!r}"
             )
 
