@@ -75,8 +75,7 @@ def charts(summary: Summary) -> dict[str, Figure]:
 def numbers_of(rows: Sequence[Row]) -> dict[Row, int]:
     """Return a number for the colour and the marker of each row.
 
-    The first row of a strategy has the number of the strategy in the registry, which is the same in all
-    reports.
+    The first row of a strategy has its number in the registry, which is the same in all reports.
     """
     own = {name: number for number, name in enumerate(registry.STRATEGIES)}
     others = itertools.count(len(own))
@@ -86,8 +85,7 @@ def numbers_of(rows: Sequence[Row]) -> dict[Row, int]:
 def colour(number: int) -> str:
     """Return the colour of a ``number``, which no other number has. It is legible on white and on black.
 
-    Hues lie a golden angle apart. Relative luminance is 0.15, 0.22 or 0.32, which gives a contrast of about 3
-    or more to a white page and to a dark one.
+    Hues lie a golden angle apart. Luminance of 0.15 to 0.32 contrasts with white pages and with dark ones.
     """
     if number == 0:
         return "#777777"
@@ -144,10 +142,8 @@ def _places(title: str, xlabel: str, labels: Sequence[str], extra_in: float = 0.
     axes = figure.subplots()
     for place, label in enumerate(labels):
         axes.annotate(label, (0, place - 0.28), xycoords=("axes fraction", "data"), va="bottom")
-    axes.set_ylim(len(labels) - 0.5, -0.9)
-    axes.set_yticks([])
+    axes.set(ylim=(len(labels) - 0.5, -0.9), yticks=[], xlabel=xlabel)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(xlabel)
     return figure, axes
 
 
@@ -196,15 +192,13 @@ def _curves(rows: Sequence[Row], numbers: _Numbers, xlabel: str) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True)
     for row in rows:
         for run in row.runs:
-            epochs = run.record.epochs
+            epochs, label = run.record.epochs, _label(row) if run is row.runs[0] else None
             xs = [epoch.epoch for epoch in epochs] if xlabel == "epoch" else elapsed_s(run.record)
-            label = _label(row) if run is row.runs[0] else None
             above.plot(xs, [epoch.test_accuracy for epoch in epochs], label=label, **_line(numbers[row]))
             below.plot(xs, [epoch.train_loss for epoch in epochs], **_line(numbers[row]))
     above.set_ylim(_widened(*above.get_ylim()))
     above.set_ylabel("test accuracy")
-    below.set_ylabel("training loss")
-    below.set_xlabel(xlabel)
+    below.set(ylabel="training loss", xlabel=xlabel)
     below.set_xlim(left=0)
     below.xaxis.get_major_locator().set_params(integer=True)
     legend(figure, above)
@@ -238,10 +232,9 @@ def _scaling(summary: Summary, numbers: _Numbers, title: str) -> Figure | None:
         axes.set_yticks(sizes, map(str, sizes))
     else:
         axes.set_ylim(bottom=0)
-    axes.set_xlim(0.9, 1.1 * largest)
+    axes.set(xlim=(0.9, 1.1 * largest), xlabel="ranks or devices")
     axes.set_xticks(sizes, map(str, sizes))
     axes.minorticks_off()
-    axes.set_xlabel("ranks or devices")
     legend(figure, axes)
     return figure
 
@@ -261,10 +254,8 @@ def _time_split(summary: Summary) -> Figure | None:
     whole_s = parts_s.sum(axis=1)
     shares = 100 * parts_s / whole_s[:, None]
     for part, (name, number) in enumerate(_PARTS.items()):
-        left = shares[:, :part].sum(axis=1)
-        axes.barh(
-            range(len(shown)), shares[:, part], left=left, height=0.42, color=colour(number), label=name
-        )
+        left, width = shares[:, :part].sum(axis=1), shares[:, part]
+        axes.barh(range(len(shown)), width, left=left, height=0.42, color=colour(number), label=name)
     for place, together_s in enumerate(whole_s):
         _note(axes, 100, place, f"{tables.seconds(together_s)} s")
     axes.set_xlim(0, 130)

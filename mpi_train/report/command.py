@@ -13,12 +13,7 @@ from mpi_train.runtime.flags import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with the flags ``argv``, by default those of the process.
-
-    Raises:
-        UsageError: flags or folders are wrong.
-        DataError: no run, or a record that cannot be read.
-    """
+    """Run the command with the flags ``argv``, by default those of the process."""
     parser = Parser(prog="python jobs/report.py", description="Write the report of previous runs.")
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="DIR", help="folders with runs (default: results/bench)"

@@ -49,7 +49,7 @@ def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:
         shown.add_column(Text(name), justify="right", overflow="fold")
     shown.add_column("ratio", justify="right")
     one, other = _settings(first[1]), _settings(second[1])
-    differing = [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
+    differing = [key for key in one | other if one.get(key) != other.get(key)]
     for key in differing:
         pair = (Text(facts.get(key, tables.ABSENT), style="bold") for facts in (one, other))
         shown.add_row(Text(key.replace("_", " ")), *pair)

@@ -27,8 +27,7 @@ PAGE, TEXT = "report.html", "report.md"
 def write(folders: Sequence[Path], out: Path) -> list[Summary]:
     """Write ``report.html``, ``report.md`` and its charts into ``out``, from the runs below ``folders``.
 
-    Returns:
-        The comparisons, one for each group of runs that do the same work.
+    Returns a comparison for each group of runs that do the same work.
 
     Raises:
         DataError: no run, or a record that cannot be read.

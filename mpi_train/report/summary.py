@@ -1,8 +1,7 @@
 """Statistics of a comparison: one row for each strategy, computed from its runs.
 
-Runs that do different work are compared in separate groups. Within a group, runs of the same seed form one
-repeat. Ratios are taken within a repeat, so that a machine that slows down from one repeat to the next
-changes both sides of a ratio.
+Runs of the same seed form one repeat. Ratios are taken within a repeat, so that a machine that slows down
+from one repeat to the next changes both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -49,26 +48,23 @@ class Spread:
         return cls(statistics.median(known), min(known), max(known), len(known)) if known else None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Row:
     """All repeats of one strategy with the same workers and settings. Figures are None if unknown.
 
     Attributes:
-        strategy: Name of the strategy.
         variant: Settings that differ from other rows of the same strategy and size; empty if none do.
-        workers: Number of ranks or devices, 1 for one process.
-        unit: ``rank``, ``device`` or ``process``.
+        workers, unit: Number of ranks or devices, 1 for one process; ``rank``, ``device`` or ``process``.
         runs: Finished runs, one for each repeat.
         unfinished: Attempts that failed or were not started.
-        baseline: Runs of plain Keras, by repeat.
-        reference: Runs of the suite's own loop on one rank, by repeat.
+        baseline, reference: Runs of plain Keras, and of the suite's own loop on one rank, by repeat.
         missing_seeds: Seeds that other rows have.
     """
 
     strategy: str
-    variant: str
     workers: int
     unit: str
+    variant: str
     runs: list[Run]
     unfinished: list[Attempt]
     baseline: _Repeats
@@ -148,10 +144,10 @@ class Row:
         """Return the training time in seconds to a test accuracy, over the runs that reached it."""
         return self.spread(lambda run: time_to(run, target))
 
-    @cached_property
+    @property
     def rank_times(self) -> list[RankTimes]:
         """Times of each rank in the first run, all epochs together; empty if unknown."""
-        return sum_of(epoch.by_rank for epoch in self.record.epochs) if self.runs else []
+        return sum_of(epoch.by_rank for epoch in self.record.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +176,7 @@ class Summary:
     @property
     def everyone(self) -> list[Row]:
         """All rows, and the reference last unless it is one of the rows."""
-        aside = [self.reference] if self.reference is not None and self.reference not in self.rows else []
-        return [*self.rows, *aside]
+        return list(dict.fromkeys((*self.rows, *([self.reference] if self.reference else []))))
 
     @property
     def measured(self) -> list[Row]:
@@ -214,37 +209,32 @@ def differences(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 def summarise(collection: Collection) -> Summary:
     """Compare runs that do the same work, such as one of the ``groups``."""
     runs = collection.runs
-    by_key: dict[_Key, list[Run]] = {}
+    by_key: dict[_Key, tuple[list[Run], list[Attempt]]] = {}
     for run in runs:
-        by_key.setdefault(_key(run.record), []).append(run)
-    lost: dict[_Key, list[Attempt]] = {}
+        by_key.setdefault(_key(run.record), ([], []))[0].append(run)
     for attempt in collection.unfinished:
         own = (attempt.strategy, attempt.workers, attempt.unit)
         key = next((key for key in by_key if key[:3] == own), (*own, "{}"))
-        lost.setdefault(key, []).append(attempt)
-        by_key.setdefault(key, [])
+        by_key.setdefault(key, ([], []))[1].append(attempt)
     # The baseline, then strategies in the order in which they occur, each from few workers to many.
     order = ["baseline", *(key[0] for key in by_key)]
     keys = sorted(by_key, key=lambda key: (order.index(key[0]), key[1]))
     baseline = next((key for key in keys if key[0] == "baseline"), None)
     reference = next((key for key in keys if key[:2] == ("mpi", 1)), None)
     seeds = {run.record.seed for run in runs}
-    rows = {
-        key: Row(
-            strategy=key[0],
+    rows: dict[_Key, Row] = {}
+    for key in keys:
+        own_runs, unfinished = by_key[key]
+        own_seeds = {run.record.seed for run in own_runs} | {attempt.seed for attempt in unfinished}
+        rows[key] = Row(
+            *key[:3],
             variant=_variant(key, keys),
-            workers=key[1],
-            unit=key[2],
-            runs=by_key[key],
-            unfinished=(unfinished := lost.get(key, [])),
-            baseline=_by_repeat(by_key[baseline]) if baseline else {},
-            reference=_by_repeat(by_key[reference]) if reference else {},
-            missing_seeds=sorted(
-                seeds - {run.record.seed for run in by_key[key]} - {each.seed for each in unfinished}
-            ),
+            runs=own_runs,
+            unfinished=unfinished,
+            baseline=_by_repeat(by_key[baseline][0]) if baseline else {},
+            reference=_by_repeat(by_key[reference][0]) if reference else {},
+            missing_seeds=sorted(seeds - own_seeds),
         )
-        for key in keys
-    }
     # One rank is the reference of more workers; without any it is a strategy like the others.
     aside = reference if any(key[1] > 1 for key in keys) else None
     return Summary(
@@ -257,24 +247,20 @@ def summarise(collection: Collection) -> Summary:
 
 
 def _key(record: RunRecord) -> _Key:
-    rest = {name: value for name, value in record.sync.items() if name != "devices"}
-    rest["threads"] = record.threads_per_rank
+    rest = {**record.sync, "threads": record.threads_per_rank}
+    rest.pop("devices", None)
     return record.strategy, *workers_of(record), json.dumps(rest, sort_keys=True)
 
 
 def workers_of(record: RunRecord) -> tuple[int, str]:
     """Return the number of parts into which the global batch was split, and the unit that trains one.
 
-    The registry knows the unit. The record decides for a strategy that takes the best device there is, and
-    for one that is not registered.
+    The registry knows the unit, except for a strategy that takes the best device there is.
     """
     strategy = registry.STRATEGIES.get(record.strategy)
+    unit: str = strategy.unit if strategy else "device" if "devices" in record.sync else "rank"
     if "device" in record.sync:
-        unit: str = "process" if record.sync["device"] == "CPU" else "device"
-    elif strategy is not None:
-        unit = strategy.unit
-    else:
-        unit = "device" if "devices" in record.sync else "rank"
+        unit = "process" if record.sync["device"] == "CPU" else "device"
     ranks, devices = record.world_size, int(record.sync.get("devices", 1))
     return {"process": 1, "device": ranks * devices}.get(unit, ranks), unit
 
@@ -288,8 +274,9 @@ def _variant(key: _Key, keys: Sequence[_Key]) -> str:
     """Return the settings in which ``key`` differs from others of its strategy and size."""
     mine: dict[str, Any] = json.loads(key[3])
     others = [json.loads(other[3]) for other in keys if other[:3] == key[:3]]
-    differing = [name for name in mine if any(other.get(name) != mine[name] for other in others)]
-    return ", ".join(f"{name}={mine[name]}" for name in differing)
+    return ", ".join(
+        f"{name}={value}" for name, value in mine.items() if any(other.get(name) != value for other in others)
+    )
 
 
 def _work(record: RunRecord) -> dict[str, Any]:

@@ -30,14 +30,10 @@ MAX_RANKS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Table of text cells. A line break in a cell separates a figure from its range over the repeats.
+    """Table of text cells, with a ``title`` above and a ``note`` below unless they are empty.
 
-    Attributes:
-        columns: Names of the columns.
-        rows: Rows of cells, one cell for each column.
-        title: Heading above the table; empty for none.
-        note: Paragraph below the table; empty for none.
-        num_names: Number of columns, from the left, that hold names. The others hold figures.
+    The first ``num_names`` columns hold names, the others figures. A line break in a cell separates a figure
+    from its range over the repeats.
     """
 
     columns: Sequence[str]
@@ -59,15 +55,15 @@ class Table:
         from rich.table import Table as TerminalTable
         from rich.text import Text
 
-        rows = [[cell.replace(" to ", "-").split("\n") for cell in row] for row in self.rows]
         title = Text(self.title) if self.title else None
         shown = TerminalTable(title=title, title_justify="left", box=None, pad_edge=False)
         shown.add_column(self.columns[0], overflow="fold")
         for column in self.columns[self.num_names :]:
             shown.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-        for (name, *remark), *others in rows:
+        for row in self.rows:
+            (name, *remark), *others = (cell.replace(" to ", "-").split("\n") for cell in row)
             below = ", ".join(filter(None, (*(cell[0] for cell in others[: self.num_names - 1]), *remark)))
-            cells = ((name, below), *others[self.num_names - 1 :])
+            cells = ([name, below], *others[self.num_names - 1 :])
             shown.add_row(*(Text(first) + Text("\n".join(("", *more)) if any(more) else "", "dim")
                             for first, *more in cells))  # fmt: skip
         return shown
@@ -122,10 +118,11 @@ def comparison(summary: Summary, title: str = "") -> Table:
 
 
 def _compared(row: Row) -> list[str]:
+    end = outcome(row.unfinished)
     if not row.runs:
-        return [row.name, row.size, outcome(row.unfinished), *[ABSENT] * 4]
+        return [row.name, row.size, end, *[ABSENT] * 4]
     return [
-        "\n".join(filter(None, (row.name, outcome(row.unfinished)))),
+        f"{row.name}\n{end}" if end else row.name,
         row.size,
         cell(row.train_s, seconds, unit=f" s {STALLED}" if row.num_stalled else " s"),
         times(1) if row.is_baseline else cell(row.speedup, times),
@@ -183,10 +180,8 @@ def _by_row(title: str, rows: Sequence[Row], figures: Mapping[str, Callable[[Row
 
 def _reached(row: Row, target: float) -> str:
     spread, num_runs = row.reached_s(target), len(row.runs)
-    some = spread is not None and spread.num_repeats < num_runs
-    return cell(
-        spread, seconds, unit=f" s, {spread.num_repeats} of {num_runs} runs" if spread and some else " s"
-    )
+    some = f", {spread.num_repeats} of {num_runs} runs" if spread and spread.num_repeats < num_runs else ""
+    return cell(spread, seconds, unit=f" s{some}")
 
 
 def _eval_s(record: RunRecord) -> float:
@@ -206,22 +201,21 @@ def _where_the_time_went(summary: Summary) -> Table:
             for row in summary.measured
             for rank, spent in shown_ranks(row)
         ],
-        note="First repeat, all epochs together. Waiting: time until other ranks joined an exchange. Host: "
-        "time between two compiled chunks of steps. Hidden: time in which bytes moved while "
-        "the rank computed. "
-        "Strategies that are not listed exchange inside TensorFlow or PyTorch, which do not report it.",
+        note="First repeat, all epochs together. Waiting: time until other ranks joined an exchange. "
+        "Host: time between two compiled chunks of steps. Hidden: time in which bytes moved while the rank "
+        "computed. Strategies that are not listed exchange inside TensorFlow or PyTorch, which do not report "
+        "it.",
     )  # fmt: skip
 
 
 def shown_ranks(row: Row) -> list[tuple[str, RankTimes]]:
     """Return name and times of the ranks to show: of many ranks, those that computed least and most."""
-    everyone = row.rank_times
-    ranks: Sequence[int] = range(len(everyone))
+    everyone = list(enumerate(row.rank_times))
     if len(everyone) <= MAX_RANKS:
-        return [(str(rank), everyone[rank]) for rank in ranks]
-    by_work = sorted(ranks, key=lambda rank: everyone[rank].compute_s)
-    chosen = sorted([*by_work[: MAX_RANKS // 2], *by_work[-MAX_RANKS // 2 :]])
-    return [(f"{rank} of {len(everyone)}", everyone[rank]) for rank in chosen]
+        return [(str(rank), spent) for rank, spent in everyone]
+    by_work = sorted(everyone, key=lambda each: each[1].compute_s)
+    chosen = sorted([*by_work[: MAX_RANKS // 2], *by_work[-MAX_RANKS // 2 :]], key=lambda each: each[0])
+    return [(f"{rank} of {len(everyone)}", spent) for rank, spent in chosen]
 
 
 def epochs(summary: Summary) -> Table:

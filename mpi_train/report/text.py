@@ -51,8 +51,7 @@ def contents(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 
 def data_name(summary: Summary) -> str:
     """Return the name of the data set in titles. Drawn stand-ins are called synthetic."""
-    dataset = str(summary.work["dataset"])
-    return _DATASETS.get(dataset, dataset)
+    return _DATASETS.get(summary.work["dataset"], summary.work["dataset"])
 
 
 def title(summary: Summary) -> str:
@@ -63,12 +62,11 @@ def title(summary: Summary) -> str:
 
 def caution(summary: Summary) -> str:
     """Return a warning that belongs above all figures; empty for real data."""
-    if not str(summary.work["dataset"]).startswith("synthetic"):
-        return ""
-    return (
+    text = (
         "The data are synthetic images, drawn because no real data were given. Times are real, but "
         "accuracies cannot be compared with those on the real data set."
     )
+    return text if summary.work["dataset"].startswith("synthetic") else ""
 
 
 def _difference(fields: dict[str, Any]) -> str:
@@ -85,20 +83,15 @@ def reading(row: Row, summary: Summary) -> str:
     subject = f"{row.name} on {row.size}"
     if row.train_s is None or row.test_accuracy is None:
         return f"{subject} {tables.outcome(row.unfinished)}, so it has no figures."
-    trained = (
-        f"trained in {seconds(row.train_s.median)} s to a test accuracy of "
-        f"{accuracy(row.test_accuracy.median)}"
-    )
+    test_accuracy = accuracy(row.test_accuracy.median)
+    trained = f"trained in {seconds(row.train_s.median)} s to a test accuracy of {test_accuracy}"
     if row.is_baseline:
         return f"{row.name}, which is plain Keras on all cores, {trained}."
     if row.speedup is None or row.accuracy_gain is None:
         return f"{subject} {trained}; without a valid baseline run it has no speed-up."
     sent = row.record.bytes_per_step
-    return (
-        f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}"
-        + (f"; each rank sent at most {tables.size(sent)} a batch" if sent else "")
-        + "."
-    )
+    bytes_sent = f"; each rank sent at most {tables.size(sent)} a batch" if sent else ""
+    return f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}{bytes_sent}."
 
 
 def _speed(speedup: Spread) -> str:
@@ -115,9 +108,10 @@ def _gain(gain: Spread, baseline: Row | None) -> str:
     if points < 0.05:
         return "at the same accuracy"
     text = f"at {points:.1f} points {'more' if gain.median > 0 else 'less'} accuracy"
-    own = baseline.test_accuracy if baseline is not None else None
-    if own is not None and own.num_repeats > 1 and abs(gain.median) <= own.high - own.low:
-        text += f", which is within the {100 * (own.high - own.low):.1f} points between the baseline's seeds"
+    own = baseline and baseline.test_accuracy
+    between = own.high - own.low if own and own.num_repeats > 1 else 0.0
+    if points <= 100 * between:
+        text += f", which is within the {100 * between:.1f} points between the baseline's seeds"
     return text
 
 
@@ -220,8 +214,8 @@ def _limits(row: Row) -> Iterator[str]:
             f"speed-up nor in images/s."
         )
     cores = int(machine.get("cores") or 0)
-    on_cpu = row.unit != "process" and not machine.get("gpus")
-    if on_cpu and 0 < cores * len(set(machine.get("hosts", ()))) < row.workers:
+    shares = 0 < cores * len(set(machine.get("hosts", ()))) < row.workers
+    if shares and row.unit != "process" and not machine.get("gpus"):
         yield (
             f"{subject} had more workers than cores ({cores} a host): its efficiency shows the sharing of "
             f"cores, not the cost of parallel training."
@@ -256,14 +250,18 @@ def unequal_conditions(summary: Summary) -> list[str]:
     """Return a warning for each fact about the machine in which runs differ."""
     return [
         f"Beware: the runs were not made under equal conditions. {name}: {found}."
-        for name in MACHINE
-        if " / " in (found := _fact(summary, name))
+        for name, found in _facts(summary).items()
+        if name in MACHINE and " / " in found
     ]
 
 
-def _fact(summary: Summary, name: str) -> str:
-    facts = (environment_facts(record) for record in summary.records)
-    return _distinct((fact[name] for fact in facts if name in fact), " / ")
+def _facts(summary: Summary) -> dict[str, str]:
+    """Return the facts about the machines of all runs; those that differ are separated by slashes."""
+    facts = [environment_facts(record) for record in summary.records]
+    return {
+        name: _distinct((fact[name] for fact in facts if name in fact), " / ")
+        for name in (*MACHINE, "Slurm job")
+    }
 
 
 def _distinct(values: Iterable[Any], separator: str = ", ") -> str:
@@ -282,7 +280,7 @@ def header(summary: Summary) -> list[tuple[str, str]]:
         ("Precision", str(work["dtype"])),
         ("Seeds", _distinct(sorted(record.seed for record in records))),
         ("Hosts", _distinct(host for record in records for host in record.environment.get("hosts", ()))),
-        *((name, _fact(summary, name)) for name in (*MACHINE, "Slurm job")),
+        *_facts(summary).items(),
         ("Date", _distinct(summary.dates, " to ")),
     ]
     return [(name, value) for name, value in pairs if value]

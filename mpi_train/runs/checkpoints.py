@@ -47,8 +47,7 @@ class Position:
 
     Attributes:
         epoch: Epoch that comes next or is in progress, counted from 1.
-        segments: Completed part of that epoch.
-        so_far: Totals of that part.
+        segments, so_far: Completed part of that epoch, and its totals.
         epochs: Records of the epochs before it.
         history: Resumptions and rollbacks, as in ``RunRecord``.
     """
@@ -93,8 +92,7 @@ class Checkpoints:
         warn: Function that shows a warning to the user.
 
     Attributes:
-        folder: Folder of the checkpoints.
-        seconds: Time spent in writing.
+        folder, seconds: Folder of the checkpoints, and time spent in writing.
     """
 
     def __init__(
@@ -105,12 +103,9 @@ class Checkpoints:
         self.seconds = 0.0
 
     def save(self, position: Position, arrays: Arrays) -> bool:
-        """Write a checkpoint and remove the oldest ones; on all ranks together.
+        """Write a checkpoint and remove the oldest ones, on all ranks together; return True if written.
 
         A disk error does not end the run: the user is warned, and the previous checkpoints stay.
-
-        Returns:
-            True if the checkpoint was written; the same on all ranks.
         """
         begin = time.perf_counter()
         world = self._world

@@ -47,8 +47,7 @@ class Decision:
     Attributes:
         slowest_s: Seconds of the chunk on the slowest rank.
         diverged: True if a loss or a weight is not finite on some rank.
-        stop: True if some rank was asked to stop.
-        save: True if a checkpoint is due.
+        stop, save: True if some rank was asked to stop, and if a checkpoint is due.
         by_rank: The chunk as each rank saw it.
     """
 

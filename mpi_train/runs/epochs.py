@@ -67,10 +67,8 @@ class Epoch:
     Attributes:
         number: Number of the epoch, from 1.
         segment: Number of finished segments, which ran on other numbers of ranks.
-        examples: Examples of the rank.
-        order: int32 (n,): order in which the rank visits them.
-        steps: Layout of the examples in steps.
-        first: Number of finished steps.
+        examples, order: Examples of the rank, and the order in which it visits them, int32 (n,).
+        steps, first: Layout of the examples in steps, of which ``first`` are finished.
     """
 
     number: int

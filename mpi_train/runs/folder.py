@@ -152,12 +152,9 @@ class RunFolder:
         return self.world.gather_all(name)[0] or new_id
 
     def event(self, key: str, value: Any = None, **metadata: Any) -> None:
-        """Append one line to the event log.
+        """Append one line to the event log, on the root.
 
-        Args:
-            key: Key of MLPerf's logging rules, such as ``run_start``, ``epoch_stop``, ``eval_accuracy``.
-            value: JSON value of the event.
-            **metadata: Further values, such as ``epoch_num``.
+        Keys are those of MLPerf's logging rules, such as ``run_start``; ``metadata`` may be ``epoch_num``.
         """
         if not self.world.is_root:
             return

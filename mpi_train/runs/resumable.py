@@ -1,8 +1,4 @@
-"""Saving, stopping, resuming and rolling back a run.
-
-Strategies train; a ``ResumableRun`` decides between two steps, the same on all ranks, when to save, when to
-stop, and where to resume.
-"""
+"""Saving, stopping, resuming and rolling back a run, decided between two steps, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -51,15 +47,10 @@ class ResumableRun(ChunkCallback):
     """A run that can be interrupted at any step and resumed.
 
     Args:
-        run: The frame.
-        state: Everything that is trained.
+        run, state: The frame, and everything that is trained.
         layout: Further values, as JSON can hold them, that a checkpoint must have in common with this run to
             be resumed, besides the options of the config that identify it.
         save_at_start: True to write a checkpoint before the first step.
-
-    Attributes:
-        position: Epoch and step of the run.
-        coordinator: Agreement of the ranks between chunks of steps.
     """
 
     def __init__(
@@ -175,11 +166,7 @@ class ResumableRun(ChunkCallback):
         return decision.slowest_s, decision.stop or decision.save
 
     def pause(self, step: int, so_far: EpochTotals) -> None:
-        """Save within an epoch, and leave if the run is to stop.
-
-        Args:
-            step: Finished steps of the present segment.
-            so_far: Totals of the epoch in this process.
+        """Save within an epoch, and leave if the run is to stop; see ``ChunkCallback``.
 
         Raises:
             RunAgainError: the run is to stop. Raised on all ranks.
@@ -191,9 +178,7 @@ class ResumableRun(ChunkCallback):
     def end_epoch(self, rest: EpochTotals, evaluate: Callable[[], Scores], **options: Any) -> EpochRecord:
         """Evaluate, record and save an epoch; leave if the run is to stop and has epochs left.
 
-        Args:
-            rest: Totals of the epoch in this process.
-            evaluate, **options: See ``Run.end_epoch``.
+        Arguments are those of ``Run.end_epoch``, with the totals of the epoch in this process.
 
         Raises:
             DivergedError: as ``Run.end_epoch``.
@@ -213,11 +198,8 @@ class ResumableRun(ChunkCallback):
     def _diverged(self, first: int, stop: int, *, finite: bool) -> DivergedError:
         """Return the error for values that are not finite after the steps ``first`` to ``stop``."""
         world = self.run.world
-        where = [
-            f"rank {rank} on {world.hosts[rank]}"
-            for rank, theirs in enumerate(world.gather_all(finite))
-            if not theirs
-        ]
+        hosts = zip(world.hosts, world.gather_all(finite), strict=True)
+        where = [f"rank {rank} on {host}" for rank, (host, sound) in enumerate(hosts) if not sound]
         return DivergedError(
             f"epoch {self.position.epoch}, between step {first + 1} and {stop}: the loss or the weights "
             f"became NaN or infinite on {', '.join(where)}. The last checkpoint is kept",

@@ -297,7 +297,7 @@ def test_more_epochs_after_the_end(train_job: TrainJob, world: World) -> None:
 def test_fewer_epochs_than_are_done_and_other_shards_are_refused(train_job: TrainJob, tmp_path: Path) -> None:
     train_job("mpi", "--epochs", "4")
     train_job.path("run.json").unlink()  # as if it had been interrupted
-    with refused(2, "is further than 2 epochs. Got: --epochs 2"):
+    with refused(2, "is beyond 2 epochs. Got: --epochs 2"):
         train_job("mpi", "--epochs", "2")
     assert not train_job.path("run.json").exists()
     other = tmp_path / "other"
