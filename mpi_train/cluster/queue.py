@@ -55,7 +55,7 @@ def follow(job_id: int, say: Callable[[str], None], *, poll_s: float = POLL_S) -
     if fields["JobState"] != "COMPLETED":
         code = int(fields.get("ExitCode", "1:0").split(":")[0]) or 1
         message = f"job {job_id} ended as {fields['JobState']}, exit code {code}"
-        failed = JobError(message, remedy=f"its log: {log or f'scontrol show job {job_id}'}")
+        failed = JobError(message, remedy=f"its log: {log}" if log else f"scontrol show job {job_id}")
         failed.exit_code = code
         raise failed
 
@@ -83,5 +83,6 @@ def _slurm(*words: str, script: str | None = None) -> str:
     done = subprocess.run(words, input=script, capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.replace(f"{command}: error:", "").split())
-        raise PlatformError(f"{command} refused the job: {reason}", remedy="sinfo shows the partitions")
+        remedy = "sinfo shows the partitions, --print the script" if script else "squeue --me, or sacct"
+        raise PlatformError(f"{command} failed: {reason}", remedy=remedy)
     return done.stdout

@@ -67,6 +67,8 @@ def compose(
         UsageError: several nodes or tasks for one process, or no template in ``folder``.
     """
     asked, words = resources.asked(), list(flags)
+    if job == "plan":  # a neighbour's load would be in its measurements
+        asked = {"exclusive": "", "time": "00:15:00", **asked}
     for name in () if ranks else ("nodes", "ntasks-per-node"):
         if asked.get(name, "1") != "1":
             raise UsageError(f"--{name}: {job} is one process. Got: {asked[name]}")
@@ -83,7 +85,7 @@ def compose(
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
         if match is None and out and out[-1].startswith("#SBATCH"):
-            out += [f"#SBATCH --{name}={value}" for name, value in asked.items()]
+            out += [f"#SBATCH --{name}={value}".rstrip("=") for name, value in asked.items()]
         name = match["name"] if match else ""
         out.append(f"#SBATCH --{name}={asked.pop(name)}" if name in asked else line)
     return "\n".join(out).replace(' "$@"', f" {shlex.join(words)}" if words else "") + "\n"
@@ -97,18 +99,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_options(Resources, title="resources")
     parser.add_argument("--print", action="store_true", help="print the script instead of submitting it")
     parser.add_argument("--wait", action="store_true", help="follow the job to its end")
-    # Wrong flags of the job are reported now, not after it has waited in the queue.
-    name = next((word for word in argv if word in names), "")
-    strategy = STRATEGIES.get(name)
-    if name:
-        kind = strategy.config if strategy else pkgutil.resolve_name(OTHERS[name])
-        parser.add_options(kind, title="flags of the job")
-        flags = parser.parse_args(argv)
-    else:
-        flags, _ = parser.parse_known_args(argv)
-        near = difflib.get_close_matches(flags.strategy, names, n=1)
+    name = argv[0] if argv else "--help"
+    if name.startswith("-"):
+        parser.parse_args([name])
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"expected one of {', '.join(names)}. Got: {flags.strategy}.{hint}")
+        raise UsageError(f"expected one of {', '.join(names)} as the first word. Got: {name}.{hint}")
+    strategy = STRATEGIES.get(name)
+    # Wrong flags of the job are reported now, not after it has waited in the queue.
+    kind = strategy.config if strategy else pkgutil.resolve_name(OTHERS[name])
+    parser.add_options(kind, title="flags of the job")
+    flags = parser.parse_args(argv)
     words = as_flags(from_values(kind, vars(flags)))
     resources = from_values(Resources, vars(flags))
     if strategy:

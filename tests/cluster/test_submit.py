@@ -167,6 +167,26 @@ def test_a_strategy_is_submitted_as_soon_as_it_is_registered(
         submit.main(["mine", "--epochs", "0", "--print"])
 
 
+def test_a_partition_may_have_the_name_of_a_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    submit.main(["mpi", "--partition", "bench", "--print"])
+    script = capsys.readouterr().out
+    assert "#SBATCH --partition=bench\n" in script
+    assert script.endswith("\nranks mpi\n")
+
+
+def test_a_plan_has_its_nodes_to_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    submit.main(["plan", "--print"])
+    script = capsys.readouterr().out
+    assert "#SBATCH --exclusive\n" in script
+    assert "#SBATCH --time=00:15:00\n" in script
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match=r"Did you mean mirrored\?"):
         submit.main(["miror"])
