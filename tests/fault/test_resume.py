@@ -55,17 +55,17 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Callable[[World, int, int], None
 
 
 ALONE = [
-    pytest.param("custom", ["--devices", "2"], id="custom"),
+    pytest.param("custom", ["--devices", "2"], id="custom", marks=slow),
     pytest.param("baseline", [], id="baseline"),
-    pytest.param("baseline", ["--tuned"], id="tuned"),
+    pytest.param("baseline", ["--tuned"], id="tuned", marks=slow),
     pytest.param("mirrored", ["--devices", "2"], id="mirrored", marks=slow),
 ]
 RANKS = [
     pytest.param("mpi", [], id="weights"),
-    pytest.param("mpi", ["--average", "gradients"], id="gradients"),
-    pytest.param("mpi", ["--every", "5"], id="local_sgd"),
+    pytest.param("mpi", ["--average", "gradients"], id="gradients", marks=slow),
+    pytest.param("mpi", ["--every", "5"], id="local_sgd", marks=slow),
     pytest.param("mpi", ["--model", "resnet", "--sync-batchnorm"], id="batchnorm", marks=slow),
-    pytest.param("mpi", ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16"),
+    pytest.param("mpi", ["--optimizer", "lamb", "--dtype", "bfloat16"], id="lamb_bfloat16", marks=slow),
     pytest.param(
         "mpi",
         [
@@ -73,6 +73,7 @@ RANKS = [
             *("--lr-scaling", "sqrt", "--warmup-epochs", "3", "--learning-rate", "0.003"),
         ],
         id="slots_accumulate_warmup",
+        marks=slow,
     ),
     # Cut by hand: where a measured cut is, two runs may differ.
     pytest.param(
@@ -81,7 +82,7 @@ RANKS = [
         id="pipeline",
         marks=slow,
     ),
-    pytest.param("federated", ["--server-momentum", "0.5"], id="federated"),
+    pytest.param("federated", ["--server-momentum", "0.5"], id="federated", marks=slow),
 ]
 
 

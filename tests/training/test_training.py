@@ -105,6 +105,7 @@ def train(trainer: Trainer, data: ShardSet, world: World, num_epochs: int = 1) -
     return totals.mean_loss
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_each_optimizer_does_to_the_buffer_what_keras_does_to_layers(name: str, tiny: ShardSet) -> None:
     examples = tiny.read("train")
@@ -275,6 +276,7 @@ def test_tensors_share_the_memory_of_aligned_arrays_and_of_no_others(offset: int
     assert (as_tensor(array[:, ::2]).numpy() == array[:, ::2]).all()
 
 
+@pytest.mark.trains
 def test_a_batch_too_small_for_all_devices_does_not_make_batchnorm_nan(tiny: ShardSet) -> None:
     flat = FlatModel(build("resnet"))
     trainer = Trainer(flat, optimizers.build("sgd", 0.01), tiny.read("train"), devices=["/CPU:0", "/CPU:1"])
