@@ -57,17 +57,12 @@ else:
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """A set of shards.
+    """A set of shards; names and shapes are those of ``RawData``.
 
     Attributes:
-        dataset: Name of the data set.
-        class_names: Name of each label, from label 0.
-        num_classes: Number of classes.
-        image_shape: (height, width) or (height, width, channels).
         seed: Seed of the partition, and of synthetic data.
         partition: Method that divided the training split. The test split is never shuffled.
         raw_sha256: SHA-256 of the raw content, see ``RawData.sha256``.
-        splits: ``train`` and ``test``.
     """
 
     dataset: Text

@@ -24,16 +24,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     alpha_help = f"skew of dirichlet: the smaller, the stronger (default: {_DEFAULT_ALPHA})"
     parser.add_argument("--dataset", default="fashion_mnist", help=", ".join(DATASETS))
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the official raw files")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of the shards (default: data/DATASET)"
-    )
+    data_help = "folder of the shards (default: data/DATASET)"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=data_help)
     parser.add_argument("--shards", type=int, default=4, help="number of training shards")
     parser.add_argument("--partition", choices=KINDS, default="iid", help="division of the training split")
     parser.add_argument("--alpha", type=float, help=alpha_help)
     parser.add_argument("--seed", type=int, default=1, help="seed of the partition and of synthetic images")
-    parser.add_argument(
-        "--or-synthetic", action="store_true", help="use synthetic data if the raw data is not available"
-    )
+    or_help = "use synthetic data if the raw data is not available"
+    parser.add_argument("--or-synthetic", action="store_true", help=or_help)
     options = parser.parse_args(argv)
     alone(job="prepare_data")
     at_least("--shards", options.shards, 1)

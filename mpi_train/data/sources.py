@@ -22,28 +22,17 @@ class MissingRawDataError(DataError):
 
 @dataclass(frozen=True)
 class OfficialFiles:
-    """Official files of a data set.
+    """Official files of a data set."""
 
-    Attributes:
-        title: Name in prose.
-        variable: Environment variable that may hold the folder of the files.
-        mirrors: Base URLs.
-        files: Files, in the order in which ``read`` takes them.
-        read: Function that reads the files and returns the training and the test split.
-        class_names: Name of each label, from label 0.
-        num_train, num_test: Number of examples.
-        keras_folder: Folder below ``datasets`` in the Keras cache, if Keras caches the same files.
-    """
-
-    title: str
-    variable: str
-    mirrors: tuple[str, ...]
-    files: tuple[RemoteFile, ...]
-    read: Callable[[Sequence[Path], int, int], tuple[Examples, Examples]]
-    class_names: tuple[str, ...]
+    title: str  # name in prose
+    variable: str  # environment variable that may hold the folder of the files
+    mirrors: tuple[str, ...]  # base URLs
+    files: tuple[RemoteFile, ...]  # in the order in which ``read`` takes them
+    read: Callable[[Sequence[Path], int, int], tuple[Examples, Examples]]  # returns training and test split
+    class_names: tuple[str, ...]  # name of each label, from label 0
     num_train: int
     num_test: int = 10_000
-    keras_folder: str | None = None
+    keras_folder: str | None = None  # below ``datasets`` in the Keras cache, if Keras caches the same files
 
 
 def _mnist_files(*sizes_and_hashes: tuple[int, str]) -> tuple[RemoteFile, ...]:

@@ -24,16 +24,10 @@ _BATCH = 2000  # Images computed at once, to bound the memory.
 
 @dataclass(frozen=True)
 class StandIn:
-    """A synthetic data set.
+    """A synthetic data set."""
 
-    Attributes:
-        stands_for: Name of the real data set.
-        image_shape: (height, width) or (height, width, channels).
-        num_train, num_test: Number of examples.
-    """
-
-    stands_for: str
-    image_shape: tuple[int, ...]
+    stands_for: str  # name of the real data set
+    image_shape: tuple[int, ...]  # (height, width) or (height, width, channels)
     num_train: int
     num_test: int = 10_000
 

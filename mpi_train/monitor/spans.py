@@ -49,9 +49,7 @@ def owners_of(exchanges: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
 def cut(spans: np.ndarray, exchanges: np.ndarray) -> np.ndarray:
     """Return ``spans`` with ``exchanges`` cut out of them and inserted, all in order of time.
 
-    Args:
-        spans: Spans of the training thread, in order, without overlap.
-        exchanges: Spans of which only phase, bytes and times are known. Those outside training are dropped.
+    The spans are those of the training thread, in order. Exchanges outside training are dropped.
     """
     if not len(spans):
         return spans
@@ -130,10 +128,7 @@ def hidden_s(moving: np.ndarray, spans: np.ndarray) -> float:
 
 
 class KeptSpans:
-    """Spans of one rank that are kept: the first of each epoch in detail, then totals.
-
-    Args:
-        num_ranks: Number of ranks that share ``MAX_SPANS``.
+    """Spans of one of ``num_ranks`` ranks that are kept: the first of each epoch in detail, then totals.
 
     Attributes:
         spans: Kept spans, of one epoch after another.

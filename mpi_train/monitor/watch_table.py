@@ -38,13 +38,11 @@ _COLOURS = {"finished": "green", "stopped": "yellow", "failed": "bold red"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Show the runs of a folder while they train, until Ctrl-C; print them once without a terminal."""
     parser = Parser(prog="python jobs/watch.py", description="Show the runs of a folder while they train.")
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=DEFAULT, metavar="DIR", help="folder with runs at any depth"
-    )
+    text = "folder with runs at any depth"
+    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT, metavar="DIR", help=text)
     parser.add_argument("--once", action="store_true", help="print the table once and exit")
-    parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="SECONDS", help="time between two updates"
-    )
+    text = "time between two updates"
+    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help=text)
     flags = parser.parse_args(argv)
     # The first run makes the default folder.
     if flags.folder != DEFAULT and not flags.folder.is_dir():
@@ -83,17 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Look:
-    """Run as found in the folder.
+    """Run as found in the folder."""
 
-    Attributes:
-        name: Path of the run's folder, relative to the watched folder.
-        status: Content of the run's file.
-        age_s: Time since the content last changed.
-    """
-
-    name: str
+    name: str  # path of the run's folder, relative to the watched folder
     status: Status
-    age_s: float
+    age_s: float  # since the status last changed
 
     @property
     def ended(self) -> bool:

@@ -36,15 +36,10 @@ _current: Watch | None = None
 
 @dataclass
 class Activity:
-    """Position of the training thread, kept by the all-reduce of each step.
+    """Position of the training thread, kept by the all-reduce of each step."""
 
-    Attributes:
-        calls: Number of all-reduces entered so far.
-        inside: True while the thread is in one.
-    """
-
-    calls: int = 0
-    inside: bool = False
+    calls: int = 0  # all-reduces entered so far
+    inside: bool = False  # one of them
 
 
 activity = Activity()

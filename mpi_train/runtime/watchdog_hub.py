@@ -46,14 +46,10 @@ class Rank:
 
 
 class Hub:
-    """Failure detector: one connection to each rank.
+    """Failure detector: one connection to each rank, which must send the ``token`` first.
 
-    Args:
-        token: Secret that a rank must send first.
-        hosts: Host name of each rank.
-        timeout_s: Silence after which a rank is lost.
-        port: TCP port to listen on; 0 for a free one.
-        expected: Ranks that must connect, as they were connected to a previous hub.
+    A rank that is silent for ``timeout_s`` is lost, and so is one of ``expected``, the ranks that were
+    connected to a previous hub at this ``port``, that does not connect.
     """
 
     def __init__(
