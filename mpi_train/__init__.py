@@ -18,7 +18,7 @@ _EXPORTS = {
     "World": "mpi_train.runtime.world:World",
     "check_equal": "mpi_train.training.replicas:check_equal",
     "join": "mpi_train.runtime.world:join",
-    "mean_all_reduce": "mpi_train.collectives.build:mean_all_reduce",
+    "mean_all_reduce": "mpi_train.collectives.hierarchical:mean_all_reduce",
     "read_run": "mpi_train.runs.record:read_run",
     "start_equal": "mpi_train.training.replicas:start_equal",
     "write_shards": "mpi_train.data.shards:write_shards",

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from mpi_train.collectives import build
-from mpi_train.collectives.averaging import Averaging
+from mpi_train.collectives import averaging
 from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.collectives.plain import sum_in_place
 from mpi_train.data.examples import Examples
@@ -130,9 +129,9 @@ class TimedStep:
         images = rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8)
         self.examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
         flat = FlatModel(build_model(config), device)
-        self._world, self._averaging = world, Averaging()
+        self._world, self._averaging = world, averaging.Averaging()
         if exchange is not None:
-            self._averaging = build.averaging(exchange, world, flat, seed=config.seed)
+            self._averaging = averaging.build(exchange, world, flat, seed=config.seed)
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
         self.trainer = Trainer(flat, optimizer, self.examples, averaging=self._averaging, devices=[device])
         self._averaging.begin_epoch(1)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import keras
@@ -18,6 +20,7 @@ import tensorflow as tf
 from mpi_train.collectives.base import AllReduce, StateArray
 from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.collectives.exchange_log import ExchangeLog, Traffic
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.world import World
 
@@ -30,11 +33,8 @@ class Context:
     """Arguments from which a collective's factory makes its averaging policy.
 
     Attributes:
-        config: Options of the exchange.
         world: At least two ranks.
-        flat: The model.
-        seed: Seed of the run.
-        exact: Function that makes an exact all-reduce for a vector length, in float32 numbers.
+        exact: Function that makes the collective's all-reduce for a vector length, in float32 numbers.
     """
 
     config: ExchangeConfig
@@ -43,22 +43,18 @@ class Context:
     seed: int
     exact: Callable[[int], AllReduce]
 
-    @property
-    def length(self) -> int:
-        """Length of the flat buffer, in float32 numbers."""
-        return self.flat.num_padded
-
 
 class Averaging:
     """Hooks of the training loop, none of which does anything here, and figures about the exchange.
 
     Attributes:
-        all_reduces: Operations of the policy.
         within_model: Further all-reduces, inside the model, whose traffic counts too.
+        background: Logs of exchanges that overlap with computation.
     """
 
     all_reduces: Sequence[AllReduce] = ()
     within_model: Sequence[AllReduce] = ()
+    background: Sequence[ExchangeLog] = ()
 
     def attach(self, update: FlatUpdate) -> None:
         """Take the update of the weights; called once, before any graph is made."""
@@ -93,7 +89,7 @@ class Averaging:
     @property
     def logs(self) -> Sequence[ExchangeLog]:
         """Logs of all exchanges."""
-        return [log for each in (*self.all_reduces, *self.within_model) for log in each.logs]
+        return [*(each.log for each in (*self.all_reduces, *self.within_model)), *self.background]
 
     def take_traffic(self, world: World) -> Traffic:
         """Return the traffic since this was last called, on all ranks together."""
@@ -121,17 +117,13 @@ class Gradients(Averaging):
 class Weights(Averaging):
     """Average the weights after every ``every`` updates, and at the end of an epoch.
 
-    Optimizer slots stay each rank's own. ``every`` above 1 is local SGD (Stich 2019, arXiv:1805.09767); after
-    some epochs in which every step is averaged, post-local SGD (Lin et al. 2020, arXiv:1808.07217).
-
-    Args:
-        all_reduce: All-reduce over the flat buffer.
-        every: Steps between two averages.
-        local_from: First epoch in which ``every`` applies; before, each step is averaged.
+    Optimizer slots stay each rank's own. ``every`` above 1 is local SGD (Stich 2019, arXiv:1805.09767). With
+    ``local_from``, the first epoch in which ``every`` applies, it is post-local SGD (Lin et al. 2020,
+    arXiv:1808.07217): before that epoch, each step is averaged.
     """
 
-    def __init__(self, all_reduce: AllReduce | None, every: int = 1, local_from: int = 1) -> None:
-        self.all_reduces = [] if all_reduce is None else [all_reduce]
+    def __init__(self, *all_reduces: AllReduce, every: int = 1, local_from: int = 1) -> None:
+        self.all_reduces = all_reduces
         self._every, self._local_from = every, local_from
         self._period = tf.Variable(every, trainable=False)
 
@@ -155,42 +147,45 @@ class WeightsAndSlots(Weights):
 
     With Adam this sends three times the bytes. If the slots are linear in the gradients (momentum), it is the
     arithmetic of one process; Adam's second moments become the mean of the ranks' own.
-
-    Args:
-        make_all_reduce: Function that makes an all-reduce for a vector length, in float32 numbers.
-        every: Steps between two averages.
-        local_from: First epoch in which ``every`` applies.
     """
 
-    def __init__(
-        self, make_all_reduce: Callable[[int], AllReduce], every: int = 1, local_from: int = 1
-    ) -> None:
-        super().__init__(None, every, local_from)
+    def __init__(self, make_all_reduce: Callable[[int], AllReduce], **periods: int) -> None:
+        super().__init__(**periods)
         self._make_all_reduce = make_all_reduce
 
     def attach(self, update: FlatUpdate) -> None:
         self._slots = [slot for slot in update.variables if slot.dtype == tf.float32 and slot.shape.rank]
-        self._sizes = [update.flat.num_padded, *(slot.shape.num_elements() for slot in self._slots)]
-        self.all_reduces = [self._make_all_reduce(sum(self._sizes))]
+        length = update.flat.num_padded + sum(slot.shape.num_elements() for slot in self._slots)
+        self.all_reduces = [self._make_all_reduce(length)]
 
     def average(self, weights: keras.Variable) -> tf.Operation:
         variables = [weights.value, *self._slots]
-        mean = self.all_reduces[0](tf.concat([tf.reshape(v.read_value(), [-1]) for v in variables], 0))
-        means = tf.split(mean, self._sizes)
-        return tf.group(
-            *(
-                variable.assign(tf.reshape(value, variable.shape), read_value=False)
-                for variable, value in zip(variables, means, strict=True)
-            )
-        )
+        means = self.all_reduces[0].jointly([variable.read_value() for variable in variables])
+        pairs = zip(variables, means, strict=True)
+        return tf.group(*(variable.assign(mean, read_value=False) for variable, mean in pairs))
 
 
 def make(context: Context) -> Averaging:
-    """Make the policy that ``--average`` names, with an exact all-reduce."""
+    """Make the policy that ``--average`` names."""
     config = context.config
     assert config.every is not None
     if config.average == "weights+slots":
-        return WeightsAndSlots(context.exact, config.every, config.post_local_from)
+        return WeightsAndSlots(context.exact, every=config.every, local_from=config.post_local_from)
+    all_reduce = context.exact(context.flat.num_padded)
     if config.average == "gradients":
-        return Gradients(context.exact(context.length))
-    return Weights(context.exact(context.length), config.every, config.post_local_from)
+        return Gradients(all_reduce)
+    return Weights(all_reduce, every=config.every, local_from=config.post_local_from)
+
+
+def build(config: ExchangeConfig, world: World, flat: FlatModel, *, seed: int) -> Averaging:
+    """Make the averaging policy that ``--collective`` and ``--average`` name, on all ranks together.
+
+    Raises:
+        PlatformError: these ranks cannot exchange in the requested way; on all of them.
+    """
+    if world.size == 1:
+        return NoAveraging()
+    entry = COLLECTIVES[config.collective]
+    exact = partial(resolve_name(entry.all_reduce), world)
+    policy: Averaging = resolve_name(entry.factory)(Context(config, world, flat, seed, exact))
+    return policy

@@ -24,7 +24,7 @@ POLL_S = 100e-6
 
 
 class Background(ExchangeLog):
-    """Means over the ranks, computed one after another while the rank computes, and the log of these.
+    """Means over the ranks, one after another while the rank computes, and the log of these.
 
     Args:
         world: At least two ranks.
@@ -49,16 +49,10 @@ class Background(ExchangeLog):
         self._comm = world.comm.Dup()
         self._inverse_size = np.float32(1 / world.size)
         self._buffers = buffers
-        self._averages = [
-            self.part(
-                "all-reduce",
-                self._average,
-                together=world,
-                num_bytes=all_reduce_bytes(vector.nbytes, world.size),
-                background=True,
-            )
-            for vector, _ in buffers
-        ]
+        self._averages = []
+        for vector, _ in buffers:
+            how = {"together": world, "num_bytes": all_reduce_bytes(vector.nbytes, world.size)}
+            self._averages.append(self.part("all-reduce", self._average, background=True, **how))
         # The interpreter joins this thread at exit, so running exchanges complete before MPI ends.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._running: list[Future[None]] = []
@@ -74,9 +68,8 @@ class Background(ExchangeLog):
         if not self._running:
             return
         begin = time.perf_counter()
-        running, self._running = self._running, []
-        for each in running:
-            each.result()
+        while self._running:
+            self._running.pop(0).result()
         self._stood_s.append(time.perf_counter() - begin)
 
     def take_traffic(self, world: World) -> Traffic:

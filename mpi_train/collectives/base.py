@@ -1,9 +1,10 @@
-"""Interface of an all-reduce, and the base of those that return the mean of a vector."""
+"""Base of the all-reduces, and what several collectives need."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from mpi_train.collectives.exchange_log import ExchangeLog
 from mpi_train.collectives.host_call import HostCall
+from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
 
@@ -24,11 +26,7 @@ class StateArray(Protocol):
 
 
 class HostArray:
-    """State array in host memory.
-
-    Args:
-        value: Initial value.
-    """
+    """State array in host memory."""
 
     def __init__(self, value: np.ndarray) -> None:
         self.value = value
@@ -41,38 +39,36 @@ class HostArray:
 
 
 class AllReduce(ABC):
-    """Operation inside a graph that replaces a vector by its mean over the ranks, or an approximation.
+    """Operation inside a graph that replaces a float32 vector by its mean over the ranks, or close to it.
 
-    Attributes:
-        variables: State of this rank that lasts from step to step, by name.
-        logs: Logs of its exchanges.
-    """
-
-    variables: Mapping[str, StateArray] = MappingProxyType({})
-    logs: Sequence[ExchangeLog] = ()
-
-    @abstractmethod
-    def __call__(self, vector: tf.Tensor) -> tf.Tensor: ...
-
-
-class MeanAllReduce(AllReduce, ABC):
-    """All-reduce of a float32 vector in one call on the host.
+    Subclasses are made from the world and the vector length, in float32 numbers.
 
     Args:
         world: At least two ranks.
-        call: Function that the graph calls, ``mean`` if None. An aligned array that it returned must not be
-            written before the call after the next: until then the graph may hold it.
+        call: Function on the host that the graph calls, ``mean`` if None. An aligned array that it returned
+            must not be written before the call after the next: until then the graph may hold it.
+
+    Attributes:
+        variables: State of this rank that lasts from step to step, by name.
     """
+
+    variables: Mapping[str, StateArray] = MappingProxyType({})
 
     def __init__(self, world: World, call: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         assert world.comm is not None
         self._comm = world.comm
-        self._log = ExchangeLog()
-        self.logs = [self._log]
-        self._call = HostCall(call or self.mean, self._log)
+        self._inverse_size = np.float32(1 / world.size)
+        self.log = ExchangeLog()
+        self._call = HostCall(call or self.mean, self.log)
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:
         return self._call([vector], vector.shape)
+
+    def jointly(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Return the means of several tensors, from one exchange of all their numbers."""
+        mean = self(tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0))
+        means = tf.split(mean, [tensor.shape.num_elements() for tensor in tensors])
+        return [tf.reshape(each, tensor.shape) for each, tensor in zip(means, tensors, strict=True)]
 
     @abstractmethod
     def mean(self, vector: np.ndarray) -> np.ndarray:
@@ -81,10 +77,10 @@ class MeanAllReduce(AllReduce, ABC):
         It may lie in memory that the ranks share, and is valid until the next call.
         """
 
-    @property
-    def bytes_per_call(self) -> int:
-        """Bytes that this rank sends in one call."""
-        return self._log.bytes_per_call
+
+def two_buffers(length: int) -> Iterator[np.ndarray]:
+    """Iterate without end over two aligned float32 vectors in turn, uninitialised."""
+    return cycle([aligned_empty((length,), np.float32) for _ in range(2)])
 
 
 def all_reduce_bytes(num_bytes: int, size: int) -> int:

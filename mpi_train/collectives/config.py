@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mpi_train.collectives.registry import COLLECTIVES, names
+from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import as_dict, at_least, flag_of, option, variant
 
@@ -13,20 +13,16 @@ Average = Literal["weights", "gradients", "weights+slots"]
 
 
 def _described() -> str:
-    speed, result = (
-        "; ".join(f"{name}: {COLLECTIVES[name].text}" for name in names(changes_result=changes))
-        for changes in (False, True)
-    )
-    return f"how ranks exchange. Same result: {speed}. Another result: {result}"
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for name, entry in COLLECTIVES.items():
+        texts[entry.changes_result].append(f"{name}: {entry.text}")
+    same, other = ("; ".join(each) for each in texts.values())
+    return f"how ranks exchange. Same result: {same}. Another result: {other}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeConfig:
-    """Options of the exchange between ranks, for a config of ranks to inherit and check.
-
-    Attributes:
-        options: Options of the chosen collective, or None if it has none.
-    """
+    """Options of the exchange between ranks, for a config of ranks to inherit and check."""
 
     average: Average | None = option(
         None,
@@ -66,52 +62,44 @@ class ExchangeConfig:
     def __post_init__(self) -> None:
         entry = COLLECTIVES[self.collective]
         # Defaults that follow from the collective are filled in here, so that no other module has to.
-        if self.average is None:
-            object.__setattr__(self, "average", entry.averages[0])
-        if self.every is None:
-            object.__setattr__(self, "every", entry.every)
-        if self.options is None and entry.options is not None:
-            object.__setattr__(self, "options", entry.options())
-        assert self.every is not None
+        options = entry.options() if entry.options else None
+        for name, default in (("average", entry.averages[0]), ("every", entry.every), ("options", options)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         for name in ("every", "post_local_from", "accumulate"):
             at_least(flag_of(name), getattr(self, name), 1)
         collective = f"--collective {self.collective}"
-        whole = "--accumulate" if self.accumulate > 1 else "--sync-batchnorm"
-        refused = [
-            (
-                self.average not in entry.averages,
+        if self.average not in entry.averages:
+            raise UsageError(
                 f"--average: expected {' or '.join(entry.averages)} with {collective}. Got: {self.average}",
-                "leave --average out",
-            ),
-            (
-                self.every != 1 and not entry.local,
+                remedy="leave --average out",
+            )
+        if self.every != 1 and not entry.local:
+            raise UsageError(
                 f"--every: {collective} exchanges at every step. Got: --every {self.every}",
-                "leave --every out",
-            ),
-            (
-                self.every != 1 and self.average == "gradients",
+                remedy="leave --every out",
+            )
+        if self.every != 1 and self.average == "gradients":
+            raise UsageError(
                 f"--every: gradients are averaged at every step. Got: --every {self.every}",
-                "--average weights, or leave --every out",
-            ),
-            (
-                entry.by_layer and (self.accumulate > 1 or self.sync_batchnorm),
+                remedy="--average weights, or leave --every out",
+            )
+        if entry.by_layer and (self.accumulate > 1 or self.sync_batchnorm):
+            whole = "--accumulate" if self.accumulate > 1 else "--sync-batchnorm"
+            raise UsageError(
                 f"{collective} exchanges layers during the backward pass, which excludes {whole}. Got: both",
-                f"--collective plain, or leave {whole} out",
-            ),
-            (
-                self.post_local_from > 1 and entry.every > 1,
+                remedy=f"--collective plain, or leave {whole} out",
+            )
+        if self.post_local_from > 1 and entry.every > 1:
+            raise UsageError(
                 f"--post-local-from: {collective} is always local. Got: {self.post_local_from}",
-                "leave --post-local-from out",
-            ),
-            (
-                self.post_local_from > 1 and self.every == 1,
-                f"--post-local-from requires --every greater than 1. Got: --every {self.every}",
-                "--every 8, for example",
-            ),
-        ]
-        for wrong, message, remedy in refused:
-            if wrong:
-                raise UsageError(message, remedy=remedy)
+                remedy="leave --post-local-from out",
+            )
+        if self.post_local_from > 1 and self.every == 1:
+            raise UsageError(
+                "--post-local-from requires --every greater than 1. Got: --every 1",
+                remedy="--every 8, for example",
+            )
 
     @property
     def exchange(self) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 The mean m of the weights w' after one step is known after the next step, which meanwhile has taken the rank
 to w. The rank continues from w + (m - w'), so its local progress is kept. An all-reduce has the time of a
-whole step before a rank waits for it (Zhou et al. 2020, "DaSGD: Squeezing SGD Parallelization Performance in
-Distributed Training Using Delayed Averaging", arXiv:2006.00441; similar: Wang et al. 2020, "Overlap
-Local-SGD", arXiv:2002.09539).
+whole step before a rank waits for it (Zhou et al. 2020, "DaSGD", arXiv:2006.00441; similar: Wang et al. 2020,
+"Overlap Local-SGD", arXiv:2002.09539).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -17,10 +16,8 @@ import tensorflow as tf
 
 from mpi_train.collectives.averaging import Context, Weights
 from mpi_train.collectives.background import Background
-from mpi_train.collectives.base import HostArray, StateArray
-from mpi_train.collectives.exchange_log import ExchangeLog
+from mpi_train.collectives.base import HostArray, StateArray, two_buffers
 from mpi_train.collectives.host_call import HostCall
-from mpi_train.runtime.aligned import aligned_empty
 
 
 class Delayed(Weights):
@@ -31,13 +28,14 @@ class Delayed(Weights):
     """
 
     def __init__(self, context: Context) -> None:
-        length = context.length
+        length = context.flat.num_padded
         super().__init__(context.exact(length))
         # Both are 0 if nothing was sent, so that there is nothing to correct.
         self._sent, self._mean = np.zeros((2, length), np.float32)
         # TensorFlow may update weights in place, so it must not get the array that MPI reads.
-        self._corrected = [aligned_empty((length,), np.float32) for _ in range(2)]
+        self._corrected = two_buffers(length)
         self._background = log = Background(context.world, [(self._sent, self._mean)])
+        self.background = [log]
         self._wait = log.part("all-reduce", log.wait)
         self._correct = log.part("unpack", self._add_correction)
         self._call, self._finish = HostCall(self._step, log), log.call(self._wait)
@@ -45,10 +43,6 @@ class Delayed(Weights):
     @property
     def variables(self) -> Mapping[str, StateArray]:
         return {**super().variables, "handed": HostArray(self._sent), "mean": HostArray(self._mean)}
-
-    @property
-    def logs(self) -> Sequence[ExchangeLog]:
-        return [*super().logs, self._background]
 
     def finish(self) -> None:
         self._finish()
@@ -67,8 +61,7 @@ class Delayed(Weights):
 
     def _add_correction(self, weights: np.ndarray, is_last: bool) -> np.ndarray:
         """Return w + (m - w'), and keep it as what is sent next."""
-        self._corrected.reverse()
-        corrected = self._corrected[0]
+        corrected = next(self._corrected)
         np.subtract(self._mean, self._sent, out=corrected)
         np.add(corrected, weights, out=corrected)
         if is_last:

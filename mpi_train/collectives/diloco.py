@@ -27,19 +27,17 @@ class DiLoCo(Weights):
     def __init__(self, context: Context) -> None:
         config, self._flat = context.config, context.flat
         assert config.every is not None
-        super().__init__(context.exact(context.length), config.every)
+        super().__init__(context.exact(context.flat.num_padded), every=config.every)
         self._rate, self._momentum = config.options.outer_rate, config.options.outer_momentum
-        flat = self._flat
-        with tf.device(flat.weights.value.device):
-            weights = flat.weights.value.read_value()
+        with tf.device(context.flat.weights.value.device):
+            weights = context.flat.weights.value.read_value()
             self._origin = tf.Variable(weights, trainable=False)
             self._velocity = tf.Variable(tf.zeros_like(weights), trainable=False)
             self._begun = tf.Variable(0.0, trainable=False)
 
     @property
     def variables(self) -> Mapping[str, StateArray]:
-        own = {"origin": self._origin, "velocity": self._velocity, "begun": self._begun}
-        return {**super().variables, **own}
+        return {"origin": self._origin, "velocity": self._velocity, "begun": self._begun}
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)

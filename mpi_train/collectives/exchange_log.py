@@ -40,18 +40,18 @@ class Traffic:
 class ExchangeLog:
     """Log of the calls in which a step stands still to exchange with other ranks.
 
-    A collective declares what it does, once: ``call`` wraps the function that a step calls, and ``part``
-    wraps what is done within it. The rest follows: the ``Traffic`` of an epoch, the seconds so far
-    (``total_s``), the activity that the watchdog reports, and the spans of the timeline.
+    A collective wraps the function that a step calls by ``call``, and what is done within it by ``part``.
+    From these come the traffic, the activity that the watchdog reports, and the spans of the timeline.
 
     Attributes:
         bytes_per_call: Bytes that this rank sends in one call, the sum over its parts.
+        total_s: Seconds in all calls so far, waiting included.
     """
 
     def __init__(self) -> None:
         self.bytes_per_call = 0
+        self.total_s = 0.0
         self._durations: list[float] = []
-        self._taken_s = 0.0
 
     def call(self, function: Function) -> Function:
         """Return ``function`` with its calls logged."""
@@ -68,7 +68,9 @@ class ExchangeLog:
                 sys.excepthook(type(error), error, error.__traceback__)
                 raise
             activity.inside = False
-            durations.append(clock() - start)
+            duration = clock() - start
+            durations.append(duration)
+            self.total_s += duration
             return result
 
         return logged  # type: ignore[return-value]
@@ -78,15 +80,9 @@ class ExchangeLog:
         self.bytes_per_call += num_bytes
         return timeline.traced(kind, function, num_bytes=num_bytes, **how)
 
-    @property
-    def total_s(self) -> float:
-        """Seconds in all calls so far, waiting included."""
-        return self._taken_s + sum(self._durations)
-
     def take_durations(self) -> np.ndarray:
         """Return and forget the seconds of each call since this was last called, waiting included."""
         durations = np.array(self._durations, np.float64)
-        self._taken_s += float(durations.sum())
         self._durations.clear()
         return durations
 
@@ -100,7 +96,7 @@ class ExchangeLog:
 def shortest(durations: np.ndarray, world: World) -> np.ndarray:
     """Return the seconds in which bytes moved, of exchanges that took ``durations`` on this rank.
 
-    The last rank to arrive waits for nobody: the shortest of the ranks' durations is what the exchange
-    itself took, and the rest is waiting. So no clocks are compared. On all ranks together.
+    The last rank to arrive waits for nobody: the shortest of the ranks' durations is what the exchange itself
+    took, and the rest is waiting. So no clocks are compared. On all ranks together.
     """
     return np.asarray(np.min(world.gather_all(durations), axis=0))

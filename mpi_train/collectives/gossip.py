@@ -13,18 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.collectives.averaging import Context, Weights
-from mpi_train.collectives.base import HostArray, MeanAllReduce
+from mpi_train.collectives.base import AllReduce, HostArray, two_buffers
 from mpi_train.runtime.aligned import aligned_empty
 from mpi_train.runtime.world import World
 
 
-class Neighbours(MeanAllReduce):
-    """Mean of the vectors of this rank and one other.
-
-    Args:
-        world: At least two ranks.
-        length: Vector length, in float32 numbers.
-    """
+class Neighbours(AllReduce):
+    """Mean of the vectors of this rank and one other."""
 
     def __init__(self, world: World, length: int) -> None:
         super().__init__(world)
@@ -32,14 +27,13 @@ class Neighbours(MeanAllReduce):
         self.variables = {"turn": self._turn}
         self._distances = [2**k for k in range((world.size - 1).bit_length())]
         self._received = aligned_empty((length,), np.float32)
-        self._means = [aligned_empty((length,), np.float32) for _ in range(2)]
-        self._exchange = self._log.part("all-reduce", self._comm.Sendrecv, num_bytes=4 * length)
+        self._means = two_buffers(length)
+        self._exchange = self.log.part("all-reduce", self._comm.Sendrecv, num_bytes=4 * length)
 
     def mean(self, vector: np.ndarray) -> np.ndarray:
         distance = self._distances[int(self._turn.value) % len(self._distances)]
         self._turn.value += 1
-        self._means.reverse()
-        mean, rank, size = self._means[0], self._comm.rank, self._comm.size
+        mean, rank, size = next(self._means), self._comm.rank, self._comm.size
         self._exchange(vector, (rank + distance) % size, 0, self._received, (rank - distance) % size)
         np.add(vector, self._received, out=mean)
         np.multiply(mean, np.float32(0.5), out=mean)
@@ -50,9 +44,8 @@ class Gossip(Weights):
     """Average weights with one rank per step; at the end of an epoch all ranks have their mean."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context.exact(context.length))
-        self._neighbours = Neighbours(context.world, context.length)
-        self.all_reduces = [*self.all_reduces, self._neighbours]
+        self._neighbours = Neighbours(context.world, context.flat.num_padded)
+        super().__init__(context.exact(context.flat.num_padded), self._neighbours)
 
     def weights(self, weights: keras.Variable, step: tf.Tensor, is_last: tf.Tensor) -> None:
         def exchange() -> tf.Operation:

@@ -6,8 +6,7 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
-from mpi_train.runtime.aligned import aligned_empty
+from mpi_train.collectives.base import AllReduce, all_reduce_bytes, two_buffers
 from mpi_train.runtime.world import World
 
 
@@ -17,20 +16,14 @@ def sum_in_place(world: World, buffer: np.ndarray) -> None:
     world.comm.Allreduce(MPI.IN_PLACE, buffer)
 
 
-class PlainAllReduce(MeanAllReduce):
-    """Sum by ``MPI_Allreduce``, into two buffers in turn.
-
-    Args:
-        world: At least two ranks.
-        length: Vector length, in float32 numbers.
-    """
+class PlainAllReduce(AllReduce):
+    """Sum by ``MPI_Allreduce``, into two buffers in turn."""
 
     def __init__(self, world: World, length: int) -> None:
         super().__init__(world, self._total)
-        self._inverse_size = np.float32(1 / world.size)
         num_bytes = all_reduce_bytes(4 * length, world.size)
-        self._sum = self._log.part("all-reduce", self._comm.Allreduce, together=world, num_bytes=num_bytes)
-        self._buffers = [aligned_empty((length,), np.float32) for _ in range(2)]
+        self._sum = self.log.part("all-reduce", self._comm.Allreduce, together=world, num_bytes=num_bytes)
+        self._buffers = two_buffers(length)
 
     def __call__(self, vector: tf.Tensor) -> tf.Tensor:
         total = super().__call__(vector)
@@ -42,6 +35,6 @@ class PlainAllReduce(MeanAllReduce):
         return self._total(vector) * self._inverse_size
 
     def _total(self, vector: np.ndarray) -> np.ndarray:
-        self._buffers.reverse()
-        self._sum(vector, self._buffers[0], MPI.SUM)
-        return self._buffers[0]
+        total = next(self._buffers)
+        self._sum(vector, total, MPI.SUM)
+        return total

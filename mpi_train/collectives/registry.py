@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.flags import at_least, option
@@ -23,11 +24,7 @@ class TopKOptions:
     """Options of ``--collective topk``."""
 
     topk_fraction: float = option(
-        0.03,
-        "fraction of gradient entries to send",
-        "FRACTION",
-        changes_result=True,
-        formerly="--topk-part",
+        0.03, "fraction of gradient entries to send", "FRACTION", changes_result=True, formerly="--topk-part"
     )
 
     def __post_init__(self) -> None:
@@ -51,7 +48,6 @@ class DiLoCoOptions:
             raise UsageError(f"--outer-momentum: expected 0 to below 1. Got: {self.outer_momentum:g}")
 
 
-_ANYTHING = ("weights", "gradients", "weights+slots")
 _ROOM = "mpi_train.collectives"
 
 
@@ -73,16 +69,19 @@ class Collective:
     """
 
     text: str
-    averages: tuple[str, ...] = _ANYTHING
+    averages: tuple[str, ...] = ("weights", "gradients", "weights+slots")
     changes_result: bool = False
     every: int = 1
     local: bool = False
     by_layer: bool = False
     options: type | None = None
-    all_reduce: str = f"{_ROOM}.build:mean_all_reduce"
+    all_reduce: str = f"{_ROOM}.hierarchical:mean_all_reduce"
     factory: str = f"{_ROOM}.averaging:make"
     cost: str = "all-reduce"
 
+
+_of_gradients = partial(Collective, averages=("gradients",), changes_result=True)
+_of_weights = partial(Collective, averages=("weights",), changes_result=True)
 
 COLLECTIVES = {
     "auto": Collective(text="hierarchical on one node, else plain", local=True),
@@ -100,55 +99,38 @@ COLLECTIVES = {
         factory=f"{_ROOM}.buckets:Buckets",
         cost="bucketed all-reduces",
     ),
-    "bfloat16": Collective(
+    "bfloat16": _of_gradients(
         text="gradients sent in 16 bits, added in 32",
-        averages=("gradients",),
-        changes_result=True,
         all_reduce=f"{_ROOM}.bfloat16:BFloat16AllReduce",
         cost="all-to-all",
     ),
-    "powersgd": Collective(
+    "powersgd": _of_gradients(
         text="low-rank approximation of the gradients",
-        averages=("gradients",),
-        changes_result=True,
         options=PowerSGDOptions,
-        factory=f"{_ROOM}.powersgd:make",
+        factory=f"{_ROOM}.powersgd:PowerSGD",
         cost="two all-reduces",
     ),
-    "topk": Collective(
+    "topk": _of_gradients(
         text="largest entries of the gradients",
-        averages=("gradients",),
-        changes_result=True,
         options=TopKOptions,
         factory=f"{_ROOM}.topk:make",
         cost="all-gather",
     ),
-    "delayed": Collective(
+    "delayed": _of_weights(
         text="average of the weights one step late, overlapped with computation",
-        averages=("weights",),
-        changes_result=True,
         factory=f"{_ROOM}.delayed:Delayed",
         cost="delayed all-reduce",
     ),
-    "gossip": Collective(
+    "gossip": _of_weights(
         text="weights exchanged with one other rank per step",
-        averages=("weights",),
-        changes_result=True,
         factory=f"{_ROOM}.gossip:Gossip",
         cost="neighbour",
     ),
-    "diloco": Collective(
+    "diloco": _of_weights(
         text="outer optimizer with Nesterov momentum every --every steps",
-        averages=("weights",),
-        changes_result=True,
         every=32,
         local=True,
         options=DiLoCoOptions,
         factory=f"{_ROOM}.diloco:DiLoCo",
     ),
 }
-
-
-def names(*, changes_result: bool) -> list[str]:
-    """Return the names of the collectives that do, or do not, change the result."""
-    return [name for name, entry in COLLECTIVES.items() if entry.changes_result is changes_result]

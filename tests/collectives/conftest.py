@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mpi_train.collectives.averaging import Averaging, Context
-from mpi_train.collectives.base import MeanAllReduce
-from mpi_train.collectives.build import mean_all_reduce
+from mpi_train.collectives.base import AllReduce
 from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.data.shards import ShardSet
 from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
@@ -77,8 +77,8 @@ def context(world: World) -> Callable[..., Context]:
 
 
 @pytest.fixture
-def check_mean(world: World) -> Callable[[MeanAllReduce, int], None]:
-    def check(reduce: MeanAllReduce, length: int) -> None:
+def check_mean(world: World) -> Callable[[AllReduce, int], None]:
+    def check(reduce: AllReduce, length: int) -> None:
         """Holds a collective to the mean, in the same bits on all ranks."""
         for call in range(5):
             vectors = [

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mpi_train.collectives.averaging import Averaging, NoAveraging, Weights
-from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.diloco import DiLoCo
 from mpi_train.collectives.gossip import Gossip, Neighbours
+from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.collectives.registry import DiLoCoOptions
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.world import World
@@ -23,7 +23,7 @@ def test_rumours_reach_everybody_and_keep_the_mean(world: World) -> None:
         vector = np.array(meet.mean(vector))
         assert world.sum(vector)[0] / world.size == pytest.approx(mean, rel=1e-5)
     assert vector == pytest.approx(np.full(16, mean), rel=1e-4)
-    assert meet.bytes_per_call == 64
+    assert meet.log.bytes_per_call == 64
 
 
 @pytest.mark.ranks(4)

@@ -7,9 +7,8 @@ import pytest
 import tensorflow as tf
 
 from mpi_train.collectives import hierarchical
-from mpi_train.collectives.base import MeanAllReduce, all_reduce_bytes
-from mpi_train.collectives.build import mean_all_reduce
-from mpi_train.collectives.hierarchical import HierarchicalAllReduce
+from mpi_train.collectives.base import AllReduce, all_reduce_bytes
+from mpi_train.collectives.hierarchical import HierarchicalAllReduce, mean_all_reduce
 from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.runtime.errors import PlatformError
 from mpi_train.runtime.world import World
@@ -28,14 +27,14 @@ LAYOUTS = [
 @pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
 @pytest.mark.parametrize("length", [1, 16, 1001, 300_000])
 def test_collectives_give_the_mean_in_the_same_bits_on_all_ranks(
-    kind: type[MeanAllReduce], length: int, world: World, check_mean
+    kind: type[AllReduce], length: int, world: World, check_mean
 ) -> None:
     check_mean(kind(world, length), length)
 
 
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("kind", [PlainAllReduce, HierarchicalAllReduce])
-def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllReduce]) -> None:
+def test_collectives_keep_their_calls_apart(world: World, kind: type[AllReduce]) -> None:
     reduce = kind(world, 5000)
 
     @tf.function(autograph=False)
@@ -49,7 +48,7 @@ def test_collectives_keep_their_calls_apart(world: World, kind: type[MeanAllRedu
 
     expected = sum(i + (world.size - 1) / 2 for i in range(200))
     assert (run().numpy() == expected).all()
-    assert reduce.logs[0].take_traffic(world).sent_bytes == 200 * reduce.bytes_per_call
+    assert reduce.log.take_traffic(world).sent_bytes == 200 * reduce.log.bytes_per_call
 
 
 @pytest.mark.ranks(4)
@@ -74,7 +73,7 @@ def test_leaders_alone_send_to_other_nodes_and_each_its_part(
     length = 1000
     reduce = HierarchicalAllReduce(world, length)
     within = all_reduce_bytes(4 * length, node.size)
-    between = world.sum(np.array([reduce.bytes_per_call - within]))[0]
+    between = world.sum(np.array([reduce.log.bytes_per_call - within]))[0]
     assert between == 2 * all_reduce_bytes(4 * length, 2)  # as if each node were one rank
 
 
@@ -84,5 +83,5 @@ def test_too_little_shared_memory_is_said_by_all_ranks(world: World, monkeypatch
     with pytest.raises(PlatformError, match=r"--collective hierarchical: expected .* of shared memory"):
         HierarchicalAllReduce(world, too_long)
     assert isinstance(mean_all_reduce(world, 16), HierarchicalAllReduce)
-    monkeypatch.setattr("mpi_train.collectives.build.has_room", lambda world, length: world.rank != 1)
+    monkeypatch.setattr("mpi_train.collectives.hierarchical.has_room", lambda world, length: world.rank != 1)
     assert isinstance(mean_all_reduce(world, 16), PlainAllReduce)

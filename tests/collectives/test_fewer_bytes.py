@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mpi_train.collectives import build as collectives
+from mpi_train.collectives import averaging as policies
 from mpi_train.collectives.averaging import Averaging
 from mpi_train.collectives.bfloat16 import BFloat16AllReduce
 from mpi_train.collectives.config import ExchangeConfig
@@ -37,7 +37,7 @@ def averaging(world: World, flat: FlatModel, collective: str, seed: int = 1, **s
     kind = COLLECTIVES[collective].options
     options = kind(**settings) if kind else None
     config = ExchangeConfig(collective=collective, average="gradients", options=options)
-    return collectives.averaging(config, world, flat, seed=seed)
+    return policies.build(config, world, flat, seed=seed)
 
 
 def draw(flat: FlatModel, *seed: int) -> np.ndarray:

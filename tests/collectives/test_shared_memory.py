@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from mpi_train.collectives.shared_memory import NodeMemory
+from mpi_train.collectives.hierarchical import NodeMemory
 from mpi_train.runtime.aligned import ALIGNMENT
 from mpi_train.runtime.world import World
 
@@ -27,5 +27,3 @@ def test_what_was_written_before_a_barrier_is_read_after_it(world: World) -> Non
         memory.barrier()
     assert all(seen)
     assert memory.array.ctypes.data % ALIGNMENT == 0
-    del rows
-    memory.free()

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging, Weights, WeightsAndSlots
-from mpi_train.collectives.build import mean_all_reduce
+from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet, balanced_range
 from mpi_train.models import zoo

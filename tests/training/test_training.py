@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from mpi_train.collectives.averaging import Weights, WeightsAndSlots
-from mpi_train.collectives.build import mean_all_reduce
+from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.collectives.plain import PlainAllReduce
 from mpi_train.data import synthetic
 from mpi_train.data.shards import ShardSet

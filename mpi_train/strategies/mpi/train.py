@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mpi_train.collectives import build
-from mpi_train.collectives.averaging import Averaging
+from mpi_train.collectives import averaging
 from mpi_train.collectives.base import AllReduce
+from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.models.flat import FlatModel
 from mpi_train.models.optimizers import LearningRate
@@ -34,11 +34,13 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
     run = Run("mpi", config, world, threads)
     within_model: list[AllReduce] = []
 
-    def averaging(flat: FlatModel) -> Averaging:
-        return build.averaging(config, world, flat, seed=config.seed, within_model=within_model)
+    def make_averaging(flat: FlatModel) -> averaging.Averaging:
+        policy = averaging.build(config, world, flat, seed=config.seed)
+        policy.within_model = within_model
+        return policy
 
     def mean_within_model(length: int) -> AllReduce:
-        within_model.append(build.mean_all_reduce(world, length))
+        within_model.append(mean_all_reduce(world, length))
         return within_model[-1]
 
     def synchronise(model: keras.Model) -> keras.Model:
@@ -48,7 +50,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         run,
         # A device that is named several times computes its parts one after another.
         devices=[device] * config.accumulate,
-        averaging=averaging,
+        averaging=make_averaging,
         sync={
             **{name: getattr(config, name) for name in ("average", "every", "collective")},
             **config.exchange,

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging
-from mpi_train.collectives.build import mean_all_reduce
 from mpi_train.collectives.exchange_log import Traffic
+from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.data.examples import Examples
 from mpi_train.models import zoo
 from mpi_train.models.flat import FlatModel
