@@ -46,13 +46,13 @@ def test_its_optimizers_are_those_of_keras(name: str) -> None:
     import torch
 
     from mpi_train.models import optimizers
-    from mpi_train.strategies.pytorch import optimizers as torch_optimizers
+    from mpi_train.strategies.pytorch.loop import optimizer_like
 
     like = optimizers.build(name, None)
     ours = keras.Variable(np.zeros((1, 6), np.float32))
     layer = torch.nn.Linear(6, 1, bias=False)
     layer.weight.detach().zero_()
-    theirs = torch_optimizers.build(like, layer)
+    theirs = optimizer_like(like, layer)
     # The smallest are of the size of Adam's epsilon, where it matters what that is added to.
     gradient = np.array([[1.0, -1e-3, 1e-5, -1e-6, 1e-7, 1e-8]], np.float32)
     for step in range(1, 6):

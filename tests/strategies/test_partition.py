@@ -126,7 +126,7 @@ def test_what_cannot_be_cut_is_said() -> None:
     ):
         with pytest.raises(UsageError, match=text):
             partition.cut_after(pieces, cut, 3)
-    with pytest.raises(UsageError, match=r"expected at most 4, the number of blocks with weights\. Got: 5"):
+    with pytest.raises(UsageError, match=r"at most 4, the number of blocks with weights\. Got: 5"):
         partition.balanced(pieces, [1.0] * 7, 5)
     model = zoo.build(f"{__name__}:shared_layer", (28, 28, 1), 10, seed=1, dtype="float32")
     with pytest.raises(UsageError, match="expected a model that can be cut"):

@@ -1,13 +1,18 @@
-"""Training and evaluation in PyTorch, with the step layout of the suite's own loop."""
+"""Training and evaluation in PyTorch, with the step layout of the suite's own loop and Keras's optimizers."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import keras
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from mpi_train.data.examples import Examples
+from mpi_train.runtime.errors import UsageError
 from mpi_train.strategies.pytorch.models import keras_views
 from mpi_train.training.evaluation import BATCH, Scores
 from mpi_train.training.loop import RunSteps
@@ -116,3 +121,35 @@ def as_input(images: torch.Tensor) -> torch.Tensor:
 
 def _as_tensors(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(examples.images), torch.from_numpy(examples.labels).long()
+
+
+class Adam(torch.optim.Adam):
+    """Adam that adds epsilon before the bias correction, like Keras (Kingma & Ba 2015, end of section 2)."""
+
+    def __init__(self, parameters: list[nn.Parameter], like: keras.optimizers.Adam) -> None:
+        self._like = like
+        betas, rate = (like.beta_1, like.beta_2), float(like.learning_rate)
+        super().__init__(parameters, lr=rate, betas=betas, eps=like.epsilon, fused=True)
+
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        done = self.state.get(group["params"][0], {}).get("step", 0)
+        group["eps"] = self._like.epsilon / math.sqrt(1 - self._like.beta_2 ** (int(done) + 1))
+        return super().step(closure)
+
+
+def optimizer_like(like: keras.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """Return PyTorch's equivalent of the Keras optimizer ``like``, for ``model``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    parameters = list(model.parameters())
+    if type(like) is keras.optimizers.Adam:
+        return Adam(parameters, like)
+    if type(like) is keras.optimizers.SGD:
+        return torch.optim.SGD(parameters, lr=float(like.learning_rate), fused=True)
+    raise UsageError(
+        f"--optimizer: expected adam or sgd, the optimizers in PyTorch. Got: {like.name}",
+        remedy="one of them, or another strategy, which takes any Keras optimizer",
+    )

@@ -39,8 +39,7 @@ except ImportError as error:
 
 from mpi_train.strategies.custom_loop import build
 from mpi_train.strategies.pytorch import models as torch_models
-from mpi_train.strategies.pytorch import optimizers as torch_optimizers
-from mpi_train.strategies.pytorch.loop import Evaluator, Loop
+from mpi_train.strategies.pytorch.loop import Evaluator, Loop, optimizer_like
 
 
 def train(config: RanksConfig, world: World, threads: int) -> RunRecord:
@@ -73,7 +72,7 @@ def _train(run: Run) -> RunRecord:
     with world.together():
         model = torch_models.build(config.model, run.input_shape, run.num_classes, dtype=config.dtype)
         like, keras_optimizer = build(run)
-        optimizer = torch_optimizers.build(keras_optimizer, model)
+        optimizer = optimizer_like(keras_optimizer, model)
     variables = torch_models.keras_views(model)
     for variable, first in zip(variables, like.variables, strict=True):
         variable.copy_(torch.from_numpy(first.numpy()))
