@@ -159,8 +159,7 @@ class Summary:
         rows: One row for each strategy, the baseline first.
         reference: The suite's own loop on one rank, to which parallel efficiency is relative. Has no runs if
             it failed; None if it was not requested.
-        records: All records, in the order of the runs.
-        dates: Dates of the first and of the last run, as ``YYYY-MM-DD``, UTC.
+        records, dates: All records, and the dates of the first and of the last, as ``YYYY-MM-DD``, UTC.
     """
 
     work: dict[str, Any]

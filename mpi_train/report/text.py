@@ -71,11 +71,10 @@ def caution(summary: Summary) -> str:
 
 def _difference(fields: dict[str, Any]) -> str:
     """Return the difference from other groups, such as ``global batch 128, bfloat16``."""
-    return ", ".join(
-        f"{_FIELDS.get(name, '')}{value}"
-        for name, value in fields.items()
-        if not (name == "dataset_sha256" and "dataset" in fields)
-    )
+    shown = {
+        name: value for name, value in fields.items() if name != "dataset_sha256" or "dataset" not in fields
+    }
+    return ", ".join(f"{_FIELDS.get(name, '')}{value}" for name, value in shown.items())
 
 
 def reading(row: Row, summary: Summary) -> str:
@@ -172,11 +171,11 @@ def _method(row: Row) -> Iterator[str]:
         )
     if row.workers == 1:
         return
-    states = {
+    averaged = {
         "weights": f"weights after the update, and each rank keeps its own state of {record.optimizer}",
         "weights+slots": f"weights and the state of {record.optimizer}",
-    }
-    if record.optimizer != "sgd" and (averaged := states.get(sync.get("average", ""))):
+    }.get(sync.get("average", ""))
+    if averaged and record.optimizer != "sgd":
         yield (
             f"{row.name} averages {averaged}. That is not the update of one process (README, How the "
             f"averaging works)."
@@ -193,10 +192,11 @@ def _method(row: Row) -> Iterator[str]:
 
 def _history(row: Row) -> Iterator[str]:
     for record, event in ((run.record, event) for run in row.runs for event in run.record.history):
-        if event["kind"] == "rolled back":
-            since = f"after NaN; its learning rate has been {event['learning_rate']:g} since."
-        else:
-            since = f"on {sized(event['world_size'], 'rank')}."
+        since = (
+            f"after NaN; its learning rate has been {event['learning_rate']:g} since."
+            if event["kind"] == "rolled back"
+            else f"on {sized(event['world_size'], 'rank')}."
+        )
         yield (
             f"{row.name} (seed {record.seed}) was {event['kind']} in epoch {event['epoch']}, after "
             f"{event['step']} of its steps, {since}"
@@ -236,10 +236,7 @@ def environment_facts(record: RunRecord) -> dict[str, str]:
         "Cores": where.get("cores"),
         "GPUs": ", ".join(where.get("gpus") or []),
         "MPI": " ".join(str(mpi[name]) for name in ("vendor", "version") if name in mpi),
-        "Python": where.get("python"),
-        "TensorFlow": where.get("tensorflow"),
-        "Keras": where.get("keras"),
-        "PyTorch": where.get("pytorch"),
+        **{name: where.get(name.lower()) for name in ("Python", "TensorFlow", "Keras", "PyTorch")},
         "Commit": where.get("git_commit"),
         "Slurm job": where.get("slurm_job_id"),
     }
@@ -272,12 +269,12 @@ def header(summary: Summary) -> list[tuple[str, str]]:
     """Return the training task, the machine and the software, as (name, value)."""
     work, records = summary.work, summary.records
     pairs = [
-        ("Data set", f"{work['dataset']} (SHA-256 {str(work['dataset_sha256'])[:12]})"),
-        ("Model", str(work["model"])),
+        ("Data set", f"{work['dataset']} (SHA-256 {work['dataset_sha256'][:12]})"),
+        ("Model", work["model"]),
         ("Global batch", str(work["global_batch_size"])),
         ("Epochs", str(work["num_epochs"])),
         ("Optimizer", f"{work['optimizer']}, learning rate {work['learning_rate']:g}"),
-        ("Precision", str(work["dtype"])),
+        ("Precision", work["dtype"]),
         ("Seeds", _distinct(sorted(record.seed for record in records))),
         ("Hosts", _distinct(host for record in records for host in record.environment.get("hosts", ()))),
         *_facts(summary).items(),
