@@ -51,8 +51,9 @@ class Background(ExchangeLog):
         self._buffers = buffers
         self._averages = []
         for vector, _ in buffers:
-            how = {"together": world, "num_bytes": all_reduce_bytes(vector.nbytes, world.size)}
-            self._averages.append(self.part("all-reduce", self._average, background=True, **how))
+            size = all_reduce_bytes(vector.nbytes, world.size)
+            average = self.part("all-reduce", self._average, num_bytes=size, together=world, background=True)
+            self._averages.append(average)
         # The interpreter joins this thread at exit, so running exchanges complete before MPI ends.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._running: list[Future[None]] = []
