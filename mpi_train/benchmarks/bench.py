@@ -133,9 +133,8 @@ def plan(config: BenchConfig, num_shards: int = sys.maxsize) -> list[Job]:
 
 def _job(config: BenchConfig, strategy: Strategy, workers: int, repeat: int, folder: str) -> Job:
     place, seed, unit = f"{folder}/{repeat}", config.seed + repeat - 1, strategy.unit
-    python = sys.executable
-    if strategy.environment != ".venv":
-        python = os.path.relpath(launch.CLONE / strategy.environment / "bin/python")
+    own = os.path.relpath(launch.CLONE / strategy.environment / "bin/python")
+    python = sys.executable if strategy.environment == ".venv" else own
     words = launch.command(strategy.job, python)
     words += [*config.flags_of_run(seed=seed, out=config.out / place), *strategy.flags]
     if unit == "rank":

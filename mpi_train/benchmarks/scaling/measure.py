@@ -42,7 +42,7 @@ def plan(config: PlanConfig, world: World, threads: int) -> None:
             plans.write(config, calibration, console)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """Step on one number of ranks with a global ``batch_size``, and the prediction.
 
@@ -104,11 +104,11 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
     cores, notes = calibration.cores, []
     if calibration.one_machine:
         notes.append(f"All ranks share the {cores} cores of one machine.")
-        if world.size > cores:
-            notes.append(
-                f"Beyond {cores} ranks the ranks take turns on the cores. No further speed-up is possible, "
-                "and predictions are made from two ranks on one core."
-            )
+    if calibration.one_machine and world.size > cores:
+        notes.append(
+            f"Beyond {cores} ranks the ranks take turns on the cores. No further speed-up is possible, "
+            "and predictions are made from two ranks on one core."
+        )
     tables = [
         Table(
             title=f"{kind.capitalize()} scaling: a step of {config.batch_size} examples {unit}",
@@ -153,8 +153,8 @@ def _measure_size(
             predicted_s = model.step(name, shape, batches[kind] / size).total_s
             row = Measured(name, kind, size, batches[kind], times[f"{name} {kind}"], predicted_s)
             alone = before[0] if before else row
-            speedup = (row.batch_size / row.step_s) / (alone.batch_size / alone.step_s)
-            found.append(dataclasses.replace(row, speedup=speedup))
+            row.speedup = (row.batch_size / row.step_s) / (alone.batch_size / alone.step_s)
+            found.append(row)
         return found
 
     return while_others_sleep(world, world.rank < size, steps)

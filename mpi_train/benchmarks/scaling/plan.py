@@ -27,6 +27,7 @@ from mpi_train.runtime.flags import as_dict, flag_of, parse
 FILES = ("plan.json", "plan.md", "plan.png")
 _DESCRIPTION = "Predict what a training would take on more nodes."
 _ON_TWO_NODES = "sbatch --exclusive --time=00:15:00 slurm/ranks.sh plan"
+_ADVICE = ("fastest", "cheapest", "efficient", "falls_at_nodes")
 _PARTS = ("compute", "waiting", "moving", "hidden", "own")
 
 
@@ -38,14 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         worlds.alone(job="plan --calibration")
         predict_again(config)
     else:
-        run_job(
-            "plan",
-            PlanConfig,
-            "mpi_train.benchmarks.scaling.measure:plan",
-            text=_DESCRIPTION,
-            mpi=True,
-            argv=argv,
-        )
+        # Not imported here, because it needs TensorFlow.
+        measure = "mpi_train.benchmarks.scaling.measure:plan"
+        run_job("plan", PlanConfig, measure, text=_DESCRIPTION, mpi=True, argv=argv)
 
 
 def predict_again(config: PlanConfig) -> None:
@@ -85,12 +81,8 @@ def write(config: PlanConfig, calibration: Calibration, console: Console) -> Non
             "--calibration: expected one of two ranks, or a network. Got: one of 1 rank",
             remedy="--gbit 100 --latency-us 2, for example",
         )
-    one_machine = {"auto": None, "one": True, "many": False}[config.machine]
-    model = Model(calibration, network=config.network, one_machine=one_machine, every=config.every)
-    found = trainings(
-        model, epochs=config.epochs, num_examples=config.examples, max_ranks=config.max_ranks,
-        per_node=config.ranks_per_node, weak=config.weak,
-    )  # fmt: skip
+    model = Model(calibration, config)
+    found = trainings(model)
     exact = [name for name in found if not model.changes_result(name)]
     advices = {"the same result": advise(found, exact), "any*": advise(found, found)}
     everies = {name: f" /{every}" if (every := model.every(name)) > 1 else "" for name in found}
@@ -109,7 +101,7 @@ def write(config: PlanConfig, calibration: Calibration, console: Console) -> Non
         by_collective(times, lambda row: seconds(row.train_s)),
         by_collective(efficiency, lambda row: f"{row.efficiency:.0%}"),
     ]
-    lines = [*_heading(config, model), *_notes(config, model)]
+    lines = [*_heading(model), *_notes(model)]
     output.show(console, tables)
     console.print("", *lines, sep="\n")
     content = {
@@ -118,10 +110,7 @@ def write(config: PlanConfig, calibration: Calibration, console: Console) -> Non
         "network": dataclasses.asdict(model.network),
         "trainings": [_entry(row) for rows in found.values() for row in rows],
         "advice": {
-            name: {
-                **{kind: _entry(getattr(advice, kind)) for kind in ("fastest", "cheapest", "efficient")},
-                "falls_at_nodes": advice.falls_at,
-            }
+            name: dict(zip(_ADVICE, (*map(_entry, advice[:3]), advice.falls_at), strict=True))
             for name, advice in advices.items()
         },
     }
@@ -144,8 +133,8 @@ def _entry(row: Training) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _heading(config: PlanConfig, model: Model) -> list[str]:
-    step, network = model.calibration.step, model.network
+def _heading(model: Model) -> list[str]:
+    config, step, network = model.config, model.calibration.step, model.network
     batch = f"batch {step['batch_size']} {'a rank' if config.weak else 'in all'}"
     burst = f", after pauses {size(network.burst_bytes)} at once" if network.burst_bytes else ""
     origin = "given" if config.network else "measured between two ranks"
@@ -158,9 +147,9 @@ def _heading(config: PlanConfig, model: Model) -> list[str]:
     ]
 
 
-def _notes(config: PlanConfig, model: Model) -> list[str]:
+def _notes(model: Model) -> list[str]:
     """Return sentences on the limits of the prediction."""
-    calibration = model.calibration
+    config, calibration = model.config, model.calibration
     batch, measured = calibration.step["batch_size"], calibration.uncontended
     notes = ["Times are those of training, without start-up and evaluation."]
     if measured is not None and config.network is None:
@@ -181,27 +170,24 @@ def _notes(config: PlanConfig, model: Model) -> list[str]:
             "--batch-size, or --weak; both change the result."
         )
     if config.weak and config.max_ranks * batch > config.examples:
-        most = -(-config.examples // batch)
-        notes.append(
-            f"From {most:,} ranks on, an epoch is less than one batch: more ranks have nothing to do."
-        )
+        most = f"{-(-config.examples // batch):,} ranks"
+        notes.append(f"From {most} on, an epoch is less than one batch: more ranks have nothing to do.")
     return notes
 
 
 def _advice(advices: Mapping[str, Advice], labels: Mapping[str, str]) -> Table:
     rows = []
     for kind, advice in advices.items():
-        nodes, goal = advice.falls_at, f"{ENOUGH:.0%} efficient"
+        nodes, efficient = advice.falls_at, f"{ENOUGH:.0%} efficient"
         if nodes is not None:
-            goal += f"; under at {nodes:,} node{'s' if nodes > 1 else ''}"
-        trainings = {goal: advice.efficient, "fastest": advice.fastest, "cheapest": advice.cheapest}
+            efficient += f"; under at {nodes:,} node{'s' if nodes > 1 else ''}"
+        trainings = {efficient: advice.efficient, "fastest": advice.fastest, "cheapest": advice.cheapest}
         for goal, row in trainings.items():
             exchange = labels[row.collective] if row.shape.ranks > 1 else "none"
             cells = [f"{row.shape.nodes:,}", exchange, seconds(row.train_s), f"{row.node_hours:.3g}"]
             rows.append([f"{kind}: {goal}", *cells])
-    return Table(
-        title="Recommendation", columns=("for", "nodes", "exchange", "time", "node-hours"), rows=rows
-    )
+    columns = ("for", "nodes", "exchange", "time", "node-hours")
+    return Table(title="Recommendation", columns=columns, rows=rows)
 
 
 def _shown(rows: Sequence[Training]) -> list[Training]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mpi_train.benchmarks.config import PlanConfig
 from mpi_train.benchmarks.scaling import cost_model
 from mpi_train.benchmarks.scaling.calibration import Calibration, Contention, interpolated
 from mpi_train.benchmarks.scaling.cost_model import ALL_REDUCES, PATTERNS, Network, Shape, Transfer
@@ -36,31 +37,25 @@ class StepTime(NamedTuple):
 
 
 class Model:
-    """Cost model from a calibration; ``network``, ``one_machine`` and ``every`` replace what was measured.
+    """Cost model from a calibration; the options of ``config`` replace what was measured.
 
-    A calibration of one rank needs a ``network``.
+    A calibration of one rank needs a network in ``config``.
     """
 
-    def __init__(
-        self,
-        calibration: Calibration,
-        network: Network | None = None,
-        one_machine: bool | None = None,
-        every: int | None = None,
-    ) -> None:
-        self.calibration = calibration
-        self.one_machine = calibration.one_machine if one_machine is None else one_machine
-        self._given, self._every = network, every
-        low = calibration.uncontended
+    def __init__(self, calibration: Calibration, config: PlanConfig | None = None) -> None:
+        self.calibration, self.config = calibration, config or PlanConfig()
+        one_machine = {"auto": calibration.one_machine, "one": True, "many": False}
+        self.one_machine = one_machine[self.config.machine]
+        self._given, low = self.config.network, calibration.uncontended
         if low is None:
-            assert network is not None
-            low = Contention(ranks_per_core=1, compute_s=calibration.alone_s, network=network)
-        self._low, self.network = low, network or low.network
+            assert self._given is not None
+            low = Contention(ranks_per_core=1, compute_s=calibration.alone_s, network=self._given)
+        self._low, self.network = low, self._given or low.network
 
     def every(self, collective: str) -> int:
         """Return the number of steps between two exchanges."""
         entry = COLLECTIVES[collective]
-        return self._every if self._every and entry.local else entry.every
+        return self.config.every if self.config.every and entry.local else entry.every
 
     def changes_result(self, collective: str) -> bool:
         """Return True if training differs from that with an average at every step."""
@@ -174,26 +169,25 @@ Trainings = Mapping[str, Sequence[Training]]
 """Trainings by collective, in ascending order of the nodes."""
 
 
-def trainings(
-    model: Model, *, epochs: int, num_examples: int, max_ranks: int, per_node: int, weak: bool
-) -> Trainings:
+def trainings(model: Model) -> Trainings:
     """Predict trainings with each collective on powers of two of nodes, as far as the batch allows.
 
-    With ``weak``, the batch of the calibration is that of each rank; else it is the global batch.
+    With ``--weak``, the batch of the calibration is that of each rank; else it is the global batch.
     """
-    batch_size = model.calibration.step["batch_size"]
-    powers = range((max_ranks // per_node).bit_length())
+    config, batch_size = model.config, model.calibration.step["batch_size"]
+    per_node = config.ranks_per_node
+    powers = range((config.max_ranks // per_node).bit_length())
     shapes = dict.fromkeys([Shape(1), *(Shape(2**power, per_node) for power in powers)])
     alone_s = model.step("auto", Shape(1), batch_size).total_s / batch_size
 
     def training(collective: str, shape: Shape) -> Training:
-        batch = batch_size * (shape.ranks if weak else 1)
+        batch = batch_size * (shape.ranks if config.weak else 1)
         step = model.step(collective, shape, batch / shape.ranks)
-        train_s = epochs * -(-num_examples // batch) * step.total_s
+        train_s = config.epochs * -(-config.examples // batch) * step.total_s
         efficiency = alone_s * batch / (shape.ranks * step.total_s)
         return Training(collective, shape, batch, step, train_s, efficiency)
 
-    fitting = [shape for shape in shapes if weak or shape.ranks <= batch_size]
+    fitting = [shape for shape in shapes if config.weak or shape.ranks <= batch_size]
     return {name: [training(name, shape) for shape in fitting] for name in COLLECTIVES}
 
 

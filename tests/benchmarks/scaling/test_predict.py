@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mpi_train.benchmarks.config import PlanConfig
 from mpi_train.benchmarks.scaling import calibration as calibrations
 from mpi_train.benchmarks.scaling import charts
 from mpi_train.benchmarks.scaling.calibration import (
@@ -18,7 +19,7 @@ from mpi_train.benchmarks.scaling.calibration import (
     fit_network,
     interpolated,
 )
-from mpi_train.benchmarks.scaling.cost_model import Network, Shape
+from mpi_train.benchmarks.scaling.cost_model import Shape
 from mpi_train.benchmarks.scaling.predict import Model, advise, trainings
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.runtime import files
@@ -99,7 +100,7 @@ def test_ranks_that_scatter_wait_for_the_slowest(calibration: Calibration) -> No
 
 
 def test_what_is_hidden_takes_no_time(calibration: Calibration) -> None:
-    model = Model(calibration, network=Network(latency_s=1e-6, seconds_per_byte=1e-9))
+    model = Model(calibration, PlanConfig(latency_us=1, gbit=8))
     step = model.step("delayed", Shape(4), 16)
     assert step.moving_s == 0
     assert step.hidden_s > 0
@@ -107,11 +108,11 @@ def test_what_is_hidden_takes_no_time(calibration: Calibration) -> None:
 
 def test_every_so_many_steps_is_so_much_less(calibration: Calibration) -> None:
     plain = Model(calibration).step("plain", Shape(4), 16)
-    seldom = Model(calibration, every=8).step("plain", Shape(4), 16)
+    seldom = Model(calibration, PlanConfig(every=8)).step("plain", Shape(4), 16)
     assert seldom.moving_s == pytest.approx(plain.moving_s / 8)
     exchange_s, seldom_s = (step.total_s - step.compute_s - step.waiting_s for step in (plain, seldom))
     assert seldom_s == pytest.approx(exchange_s / 8)
-    assert Model(calibration, every=8).changes_result("plain")
+    assert Model(calibration, PlanConfig(every=8)).changes_result("plain")
     assert not Model(calibration).changes_result("plain")
 
 
@@ -120,7 +121,7 @@ def test_ranks_on_shared_cores_get_no_faster(shared: Calibration) -> None:
     assert model.step("plain", Shape(4), 16).compute_s == pytest.approx(2 * compute_s(16))
     assert model.step("plain", Shape(8), 8).compute_s == pytest.approx(4 * compute_s(8))
     assert model.step("plain", Shape(3), 21).compute_s == pytest.approx(1.5 * compute_s(21))
-    assert Model(shared, one_machine=False).step("plain", Shape(8), 8).compute_s == pytest.approx(
+    assert Model(shared, PlanConfig(machine="many")).step("plain", Shape(8), 8).compute_s == pytest.approx(
         compute_s(8)
     )
     # The wire is no slower for it.
@@ -128,7 +129,7 @@ def test_ranks_on_shared_cores_get_no_faster(shared: Calibration) -> None:
 
 
 def test_every_collective_is_predicted_at_every_size(calibration: Calibration) -> None:
-    found = trainings(Model(calibration), epochs=2, num_examples=640, max_ranks=4096, per_node=1, weak=False)
+    found = trainings(Model(calibration, PlanConfig(epochs=2, examples=640)))
     assert list(found) == list(COLLECTIVES)
     for rows in found.values():
         assert [row.shape.ranks for row in rows] == [1, 2, 4, 8, 16, 32, 64], "a batch of 64 goes no further"
@@ -139,19 +140,16 @@ def test_every_collective_is_predicted_at_every_size(calibration: Calibration) -
 
 
 def test_weak_scaling_goes_on_and_takes_fewer_steps(calibration: Calibration) -> None:
-    found = trainings(
-        Model(calibration), epochs=1, num_examples=64 * 4096, max_ranks=4096, per_node=2, weak=True
-    )
+    config = PlanConfig(epochs=1, examples=64 * 4096, ranks_per_node=2, weak=True)
+    found = trainings(Model(calibration, config))
     last = found["plain"][-1]
     assert (last.shape.ranks, last.shape.nodes, last.batch_size) == (4096, 2048, 64 * 4096)
     assert last.train_s == pytest.approx(last.step.total_s)
 
 
 def test_advice_is_the_best_of_what_is_predicted(calibration: Calibration) -> None:
-    fast = Network(latency_s=1e-6, seconds_per_byte=1e-11)
-    found = trainings(
-        Model(calibration, network=fast), epochs=1, num_examples=64_000, max_ranks=64, per_node=1, weak=False
-    )
+    fast = PlanConfig(latency_us=1, gbit=800, epochs=1, examples=64_000, max_ranks=64)
+    found = trainings(Model(calibration, fast))
     advice = advise(found, ["plain"])
     rows = found["plain"]
     assert advice.fastest is min(rows, key=lambda row: row.train_s)
@@ -207,8 +205,8 @@ def test_every_collective_is_in_the_chart_in_a_colour_of_its_own(
 ) -> None:
     for number in range(30):
         monkeypatch.setitem(COLLECTIVES, f"extra{number}", COLLECTIVES["plain"])
-    model = Model(calibration)
-    found = trainings(model, epochs=1, num_examples=640, max_ranks=4, per_node=1, weak=False)
+    model = Model(calibration, PlanConfig(epochs=1, examples=640, max_ranks=4))
+    found = trainings(model)
     time_axes, hours_axes = charts.plan(found, model, "claim").axes
     for axes in (time_axes, hours_axes):
         assert [line.get_label() for line in axes.get_lines()] == list(COLLECTIVES)
