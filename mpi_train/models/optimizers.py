@@ -36,7 +36,6 @@ _CLASSES: dict[str, type[keras.Optimizer]] = {
     for name in _NAMES
 }
 OPTIMIZERS = tuple(_CLASSES)
-LAYERWISE = (keras.optimizers.Lamb, keras.optimizers.Muon)
 
 
 def build(name: str, learning_rate: float | None) -> keras.Optimizer:
@@ -172,7 +171,7 @@ class WarmedUp(FlatUpdate):
 
 def update_for(optimizer: keras.Optimizer, flat: FlatModel, device: str) -> FlatUpdate:
     """Return the fastest update that equals Keras's own update layer by layer."""
-    if isinstance(optimizer, LAYERWISE) or optimizer.clipnorm:
+    if isinstance(optimizer, keras.optimizers.Lamb | keras.optimizers.Muon) or optimizer.clipnorm:
         return LayerUpdate(optimizer, flat, device)
     # The kernels lack the options that Keras adds to every optimizer. The type is compared exactly, because
     # AdamW is a subclass of Adam.

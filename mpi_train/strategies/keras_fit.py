@@ -219,11 +219,10 @@ class _RunCallback(keras.callbacks.Callback):
         chunk = Chunk(self._asked, step, elapsed_s, loss, bool(np.isfinite(loss)), count)
         _, pause = self._resumable.after(chunk, self._resumable.run.world)
         if pause and step < self._num_steps:
-            so_far = self._totals(step, logs)
-            begin = time.perf_counter()
+            so_far, begin = self._totals(step, logs), time.perf_counter()
             self._resumable.pause(step, so_far)
-            self._start += time.perf_counter() - begin
             self._last = time.perf_counter()
+            self._start += self._last - begin
         self._asked, self._asked_at = step, time.perf_counter()
 
     def _count(self, step: int) -> int:
@@ -232,13 +231,9 @@ class _RunCallback(keras.callbacks.Callback):
 
     def _totals(self, step: int, logs: dict[str, float]) -> EpochTotals:
         """Return the totals of the steps since the start of this ``fit``."""
-        count = self._count(step) - self._count(self._first)
-        return EpochTotals(
-            loss=float(logs["loss"]) * count,
-            correct=float(logs["accuracy"]) * count,
-            count=count,
-            train_s=time.perf_counter() - self._start,
-        )
+        count, train_s = self._count(step) - self._count(self._first), time.perf_counter() - self._start
+        loss, correct = float(logs["loss"]) * count, float(logs["accuracy"]) * count
+        return EpochTotals(loss=loss, correct=correct, count=count, train_s=train_s)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         assert logs is not None

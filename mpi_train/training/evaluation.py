@@ -13,8 +13,7 @@ from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.world import World
 from mpi_train.training.losses import as_input, losses_of
 
-BATCH = 128
-"""Examples per batch: enough to use all cores, few enough to need little memory."""
+BATCH = 128  # enough to use all cores, few enough to need little memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +52,7 @@ class Evaluator:
     """Evaluation of a model on one rank's part of the test set.
 
     Args:
-        predict: Function from float32 images (n, h, w, c) to outputs (n, num_classes), with the current
-            weights.
+        predict: Function from float32 images (n, h, w, c) to outputs (n, num_classes).
         examples: This rank's part of the test set.
         from_logits: True if the outputs are logits, False if they are probabilities.
     """

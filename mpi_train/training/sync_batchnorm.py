@@ -22,7 +22,6 @@ class SyncBatchNormalization(layers.BatchNormalization):
     Args:
         mean_over_ranks: Function that makes an all-reduce for vectors of a length, in float32 numbers; None
             for a single rank.
-        config: Arguments of Keras's layer.
     """
 
     def __init__(self, *, mean_over_ranks: Callable[[int], AllReduce] | None = None, **config: Any) -> None:

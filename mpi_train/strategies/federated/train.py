@@ -94,13 +94,7 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
 
 @dataclass(frozen=True)
 class ClientReport:
-    """Report of a client to the server about its training in a round.
-
-    Attributes:
-        client, rank, examples: Number of the client, its rank, and its number of examples.
-        train_loss, train_accuracy: Means over its local steps, taken while training.
-        train_s: Duration of its local steps.
-    """
+    """Report of a client to the server about its training in a round, with means over its local steps."""
 
     client: int
     rank: int
@@ -117,7 +111,7 @@ def _train_round(
     clients: list[Client],
     config: FederatedConfig,
 ) -> tuple[EpochTotals, list[ClientReport]]:
-    """Train one round, on all ranks together. There is no checkpoint within a round."""
+    """Train one round, on all ranks together."""
     world, number = resumable.run.world, resumable.position.epoch
     chosen = [clients[i] for i in choose(len(clients), config.fraction, config.seed, number)]
     mine = [client for client in chosen if client.rank == world.rank]

@@ -49,7 +49,7 @@ class Link:
         self._leaving = [aligned_empty((length,), dtype) for _ in range(send_depth)]
         self._requests = [MPI.REQUEST_NULL] * send_depth
         self._num_received = self._num_sent = 0
-        self._log = log = ExchangeLog()
+        self.log = log = ExchangeLog()
         self._receive = HostCall(self._receive_now, log, self._wire)
         self._send = HostCall(log.part("send", self._send_now), log, tf.int32)
         self._probe = log.part("wait", self._comm.Probe)
@@ -86,14 +86,9 @@ class Link:
         self._sent_bytes += array.nbytes
         return np.zeros((), np.int32)
 
-    @property
-    def total_s(self) -> float:
-        """Seconds in sending and receiving so far, waiting included."""
-        return self._log.total_s
-
     def take_traffic(self) -> Traffic:
         """Return the traffic since the last call, of this rank alone."""
-        total_s = float(self._log.take_durations().sum())
+        total_s = float(self.log.take_durations().sum())
         traffic = Traffic(total_s - self._waiting_s, self._waiting_s, self._sent_bytes)
         self._waiting_s, self._sent_bytes = 0.0, 0
         return traffic

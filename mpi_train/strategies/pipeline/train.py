@@ -284,7 +284,7 @@ class _Exchange(Averaging):
 
     def exchange_s(self) -> float:
         over_peers_s = self._over_peers.exchange_s() if self._peers.size > 1 else 0.0
-        return sum(link.total_s for link in self.links) + over_peers_s + self._all_idle_s
+        return sum(link.log.total_s for link in self.links) + over_peers_s + self._all_idle_s
 
 
 def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:

@@ -68,9 +68,8 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         count = x.numel() // x.shape[1]
         step = torch.zeros_like(self.running_var)
-        y = functional.batch_norm(
-            x, self.running_mean, step, self.weight, self.bias, True, self.momentum, self.eps
-        )
+        moments = (self.running_mean, step, self.weight, self.bias)
+        y = functional.batch_norm(x, *moments, True, self.momentum, self.eps)
         self.running_var.mul_(1 - self.momentum).add_(step * ((count - 1) / count))
         return y
 

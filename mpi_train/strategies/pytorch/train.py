@@ -1,8 +1,7 @@
 """PyTorch's ``DistributedDataParallel`` over gloo, as a yardstick: the same work in another framework.
 
-It uses the same shards in the same order, the initial weights of Keras, the same update and the same record.
-It needs an environment with PyTorch and TensorFlow (``make peers``); TensorFlow only draws the weights. CPU
-only.
+It uses the same shards in the same order, the initial weights of Keras, the same update and the same record,
+on CPUs only. TensorFlow only draws the weights.
 """
 
 from __future__ import annotations
