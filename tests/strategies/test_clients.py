@@ -51,7 +51,7 @@ def test_the_same_model_on_any_number_of_ranks_and_a_log_of_its_rounds(
     train_job: TrainJob, world: World
 ) -> None:
     flags = ["--epochs", "4", "--fraction", "0.75", "--batch-size", "12"]
-    sizes = [1, *range(2, world.size + 1)]
+    sizes = range(1, min(3, world.size) + 1)
     ended = {
         ranks: train_job("federated", *flags, ranks=ranks, out=str(ranks)).epochs[-1].test_loss
         for ranks in sizes
