@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the strategy ``ring``."""
-    entry = Strategy(name="ring", text="a ring of ranks", config=MpiConfig, train="ring:train", unit="rank")
+    entry = Strategy(name="ring", text="a ring of ranks", config=MpiConfig, train="ring:train")
     monkeypatch.setitem(STRATEGIES, "ring", entry)
 
 
