@@ -20,6 +20,9 @@ from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.strategies.registry import STRATEGIES, Strategy
 from tests.report.conftest import write_run
 
+# The commands print on the root rank only.
+pytestmark = pytest.mark.mpi_skip
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -15,6 +15,9 @@ from mpi_train.data.sources import MissingRawDataError
 from mpi_train.runtime import launch
 from mpi_train.runtime.errors import DataError, UsageError
 
+# The command is one process, and refuses to be started as ranks.
+pytestmark = pytest.mark.mpi_skip
+
 JOB = Path(__file__).parents[2] / "jobs" / "prepare_data.py"
 
 # Proxies that refuse at once: no test may reach a real mirror.
