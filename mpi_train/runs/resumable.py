@@ -95,6 +95,7 @@ class ResumableRun(ChunkCallback):
         self._restore(found)
         # A finished run, and a checkpoint of another folder, stay as they are: this is a new run.
         ours = not run.is_finished and found.path.resolve().parent == self.checkpoints.folder.resolve()
+        ours = run.world.gather_all(ours)[0]  # only the root need see the folder, and saving is collective
         run.begin(position.epochs, anew=not ours)
         self.checkpoints.forget_after(position)
         self.position = _with_event(position, "resumed", world_size=run.world.size)
