@@ -281,5 +281,5 @@ def test_a_job_that_fails_gives_its_code_and_its_log(cluster_clone: Clone) -> No
 def test_what_slurm_refuses_is_said_in_its_words(cluster_clone: Clone) -> None:
     done = start(cluster_clone.root, "mpi", "--partition", "nowhere")
     assert done.returncode == 4
-    assert "sbatch refused the job: " in done.stderr
+    assert "error: sbatch failed: " in done.stderr
     assert "invalid partition" in done.stderr
