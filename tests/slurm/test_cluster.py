@@ -228,7 +228,8 @@ def test_collectives_are_compared_on_slow_links(
 ) -> None:
     assert rate("1gbit").returncode == 0
     bench = [sys.executable, "jobs/bench_network.py", "--dataset", "synthetic", "--data", str(tiny_shards)]
-    bench += "--rates 100mbit --collectives gossip --epochs 1 --model mlp --target 0.1".split()
+    bench += ["--rates", "100mbit", "--collectives", "gossip", "--epochs", "1"]
+    bench += ["--model", "mlp", "--target", "0.1"]
     done = subprocess.run(
         [*bench, "--out", str(tmp_path)], cwd=LOCAL_CLUSTER.parents[1], capture_output=True, text=True
     )
