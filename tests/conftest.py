@@ -1,6 +1,6 @@
 """Shared parts of all tests: ranks that agree on each verdict, marks, trainings, a small data set.
 
-Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs every test on every rank.
+Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs the tests that concern ranks on every rank.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start programs, which ranks must not do, and those that need more than 2 ranks."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that start programs, which ranks must not do, and those that need more than 2 ranks.
+
+    On several ranks only tests that use the ranks run: others would show on each what one process shows.
+    """
     for item in items:
         if "programs" in getattr(item, "fixturenames", ()):
             item.add_marker("launches")
@@ -79,6 +82,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("mpi_skip")
         if any(mark.kwargs.get("min_size", 0) > 2 for mark in item.iter_markers("mpi")):
             item.add_marker(pytest.mark.ranks(4))
+    if config.stash[WORLD].size > 1:
+        alone = {
+            item
+            for item in items
+            if "world" not in getattr(item, "fixturenames", ()) and not item.get_closest_marker("mpi")
+        }
+        config.hook.pytest_deselected(items=list(alone))
+        items[:] = [item for item in items if item not in alone]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -133,7 +133,7 @@ def assert_same_bits(
 @pytest.mark.parametrize(
     ("job", "ranks", "flags"),
     [
-        pytest.param("mpi", 2, [], id="mpi.py"),
+        pytest.param("mpi", 2, [], id="mpi.py", marks=slow),
         pytest.param("multiworker", 2, ["--epochs", "12"], id="multiworker.py", marks=slow),
         pytest.param("ddp", 2, ["--epochs", "12"], id="ddp.py", marks=pytest.mark.peers),
     ],

@@ -19,7 +19,7 @@ from mpi_train.monitor.spans import START_UP, TRAINING
 from mpi_train.runs.record import RunRecord, read_run
 from mpi_train.runtime import launch
 
-pytestmark = [pytest.mark.launches, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.launches, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 RANKS, EPOCHS, STEPS = 4, 2, 501

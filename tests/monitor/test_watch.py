@@ -89,6 +89,7 @@ def rank_1_of(out: Path) -> int:
     raise AssertionError("no rank 1")
 
 
+@pytest.mark.slow
 @pytest.mark.launches
 def test_a_run_is_watched_to_its_end_and_its_slow_rank_is_named(
     training: tuple[subprocess.Popen[bytes], Path],

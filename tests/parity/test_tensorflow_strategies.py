@@ -36,6 +36,7 @@ def test_as_our_own_averaging(job: str, devices: list[str], train_job: TrainJob)
     assert theirs == pytest.approx(ours, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_multiworker_averages_as_our_own_ranks(launch: Launch, tiny_shards: Path, tmp_path: Path) -> None:
     found = {}
     for job, flags in (("multiworker", []), ("mpi", ["--average", "gradients"])):
@@ -70,6 +71,7 @@ def test_one_federated_client_with_sgd_is_one_process(
     assert federated == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.mpi_skip
 def test_batchnorm_has_something_on_every_device(
     train_job: TrainJob, small_shards: Callable[[int], Path]
@@ -79,6 +81,7 @@ def test_batchnorm_has_something_on_every_device(
     train_job("custom_dataset", "--data", small_shards(2), *flags)
 
 
+@pytest.mark.slow
 def test_batchnorm_of_multiworker_in_bfloat16(
     launch: Launch, small_shards: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -386,6 +386,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path) -> 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.launches
 def test_a_job_continues_on_a_disk_that_fills_up(tmp_path: Path, tiny_shards: Path) -> None:
     from mpi_train.runs.record import read_run

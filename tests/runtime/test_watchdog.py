@@ -21,7 +21,7 @@ from mpi_train.runtime.world import World
 pytestmark = pytest.mark.mpi_skip
 
 BEAT_S = 0.04
-TIMEOUT_S = 0.4
+TIMEOUT_S = 1.0
 
 
 class FakeRank:

@@ -276,6 +276,7 @@ def test_tensors_share_the_memory_of_aligned_arrays_and_of_no_others(offset: int
     assert (as_tensor(array[:, ::2]).numpy() == array[:, ::2]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.trains
 def test_a_batch_too_small_for_all_devices_does_not_make_batchnorm_nan(tiny: ShardSet) -> None:
     flat = FlatModel(build("resnet"))
