@@ -123,13 +123,12 @@ class TimedStep:
         start, stop = balanced_range(num_images, world.size, world.rank)
         rng, num_own = np.random.default_rng([config.seed, world.rank]), stop - start
         images = rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8)
-        self.examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
+        examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
         flat = FlatModel(build_model(config), device)
-        self._averaging = averaging.Averaging()
-        if exchange is not None:
-            self._averaging = averaging.build(exchange, world, flat, seed=config.seed)
+        alone = averaging.Averaging()
+        self._averaging = averaging.build(exchange, world, flat, seed=config.seed) if exchange else alone
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
-        self.trainer = Trainer(flat, optimizer, self.examples, averaging=self._averaging, devices=[device])
+        self.trainer = Trainer(flat, optimizer, examples, averaging=self._averaging, devices=[device])
         self._averaging.begin_epoch(1)
         steps = plan_steps(num_images, batch_size, rank=world.rank, size=world.size)
         self._run = self.trainer.prepare(epoch_order(config.seed, 1, world.rank, num_own), steps)

@@ -121,14 +121,9 @@ def _contention(
     """Time steps and all-reduces of both ranks at once, ``per_core`` ranks on a core."""
     sizes = [4096, *(model_bytes * part // 64 * 4 for part in (1, 4, 16, 32))]
     reduces = {size: BareAllReduce(pair, size) for size in sizes}
-    # One dictionary, so that all are timed in turn: batches, sizes in bytes, collectives.
-    median_s = _medians(
-        {**{("step", batch): step for batch, step in local.items()},
-         **{("reduce", size): reduce for size, reduce in reduces.items()},
-         **{("averaged", collective): step for collective, step in averaged.items()}},
-        pair, config,
-    )  # fmt: skip
-    all_reduce_s = {size: median_s["reduce", size] for size in sizes}
+    works = (*local.values(), *reduces.values(), *averaged.values())
+    median_s = _medians({work: work for work in works}, pair, config)
+    all_reduce_s = {size: median_s[reduce] for size, reduce in reduces.items()}
     # Again after pauses, as a link may pass a burst at once.
     num_bytes, paused = sizes[-2], []
     for _ in range(_NUM_PAUSED):
@@ -139,12 +134,12 @@ def _contention(
     network = fits.fit_network(all_reduce_s, paused_s)
     return Contention(
         ranks_per_core=per_core,
-        compute_s={batch: median_s["step", batch] for batch in local},
+        compute_s={batch: median_s[step] for batch, step in local.items()},
         all_reduce_s=all_reduce_s,
         paused_s=paused_s,
         network=network,
         fit_error=fits.fit_error(network, all_reduce_s, model_bytes // 16),
-        step_s={collective: median_s["averaged", collective] for collective in averaged},
+        step_s={collective: median_s[step] for collective, step in averaged.items()},
     )
 
 

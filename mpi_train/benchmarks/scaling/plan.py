@@ -16,7 +16,7 @@ from mpi_train.benchmarks.output import seconds
 from mpi_train.benchmarks.scaling import calibration as calibrations
 from mpi_train.benchmarks.scaling import charts
 from mpi_train.benchmarks.scaling.calibration import Calibration
-from mpi_train.benchmarks.scaling.predict import ENOUGH, Advice, Model, Training, advise, trainings
+from mpi_train.benchmarks.scaling.predict import ENOUGH, Advice, Model, Training, Trainings, advise, trainings
 from mpi_train.report import pages
 from mpi_train.report.tables import Table, size
 from mpi_train.runs.config import one_example_a_rank
@@ -115,9 +115,7 @@ def _entry(row: Training) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tables(
-    model: Model, found: Mapping[str, Sequence[Training]], advices: Mapping[str, Advice]
-) -> list[Table]:
+def _tables(model: Model, found: Trainings, advices: Mapping[str, Advice]) -> list[Table]:
     """Return the recommendation, the parts of a step, training times and efficiencies."""
     everies = {name: f" /{every}" if (every := model.every(name)) > 1 else "" for name in found}
     labels = {name: f"{name}{everies[name]}{'*' if model.changes_result(name) else ''}" for name in found}

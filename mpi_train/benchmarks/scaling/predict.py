@@ -75,31 +75,24 @@ class Model:
         self, collective: str, shape: Shape, own_batch: float, measured: Contention, factor: float = 1
     ) -> StepTime:
         """Predict a step with ``factor`` times as many ranks per core as ``measured``."""
-        compute_s = interpolated(measured.compute_s, own_batch) * factor
-        step = self._exchanging(collective, shape, compute_s, measured, factor, planned=True)
+        step = self._exchanging(collective, shape, own_batch, measured, factor, planned=True)
         reference = collective if collective in measured.step_s else "plain"
         if reference not in measured.step_s:
             return step
         # What the measured step of two ranks took beyond the model of it, on the measured network.
-        compute_s = interpolated(measured.compute_s, self.calibration.step["batch_size"] / 2)
-        of_two = self._exchanging(reference, Shape(2), compute_s, measured, 1, planned=False)
+        half = self.calibration.step["batch_size"] / 2
+        of_two = self._exchanging(reference, Shape(2), half, measured, 1, planned=False)
         own_s = (measured.step_s[reference] - of_two.total_s) / self.every(collective) * factor
         return step._replace(own_s=own_s)
 
     def _exchanging(
-        self,
-        collective: str,
-        shape: Shape,
-        compute_s: float,
-        measured: Contention,
-        factor: float,
-        *,
-        planned: bool,
+        self, name: str, shape: Shape, own_batch: float, measured: Contention, factor: float, *, planned: bool
     ) -> StepTime:
-        """Add waiting and communication to ``compute_s``, as ``planned`` or as measured: at every step."""
-        every, given = (self.every(collective), self.config.network) if planned else (1, None)
-        pattern, network = PATTERNS[COLLECTIVES[collective].cost], given or measured.network
-        payload = self.calibration.payload.get(collective, self.calibration.model_bytes)
+        """Predict a step without ``own_s``, as ``planned`` or as measured: at every step."""
+        compute_s = interpolated(measured.compute_s, own_batch) * factor
+        every, given = (self.every(name), self.config.network) if planned else (1, None)
+        pattern, network = PATTERNS[COLLECTIVES[name].cost], given or measured.network
+        payload = self.calibration.payload.get(name, self.calibration.model_bytes)
         if pattern.formula is not None:
             transfer = pattern.formula(payload, shape)
         else:
@@ -109,23 +102,18 @@ class Model:
             transfer = min(found, key=lambda each: network.after_pause(each, 0))
         # Traffic within a node is assumed to be as fast as between nodes, because only that was measured.
         within = Transfer(transfer.rounds_within, transfer.bytes_within)
-        moving_s = (
-            sum(
-                given.after_pause(each, pause_s)
-                if given
-                else self._measured_s(each, pause_s, measured, factor)
-                for each, pause_s in ((transfer, compute_s), (within, 0.0))
-            )
-            / every
-        )
+        moves = ((transfer, compute_s), (within, 0.0))
+        if given:
+            moving_s = sum(given.after_pause(*each) for each in moves) / every
+        else:
+            moving_s = sum(self._measured_s(*each, measured, factor) for each in moves) / every
         hidden_s = min(moving_s, pattern.overlap * compute_s)
         relative_s = self.calibration.relative_s
         slowest = cost_model.expected_maximum(relative_s, shape.ranks) / (sum(relative_s) / len(relative_s))
         # Over several steps, random delays even out with their square root.
         waiting_s = compute_s * (slowest - 1) / every**0.5
-        return StepTime(
-            compute_s, waiting_s, moving_s - hidden_s, hidden_s, sent_bytes=transfer.num_bytes / every
-        )
+        sent_bytes = transfer.num_bytes / every
+        return StepTime(compute_s, waiting_s, moving_s - hidden_s, hidden_s, sent_bytes=sent_bytes)
 
     def _measured_s(self, transfer: Transfer, pause_s: float, measured: Contention, factor: float) -> float:
         """Do the same as ``Network.after_pause``, by interpolation of the measured all-reduces."""
