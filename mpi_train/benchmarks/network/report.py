@@ -49,7 +49,7 @@ def write(out: Path, attempts: Mapping[str, Sequence[Attempt]], target: float, p
 def table(title: str, runs: Sequence[tuple[Attempt, RunRecord | None]], target: float, plain: str) -> Table:
     """Return the table of the runs at one rate; without a record, a run has not finished."""
     columns = (*_COLUMNS, f"To {target:.2f}", "Speed-up", "Test accuracy")
-    reached_s = {attempt.strategy: record and time_to(record, target) for attempt, record in runs}
+    reached_s = {each.strategy: time_to(record, target) if record else None for each, record in runs}
     rows = [
         [attempt.strategy, *_cells(record, reached_s[attempt.strategy], reached_s.get(plain))]
         if record

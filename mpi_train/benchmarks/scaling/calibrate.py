@@ -121,7 +121,7 @@ def _contention(
     """Time steps and all-reduces of both ranks at once, ``per_core`` ranks on a core."""
     sizes = [4096, *(model_bytes * part // 64 * 4 for part in (1, 4, 16, 32))]
     reduces = {size: BareAllReduce(pair, size) for size in sizes}
-    works = (*local.values(), *reduces.values(), *averaged.values())
+    works: list[Work] = [*local.values(), *reduces.values(), *averaged.values()]
     median_s = _medians({work: work for work in works}, pair, config)
     all_reduce_s = {size: median_s[reduce] for size, reduce in reduces.items()}
     # Again after pauses, as a link may pass a burst at once.
