@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -20,11 +18,11 @@ from mpi_train.benchmarks.scaling.predict import ENOUGH, Advice, Model, Training
 from mpi_train.report import pages
 from mpi_train.report.tables import Table, size
 from mpi_train.runs.config import one_example_a_rank
-from mpi_train.runs.job import run_job
+from mpi_train.runs.job import read_flags, run_job
 from mpi_train.runtime import launch
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import UsageError
-from mpi_train.runtime.flags import as_dict, flag_of, parse
+from mpi_train.runtime.flags import as_dict, flag_of
 
 FILES = ("plan.json", "plan.md", "plan.png")
 _DESCRIPTION = "Predict what a training would take on more nodes."
@@ -34,8 +32,7 @@ _GOALS = ("efficient", "fastest", "cheapest")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``jobs/plan.py`` with the flags ``argv``: with ``--calibration`` in one process, else as ranks."""
-    with nullcontext() if worlds.speaks() else redirect_stdout(io.StringIO()):
-        config = parse(PlanConfig, argv, description=_DESCRIPTION, prog=launch.typed("plan"))
+    config = read_flags(PlanConfig, argv, text=_DESCRIPTION, prog=launch.typed("plan"))
     if config.calibration is not None:
         worlds.alone(job="plan --calibration")
         predict_again(config)
