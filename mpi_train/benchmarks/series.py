@@ -105,14 +105,16 @@ class Series:
 
     def _run_one(self, number: int, job: Job, show: Callable[[Text], None]) -> None:
         attempt, folder = job.attempt, self.out / job.attempt.folder
-        label = f"{attempt.strategy:<24} {sized(attempt.workers, attempt.unit):<10} seed {attempt.seed}"
+        size, total = sized(attempt.workers, attempt.unit), len(self.jobs)
+        count = f"{number + 1:{len(str(total))}}/{total}"
+        label = f"[{count}] {attempt.strategy:<24} {size:<10} seed {attempt.seed}"
         kept, code, shown, result = attempt.exit_code == 0, 0, [], ""
+
+        def show_end(end: str) -> None:
+            show(Text(f"{' '.join(label.split())}: {end}", no_wrap=True, overflow="ellipsis"))
+
         if not kept:
-            running = " ".join(label.split())
-            code = run_logged(
-                job.words, folder / LOG_FILE,
-                lambda end: show(Text(f"{running}: {end}", no_wrap=True, overflow="ellipsis")),
-            )  # fmt: skip
+            code = run_logged(job.words, folder / LOG_FILE, show_end)
             shown = tail(folder / LOG_FILE, _TAIL_LINES)
         if code == 0:
             try:
@@ -121,10 +123,8 @@ class Series:
                 code, shown = error.exit_code, [*shown, str(error)]
         self.attempts[number] = dataclasses.replace(attempt, exit_code=code)
         write_attempts(self.out, self.attempts)
-        count = f"{number + 1:{len(str(len(self.jobs)))}}/{len(self.jobs)}"
-        self.console.print(
-            f"[{count}] {label}  {result or f'FAILED with exit code {code}'}{'  (kept)' if kept else ''}"
-        )
+        outcome = result or f"FAILED with exit code {code}"
+        self.console.print(f"{label}  {outcome}{'  (kept)' if kept else ''}")
         if not result:
             end = f"  the end of {folder / LOG_FILE}:"
             self.console.print(end, *(f"  | {line}" for line in shown), sep="\n")
