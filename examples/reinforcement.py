@@ -12,10 +12,8 @@ advantage estimation (GAE): Schulman et al. 2016, arXiv:1506.02438.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mpi_train
+from mpi_train.benchmarks import output
 from mpi_train.monitor.progress import Progress
-from mpi_train.runs.job import guarded
-from mpi_train.runtime import devices, files
-from mpi_train.runtime.errors import DivergedError, PlatformError, UsageError, unwritable
-from mpi_train.runtime.flags import as_dict, at_least, option, parse
+from mpi_train.runs.job import guarded, read_flags
+from mpi_train.runtime import devices
+from mpi_train.runtime.errors import DivergedError, PlatformError, UsageError
+from mpi_train.runtime.flags import as_dict, at_least, option
 from mpi_train.runtime.world import World, join
 
 MAX_STEPS, NUM_EVALUATED = 500, 20  # longest episode, in steps; episodes of the final evaluation
@@ -227,20 +226,16 @@ def write(result: dict[str, Any], out: Path) -> None:
     axes = figure.subplots()
     axes.plot(*zip(*((each["elapsed_s"], each["mean_reward"]) for each in result["history"]), strict=True))
     axes.set(xlabel="training time [s]", ylabel="mean reward of finished episodes", ylim=(0, 520))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        files.write_json(out / "reinforcement.json", result)
-        figure.savefig(out / "reward.png", dpi=120)
-    except OSError as error:
-        raise unwritable(out, error) from error
+    output.make_folder(out)
+    output.write(out, {"reinforcement.json": result, "reward.png": figure})
 
 
 def main() -> None:
     """Join the ranks, divide the cores among them, and train."""
     world = join()
-    text, prog = "Train PPO on CartPole over MPI.", "python examples/reinforcement.py"
-    with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):  # one rank prints the help
-        config = parse(Config, description=text, prog=prog)
+    config = read_flags(
+        Config, text="Train PPO on CartPole over MPI.", prog="python examples/reinforcement.py"
+    )
     devices.claim_cores(world, None)
     train(config, world)
 

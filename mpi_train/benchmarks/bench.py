@@ -19,7 +19,7 @@ from mpi_train.benchmarks.series import Job, Series, as_typed, num_cores
 from mpi_train.data.shards import ShardSet
 from mpi_train.report import pages, tables, text
 from mpi_train.report.collect import Attempt
-from mpi_train.report.summary import Summary, sized
+from mpi_train.report.summary import Summary
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runtime import launch, machine
 from mpi_train.runtime import world as worlds
@@ -37,13 +37,13 @@ class RunsConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         refused = {
-            "resume": (self.resume != "never", "a bench starts each run anew"),
-            "trace": (self.trace, "a bench measures runs without a timeline"),
-            "json": (self.json, "a bench shows its runs itself; the figures are in the run.json of each run"),
+            "resume": "a bench starts each run anew",
+            "trace": "a bench measures runs without a timeline",
+            "json": "a bench shows its runs itself; the figures are in the run.json of each run",
         }
-        for name, (given, reason) in refused.items():
-            if given:
-                raise UsageError(f"--{name}: {reason}. Got: {getattr(self, name)}", remedy="leave it out")
+        for name, reason in refused.items():
+            if (given := getattr(self, name)) not in ("never", False):
+                raise UsageError(f"--{name}: {reason}. Got: {given}", remedy="leave it out")
 
     def flags_of_run(self, **changes: object) -> list[str]:
         """Return the training flags of one run, with ``changes`` to some of them."""
@@ -119,6 +119,7 @@ def plan(config: BenchConfig, num_shards: int = sys.maxsize) -> list[Job]:
     num_workers = config.num_workers
     alone = dataclasses.replace(config, threads=config.threads or max(1, num_cores() // num_workers))
     chosen = [STRATEGIES[name] for name in config.names]
+    has_reference = num_workers > 1 and any(strategy.unit != "process" for strategy in chosen)
     planned = []
     for repeat in range(1, config.repeats + 1):
         for strategy in chosen:
@@ -126,26 +127,25 @@ def plan(config: BenchConfig, num_shards: int = sys.maxsize) -> list[Job]:
             if strategy.name == "federated":
                 workers = min(workers, num_shards)
             planned.append(_job(config, strategy, workers, repeat, strategy.name))
-        if num_workers > 1 and any(strategy.unit != "process" for strategy in chosen):
+        if has_reference:
             planned.append(_job(alone, STRATEGIES["mpi"], 1, repeat, "reference"))
     return planned
 
 
-def _job(config: BenchConfig, strategy: Strategy, workers: int, repeat: int, folder: str) -> Job:
-    place, seed, unit = f"{folder}/{repeat}", config.seed + repeat - 1, strategy.unit
+def _job(config: BenchConfig, strategy: Strategy, workers: int, repeat: int, name: str) -> Job:
+    folder, seed, unit = f"{name}/{repeat}", config.seed + repeat - 1, strategy.unit
     own = os.path.relpath(launch.CLONE / strategy.environment / "bin/python")
-    python = sys.executable if strategy.environment == ".venv" else own
-    words = launch.command(strategy.job, python)
-    words += [*config.flags_of_run(seed=seed, out=config.out / place), *strategy.flags]
+    words = launch.command(strategy.job, sys.executable if strategy.environment == ".venv" else own)
+    words += [*config.flags_of_run(seed=seed, out=config.out / folder), *strategy.flags]
     if unit == "rank":
         words = launch.mpiexec(workers, words)
     elif unit == "device":
         words += ["--devices", str(workers)]
     attempt = Attempt(
-        strategy=strategy.name, workers=workers, unit=unit, repeat=repeat, seed=seed, folder=place,
+        strategy=strategy.name, workers=workers, unit=unit, repeat=repeat, seed=seed, folder=folder,
         command=as_typed(words),
     )  # fmt: skip
-    return Job(attempt, f"{strategy.name:<10} {sized(workers, unit):<10} seed {seed}", words)
+    return Job(attempt, words)
 
 
 class Bench(Series):

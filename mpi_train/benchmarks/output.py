@@ -28,7 +28,7 @@ def begin(world: World, out: Path | None, names: Iterable[str]) -> tuple[Console
     return console(quiet=not world.is_root), device
 
 
-def make_folder(out: Path, names: Iterable[str]) -> None:
+def make_folder(out: Path, names: Iterable[str] = ()) -> None:
     """Make the folder ``out``, and remove the files ``names`` of a previous run; raises ``UsageError``."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,13 @@ def write(out: Path, contents: Mapping[str, Any]) -> None:
                 (files.write_json if name.endswith(".json") else files.write_text)(out / name, content)
     except OSError as error:
         raise unwritable(out, error) from error
+
+
+def page(title: str, lines: Iterable[str], picture: str, tables: Iterable[Table]) -> str:
+    """Return a page in Markdown: a list of ``lines``, a picture, and tables."""
+    listed = "\n".join(f"- {line}" for line in lines)
+    parts = (f"# {title}", listed, picture, *(each.markdown() for each in tables))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def seconds(value: float) -> str:

@@ -15,17 +15,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.text import Text
 
 from mpi_train.monitor.status import FILE as STATUS_FILE
 from mpi_train.report import pages, tables
 from mpi_train.report.collect import Attempt, write_attempts
-from mpi_train.report.summary import Summary
+from mpi_train.report.summary import Summary, sized
 from mpi_train.runs.folder import FILES
 from mpi_train.runs.record import RunRecord, read_run
 from mpi_train.runtime import launch
@@ -38,10 +36,9 @@ _TERMINATE_S = 10.0
 
 @dataclass(frozen=True)
 class Job:
-    """Planned run, with a label for the terminal; it is kept if its attempt has the exit code 0."""
+    """Planned run; it is kept if its attempt has the exit code 0."""
 
     attempt: Attempt
-    label: str
     words: list[str]
 
 
@@ -73,7 +70,10 @@ class Series:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.clear()
         try:
-            self._run_all()
+            # Below the results, a terminal shows the run in progress and the last line of its log.
+            with self.console.status("") as status:
+                for number, job in enumerate(self.jobs):
+                    self._run_one(number, job, status.update)
         except KeyboardInterrupt:
             self.console.print("interrupted: the report is made of the finished runs")
             raise
@@ -103,38 +103,28 @@ class Series:
         except OSError as error:
             raise unwritable(self.out, error) from error
 
-    def _run_all(self) -> None:
-        column = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        text = TextColumn("{task.description}", markup=False, table_column=column)
-        columns = (text, BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn())
-        progress = Progress(
-            *columns, console=self.console, transient=True, expand=True, disable=not self.console.is_terminal
-        )
-        with progress:
-            bar = progress.add_task("", total=len(self.jobs))
-            for number, job in enumerate(self.jobs):
-                self._run_one(number, job, partial(progress.update, bar))
-                progress.advance(bar)
+    def _run_one(self, number: int, job: Job, show: Callable[[Text], None]) -> None:
+        attempt, folder = job.attempt, self.out / job.attempt.folder
+        size, total = sized(attempt.workers, attempt.unit), len(self.jobs)
+        count = f"{number + 1:{len(str(total))}}/{total}"
+        label = f"[{count}] {attempt.strategy:<24} {size:<10} seed {attempt.seed}"
+        kept, code, shown, result = attempt.exit_code == 0, 0, [], ""
 
-    def _run_one(self, number: int, job: Job, update: Callable[..., None]) -> None:
-        folder, label = self.out / job.attempt.folder, " ".join(job.label.split())
-        kept, code, shown = job.attempt.exit_code == 0, 0, []
+        def show_end(end: str) -> None:
+            show(Text(f"{' '.join(label.split())}: {end}", no_wrap=True, overflow="ellipsis"))
+
         if not kept:
-            code = run_logged(job.words, folder / LOG_FILE, lambda end: update(description=f"{label}: {end}"))
+            code = run_logged(job.words, folder / LOG_FILE, show_end)
             shown = tail(folder / LOG_FILE, _TAIL_LINES)
-        result = ""
         if code == 0:
             try:
                 result = _result(read_run(folder / "run.json"))
             except DataError as error:
                 code, shown = error.exit_code, [*shown, str(error)]
-        self.attempts[number] = dataclasses.replace(job.attempt, exit_code=code)
+        self.attempts[number] = dataclasses.replace(attempt, exit_code=code)
         write_attempts(self.out, self.attempts)
-        total = len(self.jobs)
-        count = f"{number + 1:{len(str(total))}}/{total}"
-        self.console.print(
-            f"[{count}] {job.label}  {result or f'FAILED with exit code {code}'}{'  (kept)' if kept else ''}"
-        )
+        outcome = result or f"FAILED with exit code {code}"
+        self.console.print(f"{label}  {outcome}{'  (kept)' if kept else ''}")
         if not result:
             end = f"  the end of {folder / LOG_FILE}:"
             self.console.print(end, *(f"  | {line}" for line in shown), sep="\n")

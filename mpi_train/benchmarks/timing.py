@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Hashable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -27,54 +27,56 @@ SAMPLE_S = 0.3
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
 
-
-@dataclass(frozen=True)
-class Work:
-    """Piece of work: ``run`` does it ``count`` times; ``alone``, rank 0 works while the others sleep."""
-
-    name: str
-    run: Callable[[int], None]
-    alone: bool = False
+Name = TypeVar("Name", bound=Hashable)
+Work = Callable[[int], object]
+"""Function that does a piece of work as many times as its argument says."""
 
 
 def time_in_turn(
-    works: Sequence[Work], world: World, *, repeats: int, share: float = 1.0
-) -> dict[str, list[float]]:
+    works: Mapping[Name, Work],
+    world: World,
+    *,
+    repeats: int,
+    share: float = 1.0,
+    alone: Container[Name] = (),
+) -> dict[Name, list[float]]:
     """Take ``repeats`` samples of each piece of work, in the order A B C A B C.
 
-    A sample takes about ``share`` times ``SAMPLE_S``. Returns, for each name, the seconds of one execution on
-    the slowest rank, one value a sample; equal on all ranks.
+    A sample takes about ``share`` times ``SAMPLE_S``. Work named in ``alone`` is done by rank 0 while the
+    others sleep. Returns, for each name, the seconds of one execution on the slowest rank, one value a
+    sample; equal on all ranks.
     """
-    counts = [_calibrate(work, world, share * SAMPLE_S) for work in works]
-    samples: dict[str, list[float]] = {work.name: [] for work in works}
+    timers = {name: partial(_time, work, world, name in alone) for name, work in works.items()}
+    counts = {name: _calibrate(timer, share * SAMPLE_S) for name, timer in timers.items()}
+    samples: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
-        for work, count in zip(works, counts, strict=True):
-            samples[work.name].append(_time(work, world, count) / count)
+        for name, timer in timers.items():
+            samples[name].append(timer(counts[name]) / counts[name])
     return samples
 
 
-def _calibrate(work: Work, world: World, sample_s: float) -> int:
+def _calibrate(timer: Callable[[int], float], sample_s: float) -> int:
     """Count the executions that fit into ``sample_s``; ranks share their timings and so agree."""
     count = 1
-    _time(work, world, count)  # builds the graph, touches the memory
-    while (elapsed := _time(work, world, count)) < sample_s / 4:
+    timer(count)  # builds the graph, touches the memory
+    while (elapsed := timer(count)) < sample_s / 4:
         count *= 4
     return max(1, round(count * sample_s / elapsed))
 
 
-def _time(work: Work, world: World, count: int) -> float:
+def _time(work: Work, world: World, alone: bool, count: int) -> float:
     """Return the seconds of ``count`` executions on the slowest rank."""
     world.barrier()
-    elapsed = seconds_of(work.run, count) if world.is_root or not work.alone else 0.0
-    if work.alone:
+    elapsed = seconds_of(work, count) if world.is_root or not alone else 0.0
+    if alone:
         sleep_until_all_arrive(world)
     return world.maximum(elapsed)
 
 
-def seconds_of(run: Callable[[int], None], count: int = 1) -> float:
+def seconds_of(work: Work, count: int = 1) -> float:
     """Return the seconds of ``count`` executions on this rank."""
     start = time.perf_counter()
-    run(count)
+    work(count)
     return time.perf_counter() - start
 
 
@@ -84,12 +86,6 @@ def sleep_until_all_arrive(world: World) -> None:
         request = world.comm.Ibarrier()
         while not request.Test():
             time.sleep(0.002)
-
-
-def cores_of_node(world: World) -> set[int]:
-    """Return the cores that the ranks on this node may use; on all ranks together."""
-    everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
-    return set().union(*(cores for host, cores in everyone if host == world.hosts[world.rank]))
 
 
 class BareAllReduce:
@@ -127,32 +123,25 @@ class TimedStep:
         start, stop = balanced_range(num_images, world.size, world.rank)
         rng, num_own = np.random.default_rng([config.seed, world.rank]), stop - start
         images = rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8)
-        self.examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
+        examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
         flat = FlatModel(build_model(config), device)
-        self._world, self._averaging = world, averaging.Averaging()
-        if exchange is not None:
-            self._averaging = averaging.build(exchange, world, flat, seed=config.seed)
+        alone = averaging.Averaging()
+        self._averaging = averaging.build(exchange, world, flat, seed=config.seed) if exchange else alone
         optimizer = optimizers.build(config.optimizer, config.learning_rate)
-        self.trainer = Trainer(flat, optimizer, self.examples, averaging=self._averaging, devices=[device])
+        self.trainer = Trainer(flat, optimizer, examples, averaging=self._averaging, devices=[device])
         self._averaging.begin_epoch(1)
         steps = plan_steps(num_images, batch_size, rank=world.rank, size=world.size)
         self._run = self.trainer.prepare(epoch_order(config.seed, 1, world.rank, num_own), steps)
         # The last step of an epoch, which runs in another graph, is left out.
         self._next, self._num_steps = 0, max(1, num_steps - 1)
 
-    def __call__(self, count: int) -> None:
-        self._take(count)
-        self._averaging.take_traffic(World())  # the list of exchanges would grow without limit
-
-    def sent_bytes(self, num_steps: int) -> int:
-        """Take ``num_steps``, and return the bytes that this rank sent in one; on all ranks together."""
-        self._take(num_steps)
-        return round(self._averaging.take_traffic(self._world).sent_bytes / num_steps)
-
-    def _take(self, count: int) -> None:
+    def __call__(self, count: int) -> int:
+        """Take ``count`` steps, and return the bytes that this rank sent in them."""
         while count > 0:
             taken = min(count, self._num_steps - self._next)
             self._run(self._next, self._next + taken)
             self._next = (self._next + taken) % self._num_steps
             count -= taken
         self._averaging.finish()
+        # The log of exchanges would grow without limit if it were not taken each time.
+        return self._averaging.take_traffic(World()).sent_bytes

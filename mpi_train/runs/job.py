@@ -15,7 +15,13 @@ from mpi_train.runs.config import JobConfig, RanksConfig, TrainConfig
 from mpi_train.runtime import devices, launch, watchdog
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import JobError
-from mpi_train.runtime.flags import parse
+from mpi_train.runtime.flags import Config, parse
+
+
+def read_flags(kind: type[Config], argv: Sequence[str] | None = None, *, text: str, prog: str) -> Config:
+    """Read a ``kind`` from the flags ``argv`` as ``parse`` does; only one rank prints the help."""
+    with nullcontext() if worlds.speaks() else redirect_stdout(io.StringIO()):
+        return parse(kind, argv, description=text, prog=prog)
 
 
 def run_job(
@@ -37,9 +43,7 @@ def run_job(
         argv: Flags; those of the process if None.
     """
     world = worlds.join() if mpi else worlds.alone(job=name)
-    # Only one rank prints the help.
-    with nullcontext() if world.is_root else redirect_stdout(io.StringIO()):
-        config = parse(kind, argv, description=text, prog=launch.typed(name))
+    config = read_flags(kind, argv, text=text, prog=launch.typed(name))
     if isinstance(config, TrainConfig):
         coordinator.listen()
         if isinstance(config, RanksConfig):

@@ -23,7 +23,7 @@ def describe(world: World) -> dict[str, Any]:
     return {
         "hosts": list(world.hosts),
         "cpu": cpu_model(),
-        "cores": _cores_of_root(world),
+        "cores": len(cores_of_node(world)),
         "gpus": [detail.get("device_name", "GPU") for detail in details],
         "mpi": mpi_library() if world.comm is not None else None,
         "python": platform.python_version(),
@@ -36,10 +36,10 @@ def describe(world: World) -> dict[str, Any]:
     }
 
 
-def _cores_of_root(world: World) -> int:
-    """Count the cores of the root's node that the ranks there may use."""
+def cores_of_node(world: World) -> set[int]:
+    """Return the cores that the ranks on this node may use; on all ranks together."""
     everyone = world.gather_all((world.hosts[world.rank], os.sched_getaffinity(0)))
-    return len(set().union(*(cores for host, cores in everyone if host == world.hosts[0])))
+    return set().union(*(cores for host, cores in everyone if host == world.hosts[world.rank]))
 
 
 def command() -> str:

@@ -13,7 +13,7 @@ from mpi_train.benchmarks import timing
 from mpi_train.benchmarks.step import measure as figures
 from mpi_train.benchmarks.step.measure import bandwidths
 from mpi_train.benchmarks.step.workloads import Loop, count_flop, gradient, product
-from mpi_train.benchmarks.timing import Work, time_in_turn
+from mpi_train.benchmarks.timing import time_in_turn
 from mpi_train.models import zoo
 from mpi_train.runtime.world import World
 
@@ -56,10 +56,10 @@ def test_one_rank_has_nothing_to_say_of_others() -> None:
 
 
 def test_rates_and_their_share_of_the_matrix_product() -> None:
-    assert samples(world_size=1).gflop_per_s() == {
-        figures.PRODUCT: pytest.approx([100, 50, 100]),
-        figures.GRADIENT: pytest.approx([50, 25, 50]),
-        figures.STEP: pytest.approx([45.4545, 20.8333, 38.4615], rel=1e-4),
+    assert {name: rate.tolist() for name, (_, rate) in samples(world_size=1).rates().items()} == {
+        figures.PRODUCT: pytest.approx([100e9, 50e9, 100e9]),
+        figures.GRADIENT: pytest.approx([50e9, 25e9, 50e9]),
+        figures.STEP: pytest.approx([45.4545e9, 20.8333e9, 38.4615e9], rel=1e-4),
     }
     assert samples(world_size=1).shares() == {
         figures.PRODUCT: [1, 1, 1],
@@ -89,9 +89,8 @@ def test_tables_show_medians_in_80_columns() -> None:
 def test_samples_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SAMPLE_S", 0)
     calls: list[str] = []
-    works = [Work(name, lambda count, name=name: calls.append(name)) for name in "AB"]
-    works.append(Work("C", lambda count: calls.append("C"), alone=True))
-    taken = time_in_turn(works, World(), repeats=2)
+    works = {name: lambda count, name=name: calls.append(name) for name in "ABC"}
+    taken = time_in_turn(works, World(), repeats=2, alone={"C"})
     assert calls[-6:] == list("ABCABC")
     assert {name: len(values) for name, values in taken.items()} == {"A": 2, "B": 2, "C": 2}
 
@@ -107,9 +106,8 @@ def test_ranks_do_equally_much_and_one_works_alone(world: World, monkeypatch: py
         # Ranks of different speed would choose different counts if each looked at itself alone.
         time.sleep(count * 1e-4 * (world.rank + 1))
 
-    works = [Work("all", sleep), Work("one", alone.append, alone=True)]
-    taken = time_in_turn(works[:1], world, repeats=3)
-    taken.update(time_in_turn(works[1:], world, repeats=3, share=0))
+    taken = time_in_turn({"all": sleep}, world, repeats=3)
+    taken.update(time_in_turn({"one": alone.append}, world, repeats=3, share=0, alone={"one"}))
     assert len(set(world.gather_all(tuple(counts)))) == 1
     assert world.gather_all(bool(alone)) == [True] + [False] * (world.size - 1)
     assert len({str(values) for values in world.gather_all(taken)}) == 1

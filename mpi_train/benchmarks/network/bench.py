@@ -6,15 +6,15 @@ import dataclasses
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_train.benchmarks import output
 from mpi_train.benchmarks.bench import RunsConfig
 from mpi_train.benchmarks.config import words_of
-from mpi_train.benchmarks.network import report as network
+from mpi_train.benchmarks.network import report
 from mpi_train.benchmarks.series import Job, RunsFailedError, Series, as_typed, num_cores
 from mpi_train.collectives.registry import COLLECTIVES
 from mpi_train.data.shards import ShardSet
@@ -29,7 +29,6 @@ from mpi_train.strategies.mpi.config import MpiConfig
 
 PLAIN = "plain"
 SCRIPT = launch.CLONE / "slurm/local_cluster.sh"
-_LIMIT_S = 60.0
 _RATE = re.compile(r"[1-9][0-9]{0,4}[mg]bit|none")
 
 
@@ -111,24 +110,23 @@ def plan(config: NetworkConfig) -> dict[str, list[Job]]:
             strategy=name, workers=config.nodes, unit="rank", repeat=1, seed=config.seed, folder=name,
             command=f"{script} rate {rate} && {as_typed(words)}",
         )  # fmt: skip
-        return Job(attempt, f"{rate:<8} {name:<24}", words)
+        return Job(attempt, words)
 
     return {rate: [job(rate, name) for name in config.names] for rate in config.rate_list}
 
 
 def kept(planned: Sequence[Job], out: Path) -> list[Job]:
     """Return ``planned`` with exit code 0 for the runs in ``out`` that the same command has finished."""
-    finished = []
+    finished = set()
     for attempt in read_attempts(out) if (out / BENCH_FILE).exists() else ():
         if attempt.exit_code == 0:
             with suppress(DataError):
                 read_run(out / attempt.folder / "run.json")
-                finished.append(attempt)
-    done = (dataclasses.replace(job.attempt, exit_code=0) for job in planned)
-    return [
-        dataclasses.replace(job, attempt=attempt) if attempt in finished else job
-        for job, attempt in zip(planned, done, strict=True)
+                finished.add(attempt)
+    done = [
+        dataclasses.replace(job, attempt=dataclasses.replace(job.attempt, exit_code=0)) for job in planned
     ]
+    return [new if new.attempt in finished else job for new, job in zip(done, planned, strict=True)]
 
 
 def check_cluster(num_nodes: int) -> None:
@@ -154,27 +152,9 @@ def set_rate(rate: str) -> None:
         raise PlatformError(f"the links of the nodes cannot be limited to {rate}: {done.stderr.strip()}")
 
 
-@contextmanager
-def rate_restored() -> Iterator[None]:
-    """Restore the rate at the end of a block that changes it."""
-    before = _call("rate").stdout.strip()
-    try:
-        yield
-    finally:
-        set_rate(before)
-
-
 def _call(*words: str) -> subprocess.CompletedProcess[str]:
-    try:
-        # In a session of its own, so that Ctrl-C does not stop the script between two nodes.
-        return subprocess.run(
-            [SCRIPT, *words], capture_output=True, text=True, start_new_session=True, timeout=_LIMIT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise PlatformError(
-            f"expected {SCRIPT} {words[0]} to end within {_LIMIT_S:g} s. Got: no answer",
-            remedy="as root: make slurm-down, then make slurm-up",
-        ) from error
+    # In a session of its own, so that Ctrl-C does not stop the script between two nodes.
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, start_new_session=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -198,21 +178,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     for rate, jobs in plan(config).items():
         benches[rate] = Series(out / rate, kept(jobs, out / rate) if config.keep else jobs, console)
         benches[rate].clear()
-    output.make_folder(out, network.FILES)
+    output.make_folder(out, [report.TEXT])
+    before = _call("rate").stdout.strip()
     try:
-        with rate_restored():
-            for rate, bench in benches.items():
-                set_rate(rate)
-                try:
-                    bench.run()
-                except RunsFailedError as error:
-                    failed.append(error)
+        for rate, bench in benches.items():
+            set_rate(rate)
+            console.print(f"links: {rate}")
+            try:
+                bench.run()
+            except RunsFailedError as error:
+                failed.append(error)
     finally:
+        set_rate(before)
         attempts = {rate: bench.attempts for rate, bench in benches.items()}
         if any(attempt.exit_code == 0 for own in attempts.values() for attempt in own):
-            comparison = network.compare(out, attempts, target=config.target, plain=PLAIN)
-            output.show(console, network.tables(comparison))
-            network.write(comparison, out)
-            console.print(f"report: {out / network.TEXT}, and report.html in the folder of each rate")
+            output.show(console, report.write(out, attempts, config.target, PLAIN))
+            console.print(f"report: {out / report.TEXT}, and report.html in the folder of each rate")
     if failed:
         raise failed[0]

@@ -1,4 +1,4 @@
-"""Measurements on one and two ranks that predictions are made from, and the file that keeps them."""
+"""Measurements on two ranks that predictions are made from, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Calibration(
     tag=VERSION,
     rename={"uncontended": "roomy", "contended": "crowded"},  # names in files of version 1
 ):
-    """Measurements on one and two ranks.
+    """Measurements on two ranks, and on one of them alone.
 
     Attributes:
         step: Model, global batch, optimizer and dtype of a step.
@@ -64,7 +64,7 @@ class Calibration(
     one_machine: bool
     alone_s: dict[int, float]
     relative_s: list[float]
-    uncontended: Contention | None = None
+    uncontended: Contention
     contended: Contention | None = None
     payload: dict[str, int] = {}
 
@@ -92,11 +92,8 @@ def fit_line(values: Mapping[int, float]) -> tuple[float, float]:
     rows = np.stack([1 / seconds, numbers / seconds], 1)
     (a, b), *_ = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)
     # Where one coefficient is below 0, the fit has the other one only.
-    only_a, only_b = (column.sum() / (column @ column) for column in rows.T)
-    if a < 0:
-        a, b = 0.0, only_b
-    elif b < 0:
-        a, b = only_a, 0.0
+    only_a, only_b = rows.sum(0) / (rows**2).sum(0)
+    a, b = (0.0, only_b) if a < 0 else (only_a, 0.0) if b < 0 else (a, b)
     return float(a), float(b)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mpi_train.benchmarks.output import seconds
 from mpi_train.report.charts import STYLE, colour, legend, new_figure
 
 if TYPE_CHECKING:
@@ -38,21 +39,18 @@ def scaling(measured: Sequence[Measured]) -> Figure:
 
 def plan(found: Trainings, model: Model, claim: str) -> Figure:
     """Draw time and node-hours of each collective over the ranks, dashed if the result changes."""
-    longest_s = max(row.train_s for rows in found.values() for row in rows)
-    units = {"hours": 3600, "minutes": 60, "seconds": 1}
-    unit = next((name for name, unit_s in units.items() if longest_s > 2 * unit_s), "seconds")
-    figure, panels = _figure(claim, 5, (f"time to the last epoch, {unit}", "node-hours"))
+    figure, panels = _figure(claim, 5, ("time to the last epoch", "node-hours"))
     for number, (name, rows) in enumerate(found.items(), start=1):
-        ranks, times = [row.shape.ranks for row in rows], [row.train_s / units[unit] for row in rows]
-        look: dict[str, Any] = {"color": colour(number), "marker": "o", "markersize": 3, "linewidth": 1.4}
-        look["linestyle"] = "--" if model.changes_result(name) else "-"
-        for axes, values in zip(panels, (times, [row.node_hours for row in rows]), strict=True):
-            axes.plot(ranks, values, label=name, **look)
-    ticks = [row.shape.ranks for row in next(iter(found.values()))]
-    ticks = ticks if len(ticks) < 9 else ticks[::2]
+        look, hue = "--o" if model.changes_result(name) else "-o", colour(number)
+        ranks = [row.shape.ranks for row in rows]
+        values = [row.train_s for row in rows], [row.node_hours for row in rows]
+        for axes, heights in zip(panels, values, strict=True):
+            axes.plot(ranks, heights, look, color=hue, markersize=3, linewidth=1.4, label=name)
+    ticks = ranks if len(ranks) < 9 else ranks[::2]
     for axes in panels:
         axes.set_yscale("log")
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    panels[0].yaxis.set_major_formatter(lambda value, _: seconds(value))
     legend(figure, panels[0])
     return figure
 

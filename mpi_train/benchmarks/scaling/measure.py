@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import statistics
-from dataclasses import dataclass
+from functools import partial
+
+import msgspec
 
 from mpi_train.benchmarks import output
 from mpi_train.benchmarks.config import PlanConfig, ScalingConfig, every_step
@@ -14,7 +16,7 @@ from mpi_train.benchmarks.scaling import plan as plans
 from mpi_train.benchmarks.scaling.calibrate import calibrate, while_others_sleep
 from mpi_train.benchmarks.scaling.cost_model import Shape
 from mpi_train.benchmarks.scaling.predict import Model
-from mpi_train.benchmarks.timing import TimedStep, Work, time_in_turn
+from mpi_train.benchmarks.timing import TimedStep, time_in_turn
 from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
@@ -42,11 +44,11 @@ def plan(config: PlanConfig, world: World, threads: int) -> None:
             plans.write(config, calibration, console)
 
 
-@dataclass
-class Measured:
+class Measured(msgspec.Struct, kw_only=True, rename={"collective": "way"}):
     """Step on one number of ranks with a global ``batch_size``, and the prediction.
 
-    ``scaling`` is ``strong`` for a fixed global batch and ``weak`` for a fixed batch of a rank.
+    ``scaling`` is ``strong`` for a fixed global batch and ``weak`` for a fixed batch of a rank. ``step_s`` is
+    the median of the samples.
     """
 
     collective: str
@@ -55,19 +57,9 @@ class Measured:
     batch_size: int
     samples_s: list[float]
     predicted_s: float
+    step_s: float
+    error: float
     speedup: float = 1.0
-
-    @property
-    def step_s(self) -> float:
-        return statistics.median(self.samples_s)
-
-    @property
-    def error(self) -> float:
-        return self.predicted_s / self.step_s - 1
-
-    def as_dict(self) -> dict[str, object]:
-        fields = dataclasses.asdict(self)
-        return {"way": fields.pop("collective"), **fields, "step_s": self.step_s, "error": self.error}
 
     def cells(self) -> list[str]:
         times_s = (self.step_s, min(self.samples_s), max(self.samples_s), self.predicted_s)
@@ -97,18 +89,20 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
     measured: list[Measured] = []
     for size in sizes:
         console.print(f"measuring {size} ranks" if size > 1 else "measuring 1 rank")
-        measured += _measure_size(config, world, device, size, Model(calibration), measured)
+        measured += _measure_size(config, world, device, size, Model(calibration))
     environment = machine.describe(world)
     if not world.is_root:
         return
+    for row in measured:
+        row.speedup = (row.batch_size / row.step_s) / (measured[0].batch_size / measured[0].step_s)
     cores, notes = calibration.cores, []
     if calibration.one_machine:
         notes.append(f"All ranks share the {cores} cores of one machine.")
-    if calibration.one_machine and world.size > cores:
-        notes.append(
-            f"Beyond {cores} ranks the ranks take turns on the cores. No further speed-up is possible, "
-            "and predictions are made from two ranks on one core."
-        )
+        if world.size > cores:
+            notes.append(
+                f"Beyond {cores} ranks the ranks take turns on the cores. No further speed-up is possible, "
+                "and predictions are made from two ranks on one core."
+            )
     tables = [
         Table(
             title=f"{kind.capitalize()} scaling: a step of {config.batch_size} examples {unit}",
@@ -118,43 +112,43 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
         for kind, unit in (("strong", "in all"), ("weak", "a rank"))
     ]
     output.show(console, tables)
-    for note in notes:
-        console.print(note)
+    console.print(*notes, sep="\n")
     content = {
         "config": as_dict(config),
         "calibration": calibration.as_dict(),
-        "measured": [each.as_dict() for each in measured],
+        "measured": msgspec.to_builtins(measured),
         "environment": environment,
     }
-    sections = [f"# Scaling of {step}", *notes, *(table.markdown() for table in tables)]
-    text = "\n\n".join([*sections, "![Measured beside predicted](scaling.png)"]) + "\n"
+    text = output.page(f"Scaling of {step}", notes, "![Measured beside predicted](scaling.png)", tables)
     output.write(config.out, dict(zip(FILES, (content, text, charts.scaling(measured)), strict=True)))
     console.print(f"Written: {config.out}/scaling.md, with scaling.json and scaling.png")
 
 
 def _measure_size(
-    config: ScalingConfig, world: World, device: str, size: int, model: Model, before: list[Measured]
+    config: ScalingConfig, world: World, device: str, size: int, model: Model
 ) -> list[Measured]:
     """Measure steps of the first ``size`` ranks; returns the same list on all ranks."""
     hosts = len(set(world.hosts[:size]))
     shape = Shape(hosts, size // hosts)
     batches = {"strong": config.batch_size, "weak": config.batch_size * size}
-    cases = [(name, kind) for name in config.names for kind in batches][: None if size > 1 else 1]
+    cases = list(itertools.product(config.names, batches))[: None if size > 1 else 1]
 
-    def steps(some: World) -> list[Measured]:
-        works = []
-        for name, kind in cases:
-            exchange = ExchangeConfig(collective=name) if size > 1 else None
-            batch = max(1, batches[kind] // size) * size
-            works.append(Work(f"{name} {kind}", TimedStep(config, some, device, batch, exchange)))
-        times = time_in_turn(works, some, repeats=config.repeats)
-        found = []
-        for name, kind in cases:
-            predicted_s = model.step(name, shape, batches[kind] / size).total_s
-            row = Measured(name, kind, size, batches[kind], times[f"{name} {kind}"], predicted_s)
-            alone = before[0] if before else row
-            row.speedup = (row.batch_size / row.step_s) / (alone.batch_size / alone.step_s)
-            found.append(row)
-        return found
+    def time_steps(some: World) -> dict[tuple[str, str], list[float]]:
+        timed_step = partial(TimedStep, config, some, device)
+        works = {
+            (name, kind): timed_step(batches[kind] // size * size, ExchangeConfig(collective=name))
+            for name, kind in cases
+        }
+        return time_in_turn(works, some, repeats=config.repeats)
 
-    return while_others_sleep(world, world.rank < size, steps)
+    found = []
+    for (name, kind), samples_s in while_others_sleep(world, world.rank < size, time_steps).items():
+        step_s = statistics.median(samples_s)
+        predicted_s = model.step(name, shape, batches[kind] / size).total_s
+        found.append(
+            Measured(
+                collective=name, scaling=kind, ranks=size, batch_size=batches[kind], samples_s=samples_s,
+                predicted_s=predicted_s, step_s=step_s, error=predicted_s / step_s - 1,
+            )
+        )  # fmt: skip
+    return found

@@ -9,9 +9,8 @@ from typing import NamedTuple
 from mpi_train.benchmarks.config import PlanConfig
 from mpi_train.benchmarks.scaling import cost_model
 from mpi_train.benchmarks.scaling.calibration import Calibration, Contention, interpolated
-from mpi_train.benchmarks.scaling.cost_model import ALL_REDUCES, PATTERNS, Network, Shape, Transfer
+from mpi_train.benchmarks.scaling.cost_model import ALL_REDUCES, PATTERNS, Shape, Transfer
 from mpi_train.collectives.registry import COLLECTIVES
-from mpi_train.runtime.errors import UsageError
 
 ENOUGH = 0.8
 """Parallel efficiency below which more nodes are not recommended."""
@@ -32,25 +31,22 @@ class StepTime(NamedTuple):
     sent_bytes: float = 0.0
 
     @property
+    def parts_s(self) -> dict[str, float]:
+        return dict(zip(("compute", "waiting", "moving", "hidden", "own"), self[:5], strict=True))
+
+    @property
     def total_s(self) -> float:
         return max(self.compute_s, self.compute_s + self.waiting_s + self.moving_s + self.own_s)
 
 
 class Model:
-    """Cost model from a calibration; the options of ``config`` replace what was measured.
-
-    A calibration of one rank needs a network in ``config``.
-    """
+    """Cost model from a calibration; the options of ``config`` replace what was measured."""
 
     def __init__(self, calibration: Calibration, config: PlanConfig | None = None) -> None:
         self.calibration, self.config = calibration, config or PlanConfig()
         one_machine = {"auto": calibration.one_machine, "one": True, "many": False}
         self.one_machine = one_machine[self.config.machine]
-        self._given, low = self.config.network, calibration.uncontended
-        if low is None:
-            assert self._given is not None
-            low = Contention(ranks_per_core=1, compute_s=calibration.alone_s, network=self._given)
-        self._low, self.network = low, self._given or low.network
+        self.network = self.config.network or calibration.uncontended.network
 
     def every(self, collective: str) -> int:
         """Return the number of steps between two exchanges."""
@@ -62,8 +58,8 @@ class Model:
         return COLLECTIVES[collective].changes_result or self.every(collective) > 1
 
     def step(self, collective: str, shape: Shape, own_batch: float) -> StepTime:
-        """Predict a step with ``own_batch`` examples a rank; raises ``UsageError`` for an unknown cost."""
-        low, high = self._low, self.calibration.contended
+        """Predict a step with ``own_batch`` examples a rank."""
+        low, high = self.calibration.uncontended, self.calibration.contended
         if shape.ranks == 1:
             return StepTime(interpolated(self.calibration.alone_s, own_batch))
         per_core = shape.ranks / self.calibration.cores
@@ -79,36 +75,24 @@ class Model:
         self, collective: str, shape: Shape, own_batch: float, measured: Contention, factor: float = 1
     ) -> StepTime:
         """Predict a step with ``factor`` times as many ranks per core as ``measured``."""
-        every = self.every(collective)
-        compute_s = interpolated(measured.compute_s, own_batch) * factor
-        step = self._exchanging(collective, shape, compute_s, measured, factor, every, self._given)
+        step = self._exchanging(collective, shape, own_batch, measured, factor, planned=True)
         reference = collective if collective in measured.step_s else "plain"
         if reference not in measured.step_s:
             return step
         # What the measured step of two ranks took beyond the model of it, on the measured network.
-        compute_s = interpolated(measured.compute_s, self.calibration.step["batch_size"] / 2)
-        of_two = self._exchanging(reference, Shape(2), compute_s, measured)
-        return step._replace(own_s=(measured.step_s[reference] - of_two.total_s) / every * factor)
+        half = self.calibration.step["batch_size"] / 2
+        of_two = self._exchanging(reference, Shape(2), half, measured, 1, planned=False)
+        own_s = (measured.step_s[reference] - of_two.total_s) / self.every(collective) * factor
+        return step._replace(own_s=own_s)
 
     def _exchanging(
-        self,
-        collective: str,
-        shape: Shape,
-        compute_s: float,
-        measured: Contention,
-        factor: float = 1,
-        every: int = 1,
-        given: Network | None = None,
+        self, name: str, shape: Shape, own_batch: float, measured: Contention, factor: float, *, planned: bool
     ) -> StepTime:
-        """Add waiting and communication to ``compute_s``, on the network ``given`` or the measured one."""
-        cost = COLLECTIVES[collective].cost
-        if cost not in PATTERNS:
-            raise UsageError(
-                f"collective {collective}: expected a cost of {', '.join(PATTERNS)}. Got: {cost}",
-                remedy="add it to benchmarks/scaling/cost_model.py, or name another one in the registry",
-            )
-        pattern, network = PATTERNS[cost], given or measured.network
-        payload = self.calibration.payload.get(collective, self.calibration.model_bytes)
+        """Predict a step without ``own_s``, as ``planned`` or as measured: at every step."""
+        compute_s = interpolated(measured.compute_s, own_batch) * factor
+        every, given = (self.every(name), self.config.network) if planned else (1, None)
+        pattern, network = PATTERNS[COLLECTIVES[name].cost], given or measured.network
+        payload = self.calibration.payload.get(name, self.calibration.model_bytes)
         if pattern.formula is not None:
             transfer = pattern.formula(payload, shape)
         else:
@@ -118,19 +102,18 @@ class Model:
             transfer = min(found, key=lambda each: network.after_pause(each, 0))
         # Traffic within a node is assumed to be as fast as between nodes, because only that was measured.
         within = Transfer(transfer.rounds_within, transfer.bytes_within)
-        if given is not None:
-            moving_s = given.after_pause(transfer, compute_s) + given.after_pause(within, 0)
+        moves = ((transfer, compute_s), (within, 0.0))
+        if given:
+            moving_s = sum(given.after_pause(*each) for each in moves) / every
         else:
-            both = ((transfer, compute_s), (within, 0.0))
-            moving_s = sum(self._measured_s(each, pause_s, measured, factor) for each, pause_s in both)
-        moving_s /= every
+            moving_s = sum(self._measured_s(*each, measured, factor) for each in moves) / every
         hidden_s = min(moving_s, pattern.overlap * compute_s)
         relative_s = self.calibration.relative_s
         slowest = cost_model.expected_maximum(relative_s, shape.ranks) / (sum(relative_s) / len(relative_s))
         # Over several steps, random delays even out with their square root.
         waiting_s = compute_s * (slowest - 1) / every**0.5
         sent_bytes = transfer.num_bytes / every
-        return StepTime(compute_s, waiting_s, moving_s - hidden_s, hidden_s, 0.0, sent_bytes)
+        return StepTime(compute_s, waiting_s, moving_s - hidden_s, hidden_s, sent_bytes=sent_bytes)
 
     def _measured_s(self, transfer: Transfer, pause_s: float, measured: Contention, factor: float) -> float:
         """Do the same as ``Network.after_pause``, by interpolation of the measured all-reduces."""
@@ -138,10 +121,9 @@ class Model:
             return 0.0
         network = measured.network
         # A transfer that is limited by the core takes longer if more ranks share the core.
-        limited_by_core = network.seconds_per_byte > 1.25 * self._low.network.seconds_per_byte
-        moving_s = interpolated(measured.all_reduce_s, transfer.num_bytes) * (
-            factor if limited_by_core else 1
-        )
+        fastest = self.calibration.uncontended.network.seconds_per_byte
+        slowdown = factor if network.seconds_per_byte > 1.25 * fastest else 1
+        moving_s = interpolated(measured.all_reduce_s, transfer.num_bytes) * slowdown
         latencies_s = (transfer.rounds - 1) * network.latency_s * factor
         return max(0.0, moving_s - network.saved_s(pause_s)) + latencies_s
 

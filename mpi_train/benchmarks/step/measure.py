@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from mpi_train.benchmarks.config import BenchStepConfig
 from mpi_train.benchmarks.step import workloads
 from mpi_train.benchmarks.timing import BareAllReduce, TimedStep, Work
 from mpi_train.collectives.config import ExchangeConfig
+from mpi_train.report.summary import sized
 from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
 from mpi_train.runtime import machine
@@ -40,7 +42,7 @@ class Samples:
     parts_s: dict[str, list[float]]
     gradient_flop: int
     product_flop: int
-    all_reduce_s: dict[int, list[float]] = field(default_factory=dict)
+    all_reduce_s: dict[int, list[float]]
 
     def ratios(self) -> dict[str, list[float]]:
         """Return ratios of the parts, one value a sample.
@@ -61,19 +63,18 @@ class Samples:
             found["averaging: (averaged - step) / all-reduce"] = (s[AVERAGED] - s[STEP]) / s[ALL_REDUCE]
         return {name: values.tolist() for name, values in found.items()}
 
-    @property
-    def flop(self) -> dict[str, int]:
-        """Operations of the parts that have a rate; those of a step are those of its gradient."""
-        return {PRODUCT: self.product_flop, GRADIENT: self.gradient_flop, STEP: self.gradient_flop}
+    def rates(self) -> dict[str, tuple[int, np.ndarray]]:
+        """Return operations and operations/s of the parts on one rank, one rate a sample.
 
-    def gflop_per_s(self) -> dict[str, list[float]]:
-        """Return the rates of one rank, one value a sample."""
-        return {name: [flop / s / 1e9 for s in self.parts_s[name]] for name, flop in self.flop.items()}
+        The operations of a step are those of its gradient.
+        """
+        flop = {PRODUCT: self.product_flop, GRADIENT: self.gradient_flop, STEP: self.gradient_flop}
+        return {name: (count, count / np.array(self.parts_s[name])) for name, count in flop.items()}
 
     def shares(self) -> dict[str, list[float]]:
         """Return these rates relative to that of the matrix product, one value a sample."""
-        rates = {name: np.array(values) for name, values in self.gflop_per_s().items()}
-        return {name: (values / rates[PRODUCT]).tolist() for name, values in rates.items()}
+        rates = self.rates()
+        return {name: (rate / rates[PRODUCT][1]).tolist() for name, (_, rate) in rates.items()}
 
 
 def bandwidths(num_bytes: int, seconds: float, num_ranks: int) -> tuple[float, float]:
@@ -93,12 +94,12 @@ def tables(samples: Samples) -> list[Table]:
         median, low, high = (shown.format(factor * value) for value in found)
         return [median, f"{low} to {high}"]
 
-    rates, shares, span = samples.gflop_per_s(), samples.shares(), "min to max"
+    shares, span = samples.shares(), "min to max"
     times = [[name, *cells(values, "{:,.1f}", 1e6)] for name, values in samples.parts_s.items()]
     ratios = [[name, *cells(values, "{:.2f}x")] for name, values in samples.ratios().items()]
     flops = [
-        [name, f"{flop / 1e6:,.1f}", *cells(rates[name], "{:,.1f}"), *cells(shares[name], "{:.0%}")]
-        for name, flop in samples.flop.items()
+        [name, f"{flop / 1e6:,.1f}", *cells(rate.tolist(), "{:,.1f}", 1e-9), *cells(shares[name], "{:.0%}")]
+        for name, (flop, rate) in samples.rates().items()
     ]
     bare = []
     for num_bytes, values in samples.all_reduce_s.items():
@@ -120,9 +121,29 @@ def measure(config: BenchStepConfig, world: World, threads: int) -> None:
     """
     one_example_a_rank(config.batch_size, world.size)
     console, device = output.begin(world, config.out, (OUT_FILE,))
-    step = _step(config, world, device)
+    # Whole batches, so that all steps are alike.
+    num_steps = max(1, NUM_IMAGES // config.batch_size)
+    timed_step = partial(TimedStep, config, world, device, config.batch_size, num_steps=num_steps)
+    step = timed_step()
     console.print(_description(config, world, threads, sum(step.trainer.flat.sizes)))
-    samples = _samples(config, world, device, step)
+    batch, rng = -(-config.batch_size // world.size), np.random.default_rng(config.seed)
+    images = rng.random((2, batch, *timing.IMAGE_SHAPE), np.float32)
+    labels = rng.integers(0, timing.NUM_CLASSES, batch, np.int32)
+    gradient = workloads.gradient(timing.build_model(config), images, labels)
+    product = workloads.product(config.dtype)
+    works: dict[str, Work] = {GRADIENT: gradient, OPTIMIZER: workloads.update(step.trainer), STEP: step}
+    if world.size > 1:
+        works[AVERAGED] = timed_step(ExchangeConfig(average=config.average))
+        works[ALL_REDUCE] = BareAllReduce(world, step.trainer.flat.num_padded * 4)
+        works[ALONE] = step
+    works[PRODUCT] = product
+    time_in_turn = partial(timing.time_in_turn, world=world, repeats=config.repeats)
+    parts_s = time_in_turn(works, alone={ALONE})
+    reduces = {size: BareAllReduce(world, size) for size in SIZES if world.size > 1}
+    samples = Samples(
+        world_size=world.size, parts_s=parts_s, gradient_flop=gradient.flop(), product_flop=product.flop(),
+        all_reduce_s=time_in_turn(reduces, share=1 / 6),
+    )  # fmt: skip
     output.show(console, tables(samples))
     content = {
         "config": as_dict(config),
@@ -137,47 +158,14 @@ def measure(config: BenchStepConfig, world: World, threads: int) -> None:
             output.write(config.out, {OUT_FILE: content})
 
 
-def _step(
-    config: BenchStepConfig, world: World, device: str, exchange: ExchangeConfig | None = None
-) -> TimedStep:
-    # Whole batches, so that all steps are alike.
-    num_steps = max(1, NUM_IMAGES // config.batch_size)
-    return TimedStep(config, world, device, config.batch_size, exchange, num_steps)
-
-
-def _samples(config: BenchStepConfig, world: World, device: str, step: TimedStep) -> Samples:
-    """Take all samples; the same on all ranks."""
-    batch, repeats = -(-config.batch_size // world.size), config.repeats
-    images = np.resize(step.examples.images[: 2 * batch], (2, batch, *step.examples.images.shape[1:]))
-    labels = np.resize(step.examples.labels, batch).astype(np.int32)
-    gradient = workloads.gradient(timing.build_model(config), images.astype(np.float32) / 255, labels)
-    product, update = workloads.product(config.dtype), workloads.update(step.trainer)
-    works = [Work(GRADIENT, gradient), Work(OPTIMIZER, update), Work(STEP, step)]
-    if world.size > 1:
-        averaged = _step(config, world, device, ExchangeConfig(average=config.average))
-        bare = BareAllReduce(world, step.trainer.flat.num_padded * 4)
-        works += [Work(AVERAGED, averaged), Work(ALL_REDUCE, bare), Work(ALONE, step, alone=True)]
-    works.append(Work(PRODUCT, product))
-    parts_s = timing.time_in_turn(works, world, repeats=repeats)
-    works = [Work(str(size), BareAllReduce(world, size)) for size in SIZES if world.size > 1]
-    all_reduce_s = timing.time_in_turn(works, world, repeats=repeats, share=1 / 6)
-    return Samples(
-        world_size=world.size, parts_s=parts_s, gradient_flop=gradient.flop(), product_flop=product.flop(),
-        all_reduce_s={int(size): values for size, values in all_reduce_s.items()},
-    )  # fmt: skip
-
-
 def _description(config: BenchStepConfig, world: World, threads: int, num_weights: int) -> str:
-    def count(number: int, noun: str) -> str:
-        return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
     text = (
         f"bench_step: {config.model} ({num_weights:,} trainable weights), global batch {config.batch_size}, "
-        f"{config.optimizer}, {config.dtype}, {count(world.size, 'rank')} x {count(threads, 'thread')}"
+        f"{config.optimizer}, {config.dtype}, {sized(world.size, 'rank')} x {sized(threads, 'thread')}"
         + (f", averaging {config.average}" if world.size > 1 else "")
         + f", {machine.cpu_model()}\n"
-        f"{count(config.repeats, 'sample')} of each part, taken in turn; random images, no data set"
+        f"{sized(config.repeats, 'sample')} of each part, taken in turn; random images, no data set"
     )
-    if any(world.gather_all(world.local_size > len(timing.cores_of_node(world)))):
+    if any(world.gather_all(world.local_size > len(machine.cores_of_node(world)))):
         text += "\nWarning: more ranks than cores. Ranks wait for each other in every part."
     return text

@@ -41,11 +41,12 @@ def test_a_given_network_is_the_one_that_was_said() -> None:
     assert PlanConfig().network is None
 
 
-def test_one_rank_is_enough_for_a_given_network() -> None:
-    plan.check(PlanConfig(gbit=100.0, latency_us=2.0), 1)
+def test_two_ranks_are_needed_to_measure() -> None:
     plan.check(PlanConfig(), 2)
     with pytest.raises(UsageError, match="Got: 1 rank"):
-        plan.check(PlanConfig(), 1)
+        plan.check(PlanConfig(gbit=100.0, latency_us=2.0), 1)
+    with pytest.raises(UsageError, match="one example for each of the 2 ranks"):
+        plan.check(PlanConfig(batch_size=1), 2)
 
 
 def test_another_step_than_the_measured_one_is_refused(calibration: Calibration, tmp_path: Path) -> None:
