@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from mpi_train.runtime import watchdog_hub
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import RankLostError
-from mpi_train.runtime.watchdog_hub import BEAT_S, STARTING_FACTOR
+from mpi_train.runtime.watchdog_hub import BEAT_S, STARTING_FACTOR, lost_message
 from mpi_train.runtime.world import World
 
 _CONNECT_S = 10.0
@@ -69,11 +69,7 @@ def end_for(world: World, lost: int, how: str) -> NoReturn:
     ``how`` is the symptom, such as ``has not been heard of for 60 s``.
     """
     if world.rank == (1 if lost == 0 else 0):
-        error = RankLostError(
-            f"rank {lost} on {world.hosts[lost]} {how}. All {world.size} ranks are ended",
-            remedy="check that host, then run the same command again: it resumes from the last checkpoint",
-        )
-        os.write(2, f"error: {error}\n".encode())
+        os.write(2, lost_message(lost, world.hosts, how))
     else:
         time.sleep(2)  # mpiexec ends all ranks as soon as one exits: the rank that prints goes first
     if _current is not None:

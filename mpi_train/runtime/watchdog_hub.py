@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,12 +169,7 @@ class Hub:
 
     def _lose(self, rank: Rank, how: str) -> bool:
         """Print which rank is lost and end all others."""
-        message = (
-            f"error: rank {rank.number} on {self._hosts[rank.number]} {how} (last known: {rank.doing}). "
-            f"All {len(self._hosts)} ranks are ended\n"
-            "  Fix: check that host, then run the same command again: it resumes from the last checkpoint\n"
-        )
-        os.write(2, message.encode())
+        os.write(2, lost_message(rank.number, self._hosts, f"{how} (last known: {rank.doing})"))
         self._broadcast({"end": True})
         self._kill_unresponsive()
         return True
@@ -199,6 +195,14 @@ class Hub:
         for rank in self._ranks.values():
             with suppress(OSError):  # a closed connection is noticed where it is read
                 rank.link.sendall(json.dumps(message).encode() + b"\n")
+
+
+def lost_message(rank: int, hosts: Sequence[str], how: str) -> bytes:
+    """Return the error for a lost ``rank``; ``how`` is the symptom."""
+    return (
+        f"error: rank {rank} on {hosts[rank]} {how}. All {len(hosts)} ranks are ended\n"
+        "  Fix: check that host, then run the same command again: it resumes from the last checkpoint\n"
+    ).encode()
 
 
 if __name__ == "__main__":
