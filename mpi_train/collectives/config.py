@@ -20,6 +20,11 @@ def _described() -> str:
     return f"how ranks exchange. Same result: {same}. Another result: {other}"
 
 
+def _needless(flag: str, reason: str, value: object) -> UsageError:
+    """Return the error for a flag that is best left out."""
+    return UsageError(f"{flag}: {reason}. Got: {value}", remedy=f"leave {flag} out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExchangeConfig:
     """Options of the exchange between ranks, for a config of ranks to inherit and check."""
@@ -70,15 +75,10 @@ class ExchangeConfig:
             at_least(flag_of(name), getattr(self, name), 1)
         collective = f"--collective {self.collective}"
         if self.average not in entry.averages:
-            raise UsageError(
-                f"--average: expected {' or '.join(entry.averages)} with {collective}. Got: {self.average}",
-                remedy="leave --average out",
-            )
+            expected = f"expected {' or '.join(entry.averages)} with {collective}"
+            raise _needless("--average", expected, self.average)
         if self.every != 1 and not entry.local:
-            raise UsageError(
-                f"--every: {collective} exchanges at every step. Got: --every {self.every}",
-                remedy="leave --every out",
-            )
+            raise _needless("--every", f"{collective} exchanges at every step", f"--every {self.every}")
         if self.every != 1 and self.average == "gradients":
             raise UsageError(
                 f"--every: gradients are averaged at every step. Got: --every {self.every}",
@@ -91,10 +91,7 @@ class ExchangeConfig:
                 remedy=f"--collective plain, or leave {whole} out",
             )
         if self.post_local_from > 1 and entry.every > 1:
-            raise UsageError(
-                f"--post-local-from: {collective} is always local. Got: {self.post_local_from}",
-                remedy="leave --post-local-from out",
-            )
+            raise _needless("--post-local-from", f"{collective} is always local", self.post_local_from)
         if self.post_local_from > 1 and self.every == 1:
             raise UsageError(
                 "--post-local-from requires --every greater than 1. Got: --every 1",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mpi_train.data.examples import Examples
-from mpi_train.runtime.errors import DataError
+from mpi_train.runtime.errors import DataError, expect
 
 _UINT8 = 0x08
 """Third byte of the IDX magic number: the type of an element."""
@@ -52,16 +52,13 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             content = file.read(size + 1) if start[4:] == header.pack(0, 0, 0, 0, *shape)[4:] else b""
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected an IDX file compressed with gzip. Got: {error}") from error
-    if len(start) < header.size:
-        raise DataError(f"{path}: expected an IDX header of {header.size} bytes. Got: {len(start)}")
+    expect(len(start) == header.size, path, f"an IDX header of {header.size} bytes", len(start))
     magic = bytes([0, 0, _UINT8, len(shape)])
-    if start[:4] != magic:
-        raise DataError(f"{path}: expected the IDX magic number {magic.hex()}. Got: {start[:4].hex()}")
-    if (received := header.unpack(start)[4:]) != shape:
-        raise DataError(f"{path}: expected an IDX array of shape {shape}. Got: {received}")
-    if len(content) != size:
-        length = f"{len(content)} bytes" if len(content) < size else "more"
-        raise DataError(f"{path}: expected {size} bytes after the header. Got: {length}")
+    expect(start[:4] == magic, path, f"the IDX magic number {magic.hex()}", start[:4].hex())
+    received = header.unpack(start)[4:]
+    expect(received == shape, path, f"an IDX array of shape {shape}", received)
+    length = f"{len(content)} bytes" if len(content) < size else "more"
+    expect(len(content) == size, path, f"{size} bytes after the header", length)
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -82,15 +79,14 @@ def read_cifar10(paths: Sequence[Path], num_train: int, num_test: int) -> tuple[
                 size = sizes.get(member.name, 0) * _CIFAR_RECORD
                 if size:
                     file = archive.extractfile(member)
-                    if member.size != size or file is None:
-                        raise DataError(
-                            f"{path}: expected {member.name} to be a file of {size} bytes. Got: {member.size}"
-                        )
-                    found[member.name] = file.read(size)
+                    content = b"" if file is None else file.read(size)
+                    sound = len(content) == member.size == size
+                    expect(sound, path, f"{member.name} to be a file of {size} bytes", member.size)
+                    found[member.name] = content
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DataError(f"{path}: expected a tar archive compressed with gzip. Got: {error}") from error
-    if missing := [name for name in sizes if name not in found]:
-        raise DataError(f"{path}: expected {', '.join(missing)} in the archive. Got: no such member")
+    missing = [name for name in sizes if name not in found]
+    expect(not missing, path, f"{', '.join(missing)} in the archive", "no such member")
     records = np.frombuffer(b"".join(found[name] for name in sizes), np.uint8).reshape(-1, _CIFAR_RECORD)
     images = np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     labels = records[:, 0].copy()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpi_train.data.examples import Examples
-from mpi_train.runtime.errors import DataError
+from mpi_train.runtime.errors import DataError, expect
 
 Attributes = dict[str, "str | int | float"]
 """Description inside a shard: dataset, split, shard, num_shards, seed, partition, alpha."""
@@ -54,7 +54,7 @@ def read_into(into: Examples, path: Path, start: int, num_examples: int, attribu
         with _h5py().File(path, "r", locking=False) as file:
             for key, expected in attributes.items():
                 found = file.attrs.get(key)
-                _expect(found == expected, path, f"attribute {key}: {expected}", found)
+                expect(found == expected, path, f"attribute {key}: {expected}", found)
             for name, array in (("images", into.images), ("labels", into.labels)):
                 dataset = file.get(name)
                 _check(dataset, name, (num_examples, *array.shape[1:]), path)
@@ -66,19 +66,14 @@ def read_into(into: Examples, path: Path, start: int, num_examples: int, attribu
 
 def _check(dataset: Any, name: str, shape: tuple[int, ...], path: Path) -> None:
     """Check the type, the shape and the layout of an array before its memory is read."""
-    _expect(isinstance(dataset, _h5py().Dataset), path, f"an array {name}", "none")
+    expect(isinstance(dataset, _h5py().Dataset), path, f"an array {name}", "none")
     found = f"{dataset.dtype} {dataset.shape}"
-    _expect(dataset.dtype == np.uint8 and dataset.shape == shape, path, f"{name}: uint8 {shape}", found)
+    expect(dataset.dtype == np.uint8 and dataset.shape == shape, path, f"{name}: uint8 {shape}", found)
     # Chunks imply that the bytes are in this file; compressed chunks could expand to any size.
     plain = dataset.chunks and not dataset.is_virtual and dataset.fletcher32 and not dataset.compression
-    _expect(bool(plain), path, f"{name} in chunks with Fletcher32, not compressed", "another layout")
+    expect(bool(plain), path, f"{name} in chunks with Fletcher32, not compressed", "another layout")
     small = math.prod(dataset.chunks) <= path.stat().st_size
-    _expect(small, path, f"{name} in chunks smaller than the file", dataset.chunks)
-
-
-def _expect(holds: bool, path: Path, expected: str, received: object) -> None:
-    if not holds:
-        raise DataError(f"{path}: expected {expected}. Got: {str(received)[:80]}")
+    expect(small, path, f"{name} in chunks smaller than the file", dataset.chunks)
 
 
 def _h5py() -> Any:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from mpi_train.runtime.errors import UsageError
 
-Kind = Literal["iid", "dirichlet", "classes"]
-KINDS: tuple[Kind, ...] = ("iid", "dirichlet", "classes")
+KINDS = ("iid", "dirichlet", "classes")
 
 _STREAM = 0x5A4D
 """Number that separates these random numbers from other ones drawn with the same seed."""

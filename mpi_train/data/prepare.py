@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mpi_train.data.partition import IID, KINDS, Partition
@@ -68,8 +69,12 @@ def prepare(
     Arguments and errors are those of ``sources.find_raw`` and ``shards.write_shards``.
     """
     require_dataset(dataset)
-    if _exist(dataset, directory, num_shards, seed, method):
-        return False
+    with suppress(DataError):
+        shards = ShardSet.open(directory, dataset)
+        made = shards.manifest
+        if (len(made.splits["train"].files), made.seed, made.partition) == (num_shards, seed, method):
+            shards.verify()
+            return False
     # Checked before a download or a drawing that would be wasted.
     nearest = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -78,17 +83,4 @@ def prepare(
             remedy="--data with another folder",
         )
     write_shards(find_raw(dataset, source, seed), directory, num_shards, seed, method)
-    return True
-
-
-def _exist(dataset: str, directory: Path, num_shards: int, seed: int, method: Partition) -> bool:
-    """Return True if the shards exist with these settings and are sound."""
-    try:
-        shards = ShardSet.open(directory, dataset)
-        made = shards.manifest
-        if (len(made.splits["train"].files), made.seed, made.partition) != (num_shards, seed, method):
-            return False
-        shards.verify()
-    except DataError:
-        return False
     return True

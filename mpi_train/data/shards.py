@@ -8,6 +8,8 @@ whole file by its SHA-256, which exactly one of the ranks computes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +23,7 @@ from mpi_train.data.partition import IID, Partition, partition
 from mpi_train.data.sources import how_to_prepare
 from mpi_train.runtime import files
 from mpi_train.runtime.aligned import aligned_empty
-from mpi_train.runtime.errors import DataError, UsageError
+from mpi_train.runtime.errors import DataError, UsageError, expect, unwritable
 
 _SHARD_NAME = re.compile(r"(train|test)-\d{5}-of-\d{5}\.h5")
 
@@ -80,15 +82,16 @@ class ShardSet:
         ranges = ((index, end - files[index].num_examples, end) for index, end in enumerate(stops))
         parts = [(index, first, end) for index, first, end in ranges if first < stop and end > start]
         # All sizes are checked first, so that memory is allocated only for bytes that exist.
-        for index, _, _ in parts:
-            self._check(files[index])
-        own = _empty(stop - start, self.manifest.image_shape)
-        for index, first, end in parts:
-            if start <= first:
-                self._check(files[index], digest=True)
-            low, high = max(start, first), min(stop, end)
-            into = Examples(own.images[low - start : high - start], own.labels[low - start : high - start])
-            self._read_shard(into, split, index, low - first)
+        with self._remedied():
+            for index, _, _ in parts:
+                self._check(files[index])
+            own = _empty(stop - start, self.manifest.image_shape)
+            for index, first, end in parts:
+                if start <= first:
+                    self._check(files[index], digest=True)
+                low, high = max(start, first), min(stop, end)
+                part = slice(low - start, high - start)
+                self._read_shard(Examples(own.images[part], own.labels[part]), split, index, low - first)
         return own
 
     def read_some(self, split: str, numbers: np.ndarray) -> Examples:
@@ -104,39 +107,39 @@ class ShardSet:
 
     def verify(self) -> None:
         """Check size and SHA-256 of every file. Raises ``DataError``."""
-        for split in self.manifest.splits.values():
-            for shard in split.files:
-                self._check(shard, digest=True)
+        with self._remedied():
+            for split in self.manifest.splits.values():
+                for shard in split.files:
+                    self._check(shard, digest=True)
+
+    @contextmanager
+    def _remedied(self) -> Iterator[None]:
+        """Add the command that makes these shards anew to a ``DataError``."""
+        try:
+            yield
+        except DataError as error:
+            error.remedy = how_to_prepare(self.manifest.dataset, self.directory)
+            raise
 
     def _read_shard(self, into: Examples, split: str, index: int, start: int) -> None:
         made = self.manifest
         files = made.splits[split].files
-        shard, limit = files[index], made.num_classes
+        path, limit = self.directory / files[index].name, made.num_classes
         attributes = _attributes(made.dataset, split, index, len(files), made.seed, made.partition)
-        try:
-            hdf5.read_into(into, self.directory / shard.name, start, shard.num_examples, attributes)
-        except DataError as error:
-            raise DataError(error.message, remedy=how_to_prepare(made.dataset, self.directory)) from error
+        hdf5.read_into(into, path, start, files[index].num_examples, attributes)
         largest = int(into.labels.max())
-        self._expect(largest < limit, shard, f"labels below {limit}", f"label {largest}")
+        expect(largest < limit, path, f"labels below {limit}", f"label {largest}")
 
     def _check(self, shard: ShardFile, *, digest: bool = False) -> None:
         """Check the size of a file, and its SHA-256 if that is asked for."""
         path = self.directory / shard.name
         try:
             size = path.stat().st_size
-            self._expect(size == shard.bytes, shard, f"{shard.bytes} bytes", size)
+            expect(size == shard.bytes, path, f"{shard.bytes} bytes", size)
             found = files.sha256_of(path) if digest else shard.sha256
-            self._expect(found == shard.sha256, shard, f"SHA-256 {shard.sha256}", found)
+            expect(found == shard.sha256, path, f"SHA-256 {shard.sha256}", found)
         except OSError as error:
-            self._expect(False, shard, f"a file of {shard.bytes} bytes", error.strerror)
-
-    def _expect(self, holds: bool, shard: ShardFile, expected: str, received: object) -> None:
-        if not holds:
-            raise DataError(
-                f"{self.directory / shard.name}: expected {expected}. Got: {received}",
-                remedy=how_to_prepare(self.manifest.dataset, self.directory),
-            )
+            expect(False, path, f"a file of {shard.bytes} bytes", error.strerror)
 
 
 def _empty(n: int, image_shape: tuple[int, ...]) -> Examples:
@@ -199,8 +202,5 @@ def write_shards(
         )
         manifest.write_manifest(directory, made)
     except OSError as error:
-        raise UsageError(
-            f"--data: expected a folder that can be written. Got: {directory} ({error})",
-            remedy="--data with another folder",
-        ) from error
+        raise unwritable(directory, error, flag="--data") from error
     return made

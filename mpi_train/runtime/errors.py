@@ -64,9 +64,15 @@ class RanksApartError(DivergedError):
     """Weights that differ between ranks, which a lower learning rate does not fix."""
 
 
-def unwritable(out: Path, error: OSError) -> UsageError:
-    """Return the error for a folder of ``--out`` that refuses a file."""
+def unwritable(folder: Path, error: OSError, *, flag: str = "--out") -> UsageError:
+    """Return the error for a folder, named by ``flag``, that refuses a file."""
     return UsageError(
-        f"--out: expected a folder that can be written. Got: {out} ({error.strerror})",
-        remedy="--out with another folder",
+        f"{flag}: expected a folder that can be written. Got: {folder} ({error.strerror})",
+        remedy=f"{flag} with another folder",
     )
+
+
+def expect(holds: bool, path: Path, expected: str, received: object) -> None:
+    """Raise ``DataError`` for the file ``path`` unless ``holds``."""
+    if not holds:
+        raise DataError(f"{path}: expected {expected}. Got: {str(received)[:80]}")

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from mpi_train.runtime import watchdog_hub
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import RankLostError
-from mpi_train.runtime.watchdog_hub import BEAT_S, STARTING_FACTOR
+from mpi_train.runtime.watchdog_hub import BEAT_S, STARTING_FACTOR, lost_message
 from mpi_train.runtime.world import World
 
 _CONNECT_S = 10.0
@@ -69,11 +69,7 @@ def end_for(world: World, lost: int, how: str) -> NoReturn:
     ``how`` is the symptom, such as ``has not been heard of for 60 s``.
     """
     if world.rank == (1 if lost == 0 else 0):
-        error = RankLostError(
-            f"rank {lost} on {world.hosts[lost]} {how}. All {world.size} ranks are ended",
-            remedy="check that host, then run the same command again: it resumes from the last checkpoint",
-        )
-        os.write(2, f"error: {error}\n".encode())
+        os.write(2, lost_message(lost, world.hosts, how))
     else:
         time.sleep(2)  # mpiexec ends all ranks as soon as one exits: the rank that prints goes first
     if _current is not None:
@@ -84,31 +80,25 @@ def end_for(world: World, lost: int, how: str) -> NoReturn:
 class Watch:
     """Connection of this rank to the hub, kept by a thread.
 
-    A hub that ends unexpectedly is started again once, by rank 0 at the same port. If the new hub does not
-    start, or ends too, the run continues unwatched. Rank 0 prints each outcome.
+    If the hub ends unexpectedly, rank 0 prints a warning and the run continues unwatched.
     """
 
     def __init__(self, world: World, timeout_s: float) -> None:
         self._world, self._timeout_s = world, timeout_s
         self._doing, self._starting = "start-up", True
         self._lock = threading.Lock()
-        self._left = self._recovered = False
-        self._token, self._port, self._expected = secrets.token_hex(16), 0, list[int]()
-        if world.is_root:
-            self._start_hub()
-        offer = (_own_addresses(), self._port, self._token)
-        self._addresses, self._port, self._token = world.gather_all(offer)[0]
-        self._link = self._connect(_CONNECT_S)
+        self._left = False
+        token = secrets.token_hex(16)
+        port = self._start_hub(token) if world.is_root else 0
+        self._link = self._connect(*world.gather_all((_own_addresses(), port, token))[0])
         for rank, connected in enumerate(world.gather_all(self._link is not None)):
-            if connected:
-                self._expected.append(rank)
-            elif world.is_root:
+            if world.is_root and not connected:
                 _warn(
                     f"rank {rank} on {world.hosts[rank]} cannot reach {world.hosts[0]} by TCP "
-                    f"(port {self._port}): {_UNWATCHED}"
+                    f"(port {port}): {_UNWATCHED}"
                 )
         if self._link is not None:
-            threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+            threading.Thread(target=self._run, args=[self._link], name="watchdog", daemon=True).start()
 
     def note(self, doing: str, *, starting: bool) -> None:
         """Record the present activity."""
@@ -122,11 +112,8 @@ class Watch:
         self._left = True
         self._send({"left": True, "aborting": aborting})
 
-    def _start_hub(self) -> None:
-        """Start the hub on this host, at the port of a previous hub if there was one.
-
-        Raises ``OSError`` or ``ValueError`` if it does not start.
-        """
+    def _start_hub(self, token: str) -> int:
+        """Start the hub on this host and return its port."""
         # A session of its own, as mpiexec kills the process groups of the ranks.
         self._hub = subprocess.Popen(
             [sys.executable, "-I", watchdog_hub.__file__],
@@ -137,19 +124,18 @@ class Watch:
         )
         assert self._hub.stdin is not None
         assert self._hub.stdout is not None
-        settings = (self._token, self._world.hosts, self._timeout_s, self._port, self._expected)
-        self._hub.stdin.write(json.dumps(settings) + "\n")
+        self._hub.stdin.write(json.dumps((token, self._world.hosts, self._timeout_s)) + "\n")
         self._hub.stdin.flush()
-        self._port = int(self._hub.stdout.readline())
+        return int(self._hub.stdout.readline())
 
-    def _connect(self, within_s: float) -> socket.socket | None:
-        """Connect to the hub, under the first address that answers."""
-        hello = {"token": self._token, "rank": self._world.rank, "pid": os.getpid()}
-        ends = time.monotonic() + within_s
+    def _connect(self, addresses: list[str], port: int, token: str) -> socket.socket | None:
+        """Connect to the hub, under the first of its ``addresses`` that answers."""
+        hello = {"token": token, "rank": self._world.rank, "pid": os.getpid()}
+        ends = time.monotonic() + _CONNECT_S
         while time.monotonic() < ends:
-            for address in ["127.0.0.1"] if self._world.is_root else self._addresses:
+            for address in ["127.0.0.1"] if self._world.is_root else addresses:
                 with suppress(OSError):
-                    link = socket.create_connection((address, self._port), timeout=2)
+                    link = socket.create_connection((address, port), timeout=2)
                     link.sendall(json.dumps(hello).encode() + b"\n")
                     if link.recv(3):
                         link.settimeout(BEAT_S / 4)
@@ -158,12 +144,8 @@ class Watch:
             time.sleep(0.1)
         return None
 
-    def _run(self) -> None:
-        while self._link is not None and self._is_abandoned(self._link):
-            self._recover()
-
-    def _is_abandoned(self, link: socket.socket) -> bool:
-        """Exchange beats with the hub until either leaves; return True if the hub ended unexpectedly."""
+    def _run(self, link: socket.socket) -> None:
+        """Exchange beats with the hub until either leaves."""
         heard = looked = beat = time.monotonic()
         buffer = b""
         while True:
@@ -177,7 +159,7 @@ class Watch:
                 if "end" in said and not self._left:
                     worlds.leave(self._world, RankLostError.exit_code)
                 if "over" in said:
-                    return False
+                    return
             except TimeoutError:
                 pass
             except OSError:
@@ -195,27 +177,8 @@ class Watch:
         link.close()
         # A signal that kills the whole job may reach the hub before this process.
         time.sleep(BEAT_S)
-        return not self._left
-
-    def _recover(self) -> None:
-        """Connect to a new hub; only once, as a hub that ends again is likely to end each time."""
-        root, host, first = self._world.is_root, self._world.hosts[0], not self._recovered
-        self._recovered, self._link = True, None
-        if first:
-            with suppress(OSError, ValueError):
-                if root:
-                    self._start_hub()
-                # Rank 0 may hold the interpreter's lock for a while before it can start the hub.
-                self._link = self._connect(_CONNECT_S if root else self._patience_s + _CONNECT_S)
-        if self._link is not None:
-            self._beat()
-            if self._left:
-                self.leave()
-        if root:
-            outcome = _UNWATCHED if self._link is None else "it was started again"
-            _warn(f"the hub of the watchdog on {host} ended unexpectedly: {outcome}")
-        elif first and self._link is None:
-            _warn(f"{self._world.name} lost the hub of the watchdog on {host}: {_UNWATCHED}")
+        if self._world.is_root and not self._left:
+            _warn(f"the hub of the watchdog on {self._world.hosts[0]} ended unexpectedly: {_UNWATCHED}")
 
     @property
     def _patience_s(self) -> float:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,16 +49,12 @@ class Rank:
 class Hub:
     """Failure detector: one connection to each rank, which must send the ``token`` first.
 
-    A rank that is silent for ``timeout_s`` is lost, and so is one of ``expected``, the ranks that were
-    connected to a previous hub at this ``port``, that does not connect.
+    A rank that is silent for ``timeout_s`` is lost.
     """
 
-    def __init__(
-        self, token: str, hosts: list[str], timeout_s: float, port: int = 0, expected: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, token: str, hosts: list[str], timeout_s: float) -> None:
         self._token, self._hosts, self._timeout_s = token, hosts, timeout_s
-        self._missing = set(expected)
-        self._server = socket.create_server(("", port), backlog=len(hosts))
+        self._server = socket.create_server(("", 0), backlog=len(hosts))
         self.port = int(self._server.getsockname()[1])
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
@@ -152,7 +149,6 @@ class Hub:
         # A rank that gave up waiting for the answer connects again and replaces its first connection.
         rank.number, rank.pid = int(message["rank"]), int(message["pid"])
         self._ranks[rank.number] = rank
-        self._missing.discard(rank.number)
         rank.link.sendall(b"{}\n")
 
     def _is_overdue(self, now: float) -> bool:
@@ -162,9 +158,6 @@ class Hub:
         for rank in ranks:
             if now - rank.heard > patience_s and not rank.left:
                 return self._lose(rank, f"has not been heard of for {patience_s:g} s")
-        if self._missing and self._ending is None and now - self._began > patience_s + 10 * BEAT_S:
-            absent = Rank(self._server, number=min(self._missing), doing="unknown")
-            return self._lose(absent, "did not connect to the new hub")
         if self._ending is not None and now - self._ending > START_S and ranks:
             return self._lose(ranks[0], f"is still there {START_S:g} s after others have ended")
         # Later than silence is noticed: a stopped rank does not enter the all-reduce either.
@@ -176,12 +169,7 @@ class Hub:
 
     def _lose(self, rank: Rank, how: str) -> bool:
         """Print which rank is lost and end all others."""
-        message = (
-            f"error: rank {rank.number} on {self._hosts[rank.number]} {how} (last known: {rank.doing}). "
-            f"All {len(self._hosts)} ranks are ended\n"
-            "  Fix: check that host, then run the same command again: it resumes from the last checkpoint\n"
-        )
-        os.write(2, message.encode())
+        os.write(2, lost_message(rank.number, self._hosts, f"{how} (last known: {rank.doing})"))
         self._broadcast({"end": True})
         self._kill_unresponsive()
         return True
@@ -207,6 +195,14 @@ class Hub:
         for rank in self._ranks.values():
             with suppress(OSError):  # a closed connection is noticed where it is read
                 rank.link.sendall(json.dumps(message).encode() + b"\n")
+
+
+def lost_message(rank: int, hosts: Sequence[str], how: str) -> bytes:
+    """Return the error for a lost ``rank``; ``how`` is the symptom."""
+    return (
+        f"error: rank {rank} on {hosts[rank]} {how}. All {len(hosts)} ranks are ended\n"
+        "  Fix: check that host, then run the same command again: it resumes from the last checkpoint\n"
+    ).encode()
 
 
 if __name__ == "__main__":

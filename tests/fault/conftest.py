@@ -94,11 +94,6 @@ class Job:
                     return int(path.name)
         raise AssertionError(f"no hub: {self.printed}")
 
-    def hub_connections(self) -> int:
-        """Count the connections that the watchdog's hub has accepted."""
-        sockets = [os.readlink(link) for link in Path(f"/proc/{self.hub_pid()}/fd").iterdir()]
-        return sum(name.startswith("socket:") for name in sockets) - 1  # one of them listens
-
     def pids(self) -> list[int]:
         """Of all its processes that are alive."""
         found = []

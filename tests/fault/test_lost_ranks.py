@@ -56,16 +56,12 @@ def test_a_stopped_rank_is_named_within_the_stall_time(
         assert job.printed.count("error: ") == 1
 
 
-def test_a_killed_hub_is_replaced_and_the_new_hub_names_a_killed_rank(start: Start) -> None:
-    job = start("mpi", "--epochs", "500", ranks=2)
+def test_a_run_whose_hub_is_killed_warns_once_and_ends_normally(start: Start) -> None:
+    job = start("mpi", ranks=2)
     job.wait_for_training(random.Random(1))
     os.kill(job.hub_pid(), signal.SIGKILL)
-    job.wait_for(lambda: "it was started again" in job.printed)
+    assert job.ended(within_s=120) == 0, job.printed
     assert re.search(r"warning: the hub of the watchdog on \S+ ended unexpectedly", job.printed), job.printed
-    job.wait_for(lambda: job.hub_connections() == 2)
-    os.kill(job.pid(1), signal.SIGKILL)
-    assert job.ended(within_s=10) != 0, job.printed
-    assert re.search(r"error: rank 1 on \S+ was lost", job.printed), job.printed
     assert job.printed.count("warning: ") == 1
 
 
