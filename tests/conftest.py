@@ -1,6 +1,6 @@
 """Shared parts of all tests: ranks that agree on each verdict, marks, trainings, a small data set.
 
-Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs on each rank the tests that use ranks.
+Plain ``pytest`` is one process; ``mpiexec -n 2 pytest --with-mpi`` runs the tests that use ranks on each.
 """
 
 from __future__ import annotations
