@@ -61,7 +61,7 @@ class FakeRank:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog_hub, "BEAT_S", BEAT_S)
     monkeypatch.setattr(watchdog_hub, "ENDING_S", 0.2)
-    monkeypatch.setattr(watchdog_hub, "START_S", 1.0)
+    monkeypatch.setattr(watchdog_hub, "START_S", 3.0)
 
 
 class Hub:
@@ -133,7 +133,7 @@ def test_a_silent_rank_is_named_after_the_timeout_and_killed_on_this_host(
     assert ranks[1].is_told("end")
     ranks[1].die()
     assert watched.ended()
-    assert "rank 0 on n0 has not been heard of for 0.4 s" in capfd.readouterr().err
+    assert "rank 0 on n0 has not been heard of for 1 s" in capfd.readouterr().err
     assert ranks[0].process.wait(5) == -signal.SIGKILL
     assert ranks[1].process.poll() is None
 
@@ -157,7 +157,9 @@ def test_a_slow_start_a_long_evaluation_and_a_goodbye_are_no_loss(
 ) -> None:
     watched = hub(2)
     (first,) = watched.connect(0)
-    first.activity["starting"], first.beats = True, False
+    first.beats = False
+    time.sleep(2 * BEAT_S)  # until a beat on its way has left
+    first.activity["starting"] = True
     first.say(first.activity)
     time.sleep(2 * TIMEOUT_S)  # a starting rank has five times as long, and the other connects late
     ranks = watched.connect(1)
@@ -185,7 +187,7 @@ def test_a_rank_that_stays_after_the_others_have_left_is_named(
     ranks[1].say({"left": True, "aborting": False})
     ranks[1].die()
     assert ranks[0].is_told("end")
-    assert "rank 0 on n0 is still there 1 s after others have ended" in capfd.readouterr().err
+    assert "rank 0 on n0 is still there 3 s after others have ended" in capfd.readouterr().err
 
 
 @pytest.mark.launches
