@@ -104,10 +104,6 @@ plan: setup ## Predict training on 1 to 4,096 ranks from a short measurement on 
 report: setup ## Write the report of OUT (default results/bench) again
 	$(RUN) jobs/report.py $(or $(OUT),results/bench) $(ARGS)
 
-.PHONY: evaluate
-evaluate: setup ## Evaluate the model that the run in OUT (default results/mpi) has left, on its test set
-	$(RUN) jobs/evaluate.py --saved-model $(or $(OUT),results/mpi)/model.keras $(DATASET:%=--dataset %) $(ARGS)
-
 .PHONY: index
 index: setup ## Write a page of all runs below OUT (default results), to filter and sort
 	$(RUN) jobs/report.py --index $(or $(OUT),results)
@@ -182,10 +178,6 @@ test-fast: setup ## Run the unit tests: those that start no program and train no
 test-slow: setup ## Run the tests that take longer than 20 s each
 	$(PYTEST) -m 'slow and not long and not slurm' --durations=30 $(ARGS)
 	$(MPIEXEC) -n 2 $(PYTEST) --with-mpi -m 'mpi and slow and not long' $(ARGS)
-
-.PHONY: conformance
-conformance: setup ## Train every form of model in every strategy and compare with Keras fit; writes docs/conformance.md
-	$(RUN) tests/conformance/table.py
 
 .PHONY: test-peers
 test-peers: peers ## Run the tests that need PyTorch

@@ -5,8 +5,7 @@
     python jobs/baseline.py --tuned
     sbatch slurm/baseline.sh
 
-Writes run.json, model.keras, events.jsonl and epochs.csv to --out (default: results/baseline, or
-results/tuned).
+Writes run.json, events.jsonl and epochs.csv to --out (default: results/baseline, or results/tuned).
 """
 
 from mpi_train.cli import main

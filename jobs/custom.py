@@ -4,7 +4,7 @@
     python jobs/custom.py --devices 2
     sbatch slurm/process.sh custom --devices 2
 
-Writes run.json, model.keras, events.jsonl, epochs.csv and checkpoints to --out (default: results/custom).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/custom).
 """
 
 from mpi_train.cli import main

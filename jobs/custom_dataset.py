@@ -4,8 +4,7 @@
     python jobs/custom_dataset.py --devices 2
     sbatch slurm/process.sh custom_dataset
 
-Writes run.json, model.keras, events.jsonl, epochs.csv and checkpoints to --out
-(default: results/custom_dataset).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/custom_dataset).
 """
 
 from mpi_train.cli import main

@@ -2,7 +2,7 @@
 
     mpiexec -n 2 .venv-peers/bin/python jobs/ddp.py --epochs 5
 
-Writes run.json, model.keras, events.jsonl, epochs.csv and checkpoints to --out (default: results/ddp).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/ddp).
 """
 
 from mpi_train.cli import main

@@ -5,9 +5,9 @@
     mpiexec -n 2 python jobs/federated.py --data data/clients --proximal 0.01
     sbatch slurm/ranks.sh federated --data data/clients --epochs 10
 
-A client is a shard. Writes to --out (default: results/federated): run.json, model.keras, events.jsonl,
-epochs.csv and checkpoints; rounds.jsonl (the reports of the clients of each round); clients.json and
-clients.png (the data of each client, and the metric of the final model on it).
+A client is a shard. Writes to --out (default: results/federated): run.json, events.jsonl, epochs.csv and
+checkpoints; rounds.jsonl (the reports of the clients of each round); clients.json and clients.png (the data
+of each client, and the accuracy of the final model on it).
 """
 
 from mpi_train.cli import main

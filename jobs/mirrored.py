@@ -4,7 +4,7 @@
     python jobs/mirrored.py --devices 2
     sbatch slurm/mirrored.sh
 
-Writes run.json, model.keras, events.jsonl and epochs.csv to --out (default: results/mirrored).
+Writes run.json, events.jsonl and epochs.csv to --out (default: results/mirrored).
 """
 
 from mpi_train.cli import main

@@ -3,8 +3,7 @@
     mpiexec -n 2 python jobs/multiworker.py
     sbatch slurm/ranks.sh multiworker
 
-Writes run.json, model.keras, events.jsonl, epochs.csv and checkpoints to --out
-(default: results/multiworker).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/multiworker).
 """
 
 from mpi_train.cli import main

@@ -5,7 +5,7 @@
     mpiexec -n 2 python jobs/pipeline.py --micro-batches 8 --cut max_pooling2d
     sbatch slurm/ranks.sh pipeline
 
-Writes run.json, model.keras, events.jsonl, epochs.csv and checkpoints to --out (default: results/pipeline).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/pipeline).
 """
 
 from mpi_train.cli import main

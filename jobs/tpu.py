@@ -3,7 +3,7 @@
     python jobs/tpu.py
     sbatch slurm/process.sh tpu
 
-Writes run.json, model.keras, events.jsonl, epochs.csv and checkpoints to --out (default: results/tpu).
+Writes run.json, events.jsonl, epochs.csv and checkpoints to --out (default: results/tpu).
 """
 
 from mpi_train.cli import main

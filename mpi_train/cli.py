@@ -11,12 +11,11 @@ from functools import partial
 from typing import NoReturn
 
 from mpi_train.benchmarks.config import BenchStepConfig, ScalingConfig
-from mpi_train.runs.config import ProcessConfig
+from mpi_train.runs.config import JobConfig
 from mpi_train.runs.job import guarded, run_job
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import UsageError
 from mpi_train.strategies import registry
-from mpi_train.strategies.config import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,13 @@ class Command:
     Attributes:
         text: One line of help.
         function: Function ``module:name``. Without a ``config`` it is called with the flags.
-        config: Dataclass of the options of a command that runs as MPI ranks with TensorFlow; the function is
-            then called with it, the world and the number of threads.
+        config: Dataclass of the options of a measurement that runs as MPI ranks with TensorFlow; the function
+            is then called with it, the world and the number of threads.
     """
 
     text: str
     function: str
-    config: type[ProcessConfig] | None = None
+    config: type[JobConfig] | None = None
 
 
 COMMANDS: dict[str, Command] = {
@@ -42,9 +41,6 @@ COMMANDS: dict[str, Command] = {
         "take one training step apart", "mpi_train.benchmarks.step.measure:measure", BenchStepConfig
     ),
     "bench_network": Command("compare collectives on slow links", "mpi_train.benchmarks.network.bench:main"),
-    "evaluate": Command(
-        "evaluate a trained model on a data set", "mpi_train.strategies.evaluate:evaluate", EvaluateConfig
-    ),
     "scaling": Command(
         "measure steps on 1, 2, 4, ... ranks", "mpi_train.benchmarks.scaling.measure:measure", ScalingConfig
     ),

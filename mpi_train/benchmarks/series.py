@@ -134,7 +134,7 @@ def _result(record: RunRecord) -> str:
     stalled = sum(epoch.stalled for epoch in record.epochs)
     return (
         f"{tables.seconds(record.train_s):>9} s  {tables.rate(record.images_per_s):>8} images/s  "
-        f"test {record.metric} {tables.accuracy(record.score)}"
+        f"test accuracy {tables.accuracy(record.test_accuracy)}"
         + (f"  {tables.STALLED} {stalled} epochs stalled" if stalled else "")
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Hashable, Mapping
 from functools import partial
 from typing import TypeVar
 
+import keras
 import numpy as np
 
 from mpi_train.collectives import averaging
@@ -14,11 +15,11 @@ from mpi_train.collectives.config import ExchangeConfig
 from mpi_train.collectives.plain import sum_in_place
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import balanced_range
+from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.runs.config import StepConfig
 from mpi_train.runtime.world import World
-from mpi_train.strategies.custom_loop import objective_of
-from mpi_train.training.steps import plan_steps
+from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
 
 SAMPLE_S = 0.3
@@ -98,6 +99,11 @@ class BareAllReduce:
             sum_in_place(self._world, self._buffer)
 
 
+def build_model(config: StepConfig) -> keras.Model:
+    """Build the model that ``config`` names, for random images."""
+    return zoo.build(config.model, IMAGE_SHAPE, NUM_CLASSES, seed=config.seed, dtype=config.dtype)
+
+
 class TimedStep:
     """Training steps on random images of Fashion-MNIST's size, called with the number of steps to take.
 
@@ -118,17 +124,14 @@ class TimedStep:
         rng, num_own = np.random.default_rng([config.seed, world.rank]), stop - start
         images = rng.integers(0, 256, (num_own, *IMAGE_SHAPE), np.uint8)
         examples = Examples(images=images, labels=rng.integers(0, NUM_CLASSES, num_own, np.uint8))
-        objective, _ = objective_of(config, IMAGE_SHAPE, NUM_CLASSES, examples)
-        flat = FlatModel(objective.model, device, objective.states)
+        flat = FlatModel(build_model(config), device)
         alone = averaging.Averaging()
         self._averaging = averaging.build(exchange, world, flat, seed=config.seed) if exchange else alone
-        self.trainer = Trainer(
-            flat, objective.optimizer, examples, objective, averaging=self._averaging, devices=[device]
-        )
+        optimizer = optimizers.build(config.optimizer, config.learning_rate)
+        self.trainer = Trainer(flat, optimizer, examples, averaging=self._averaging, devices=[device])
         self._averaging.begin_epoch(1)
-        key = (config.seed, 1)
-        steps = plan_steps(key, num_images, batch_size, rank=world.rank, size=world.size)
-        self._run = self.trainer.prepare(steps)
+        steps = plan_steps(num_images, batch_size, rank=world.rank, size=world.size)
+        self._run = self.trainer.prepare(epoch_order(config.seed, 1, world.rank, num_own), steps)
         # The last step of an epoch, which runs in another graph, is left out.
         self._next, self._num_steps = 0, max(1, num_steps - 1)
 

@@ -79,8 +79,7 @@ def partition(labels: np.ndarray, num_shards: int, seed: int, method: Partition)
         pairs = rng.permutation(2 * num_shards).reshape(num_shards, 2)
         return [rng.permutation(np.concatenate([runs[first], runs[second]])) for first, second in pairs]
     if method.alpha is None:
-        # With the borders of ``balanced_range``, so that each of as many ranks reads one shard.
-        return np.split(order, len(order) * np.arange(1, num_shards) // num_shards)
+        return np.array_split(order, num_shards)
     for _ in range(_MAX_DRAWS):
         shard_of = _skewed(rng, labels[order], num_shards, method.alpha)
         if np.all(np.bincount(shard_of, minlength=num_shards)):

@@ -31,10 +31,11 @@ _SHARD_NAME = re.compile(r"(train|test)-\d{5}-of-\d{5}\.h5")
 def balanced_range(n: int, size: int, rank: int) -> tuple[int, int]:
     """Return the part (start, stop) of ``range(n)`` that belongs to ``rank`` of ``size`` ranks.
 
-    Parts are contiguous, in rank order, and differ by at most one in length. A division into a multiple of
-    ``size`` parts has the same borders, so that each of its parts belongs to one rank.
+    Parts are contiguous and in rank order; the first ``n % size`` ranks get one more than the others.
     """
-    return n * rank // size, n * (rank + 1) // size
+    share, extra = divmod(n, size)
+    start = rank * share + min(rank, extra)
+    return start, start + share + (rank < extra)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,17 @@ class ShardSet:
                 low, high = max(start, first), min(stop, end)
                 part = slice(low - start, high - start)
                 self._read_shard(Examples(own.images[part], own.labels[part]), split, index, low - first)
+        return own
+
+    def read_some(self, split: str, numbers: np.ndarray) -> Examples:
+        """Read the examples of ``numbers``, ascending; one arbitrary example if there are none."""
+        if not len(numbers):
+            return self.read_range(split, 0, 1)
+        first = int(numbers[0])
+        region = self.read_range(split, first, int(numbers[-1]) + 1)
+        own = _empty(len(numbers), self.manifest.image_shape)
+        np.take(region.images, numbers - first, axis=0, out=own.images)
+        np.take(region.labels, numbers - first, axis=0, out=own.labels)
         return own
 
     def verify(self) -> None:

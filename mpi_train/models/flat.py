@@ -22,24 +22,16 @@ class FlatModel:
     """A Keras model with its trainable weights in one buffer.
 
     Args:
-        model: A built Keras model. Training changes its own variables only in ``export``.
+        model: A built Keras model. Training changes its own trainable variables only in ``export``.
         device: Device of the buffer.
-        states: Variables that change but are not trained (default: the non-trainable ones of the model).
 
     Attributes:
         weights: float32 (num_padded,): all trainable weights in layer order, with zeros as padding.
-        states: Variables that are not trained: statistics, seeds, counters.
-        seeds: Seeds of random layers, which are among the states.
+        states: Non-trainable variables (BatchNorm's statistics, seeds of dropout).
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        device: str = "/CPU:0",
-        states: Sequence[keras.Variable] | None = None,
-    ) -> None:
+    def __init__(self, model: keras.Model, device: str = "/CPU:0") -> None:
         self.model = model
-        self._kept = list(model.non_trainable_variables if states is None else states)
         self.shapes = [tuple(v.shape) for v in model.trainable_variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
         padded = [-(-size // _ALIGNED) * _ALIGNED for size in self.sizes]
@@ -49,8 +41,7 @@ class FlatModel:
                 self.flatten([v.numpy() for v in model.trainable_variables]), dtype="float32", name="weights"
             )
             # Keras chose the device of its own variables; training reads these.
-            self.states = [tf.Variable(v.value, trainable=False) for v in self._kept]
-        self.seeds = [new for new, v in zip(self.states, self._kept, strict=True) if is_seed(v)]
+            self.states = [tf.Variable(v.value, trainable=False) for v in model.non_trainable_variables]
         self._pads = [p - s for p, s in zip(padded, self.sizes, strict=True)]
 
     @property
@@ -73,18 +64,17 @@ class FlatModel:
         ]
 
     def slices(self, flat: tf.Tensor) -> list[tf.Tensor]:
-        """Do the same as ``unflatten``, inside a graph, in the type of each weight."""
-        layout = zip(self.starts, self.sizes, self.shapes, self.model.trainable_variables, strict=False)
+        """Do the same as ``unflatten``, inside a graph."""
         return [
-            tf.cast(tf.reshape(flat[start : start + size], shape), variable.dtype)
-            for start, size, shape, variable in layout
+            tf.reshape(flat[start : start + size], shape)
+            for start, size, shape in zip(self.starts, self.sizes, self.shapes, strict=False)
         ]
 
     def concat(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         """Do the same as ``flatten``, inside a graph: float32 (num_padded,)."""
         pieces = []
         for tensor, pad in zip(tensors, self._pads, strict=True):
-            pieces.append(tf.cast(tf.reshape(tensor, [-1]), tf.float32))
+            pieces.append(tf.reshape(tensor, [-1]))
             if pad:
                 pieces.append(tf.zeros(pad))
         return tf.concat(pieces, 0)
@@ -99,30 +89,15 @@ class FlatModel:
         """
         return self.model.stateless_call(list(pieces), list(states), images, training=training)
 
-    def values(self) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Return the current weights and states, inside a graph."""
-        return self.slices(self.weights.value.read_value()), [state.read_value() for state in self.states]
-
-    def part_states(self, offset: int) -> list[tf.Tensor]:
-        """Return copies of the states, inside a graph, with ``offset`` added to each seed."""
-        seeds = {id(seed) for seed in self.seeds}
-        return [
-            state + tf.constant([offset, 0], state.dtype)
-            if offset and id(state) in seeds
-            else tf.identity(state)
-            for state in self.states
-        ]
+    def predict(self, images: tf.Tensor) -> tf.Tensor:
+        """Return the outputs of the current weights, for evaluation."""
+        pieces = self.slices(self.weights.value.read_value())
+        return self.call(pieces, [s.read_value() for s in self.states], images, training=False)[0]
 
     @property
     def moving_statistics(self) -> list[tf.Variable]:
-        """Float states, such as BatchNorm's means, which differ between ranks because their data do."""
+        """Float states: BatchNorm's means and variances, which differ between ranks because their data do."""
         return [state for state in self.states if state.dtype.is_floating]
-
-    @property
-    def common_states(self) -> list[tf.Variable]:
-        """States that all ranks must have in common when training starts: all but the seeds."""
-        seeds = {id(seed) for seed in self.seeds}
-        return [state for state in self.states if id(state) not in seeds]
 
     def arrays(self) -> list[np.ndarray]:
         """Return weights and moving statistics, which all ranks must have in common."""
@@ -133,14 +108,9 @@ class FlatModel:
         flat = self.weights.numpy()
         for variable, array in zip(self.model.trainable_variables, self.unflatten(flat), strict=True):
             variable.assign(array)
-        for variable, state in zip(self._kept, self.states, strict=True):
+        for variable, state in zip(self.model.non_trainable_variables, self.states, strict=True):
             variable.assign(state)
         return self.model
-
-
-def is_seed(variable: keras.Variable) -> bool:
-    """Return True for the state of a ``keras.random.SeedGenerator``."""
-    return bool(variable.name == "seed_generator_state")
 
 
 def digest_of(model: keras.Model) -> str:

@@ -8,7 +8,6 @@ one by one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -61,37 +60,9 @@ class LearningRate:
     warmup_epochs: float = 0.0
 
     def apply_to(self, optimizer: keras.Optimizer) -> None:
-        """Set the final learning rate of an optimizer that has the requested one.
-
-        Raises:
-            UsageError: the optimizer has a schedule, which neither factor nor warm-up can change.
-        """
-        if self == LearningRate():
-            return
-        if follows_schedule(optimizer):
-            raise UsageError(
-                "--lr-scaling and --warmup-epochs expect an optimizer with a constant learning rate. "
-                "Got: a model compiled with a schedule",
-                remedy="--learning-rate, which replaces the schedule, or leave them out",
-            )
-        optimizer.learning_rate = float(optimizer.learning_rate) * self.factor
-
-
-def follows_schedule(optimizer: keras.Optimizer) -> bool:
-    """Return True if the learning rate of an optimizer changes from step to step by a schedule of Keras."""
-    return isinstance(
-        getattr(_inner(optimizer), "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule
-    )
-
-
-def learning_rate_of(optimizer: keras.Optimizer) -> float:
-    """Return the present learning rate."""
-    return float(keras.ops.convert_to_numpy(_inner(optimizer).learning_rate))
-
-
-def _inner(optimizer: keras.Optimizer) -> keras.Optimizer:
-    """Return the optimizer that updates the weights, within one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
+        """Set the final learning rate of an optimizer that has the requested one."""
+        if self.factor != 1:
+            optimizer.learning_rate = float(optimizer.learning_rate) * self.factor
 
 
 class FlatUpdate:
@@ -115,43 +86,10 @@ class FlatUpdate:
         self.optimizer.apply([gradient], [self.flat.weights])
 
     def slow_down(self) -> float:
-        """Halve the learning rate, which follows no schedule, and return it."""
-        return halve_learning_rate(self.optimizer)
-
-    def finalize(self) -> None:
-        """Replace the weights by their moving average, if the optimizer keeps one, as ``fit`` does."""
-        self.optimizer.finalize_variable_values(self._trained())
-
-    def export(self, variables: Sequence[keras.Variable]) -> keras.Optimizer:
-        """Return an equal optimizer of the model's ``variables``, with its state layer by layer."""
-        flat = self.flat
-        exported = type(self.optimizer).from_config(self.optimizer.get_config())
-        exported.build(variables)
-        prefix = _slot_name(flat.weights, "")
-        slots = {
-            v.name.removeprefix(prefix): v for v in self.optimizer.variables if v.name.startswith(prefix)
-        }
-        others = [v for v in self.optimizer.variables if not v.name.startswith(prefix)]
-        left = list(exported.variables)
-        for name, slot in slots.items():
-            for variable, part in zip(variables, flat.unflatten(slot.numpy()), strict=True):
-                index = [each.name for each in left].index(_slot_name(variable, name))
-                left.pop(index).assign(part)
-        for variable, value in zip(left, others, strict=True):
-            variable.assign(value)
-        return exported
-
-
-def _slot_name(variable: keras.Variable, slot: str) -> str:
-    """Return the name that Keras gives to an optimizer's slot for a variable."""
-    return f"{variable.path}_{slot}".replace("/", "_")
-
-
-def halve_learning_rate(optimizer: keras.Optimizer) -> float:
-    """Halve the learning rate, which follows no schedule, and return it."""
-    rate = _inner(optimizer).learning_rate
-    rate.assign(rate / 2)
-    return float(rate)
+        """Halve the learning rate and return it."""
+        rate = self.optimizer.learning_rate
+        rate.assign(rate / 2)
+        return float(rate)
 
 
 class LayerUpdate(FlatUpdate):
@@ -167,13 +105,6 @@ class LayerUpdate(FlatUpdate):
             variable.assign(value)
         self.optimizer.apply(self.flat.slices(gradient), layers)
         self.flat.weights.assign(self.flat.concat([variable.value.read_value() for variable in layers]))
-
-    def finalize(self) -> None:
-        super().finalize()
-        self.flat.weights.assign(self.flat.flatten([variable.numpy() for variable in self._trained()]))
-
-    def export(self, variables: Sequence[keras.Variable]) -> keras.Optimizer:
-        return self.optimizer
 
 
 class FusedAdam(FlatUpdate):
@@ -237,45 +168,22 @@ class WarmedUp(FlatUpdate):
         self._final.assign(self._final / 2)
         return super().slow_down()
 
-    def finalize(self) -> None:
-        self._update.finalize()
-
-    def export(self, variables: Sequence[keras.Variable]) -> keras.Optimizer:
-        return self._update.export(variables)
-
-
-_ELEMENTWISE = tuple(
-    getattr(keras.optimizers, name)
-    for name in ("Adadelta", "Adagrad", "Adam", "Adamax", "AdamW", "Ftrl", "Lion", "Nadam", "RMSprop", "SGD")
-)
-"""Optimizers that treat each weight by itself."""
-
 
 def update_for(optimizer: keras.Optimizer, flat: FlatModel, device: str) -> FlatUpdate:
     """Return the fastest update that equals Keras's own update layer by layer."""
-    inner = _inner(optimizer)
-    # Types are compared exactly: a subclass may do anything.
-    if (
-        type(inner) not in _ELEMENTWISE
-        or inner.clipnorm
-        or getattr(inner, "_exclude_from_weight_decay", None)
-        or getattr(inner, "_exclude_from_weight_decay_pattern", None)
-        or any(variable.constraint is not None for variable in flat.model.trainable_variables)
-    ):
+    if isinstance(optimizer, keras.optimizers.Lamb | keras.optimizers.Muon) or optimizer.clipnorm:
         return LayerUpdate(optimizer, flat, device)
-    # The kernels lack the options that Keras adds to every optimizer.
+    # The kernels lack the options that Keras adds to every optimizer. The type is compared exactly, because
+    # AdamW is a subclass of Adam.
     extras = (
-        inner is not optimizer
-        or follows_schedule(inner)
-        or inner.weight_decay
-        or inner.use_ema
-        or inner.gradient_accumulation_steps
-        or inner.clipvalue
-        or inner.global_clipnorm
-        or inner.loss_scale_factor
+        optimizer.weight_decay
+        or optimizer.use_ema
+        or optimizer.gradient_accumulation_steps
+        or optimizer.clipvalue
+        or optimizer.global_clipnorm
     )
-    if type(inner) is keras.optimizers.Adam and not (extras or inner.amsgrad):
+    if type(optimizer) is keras.optimizers.Adam and not (extras or optimizer.amsgrad):
         return FusedAdam(optimizer, flat, device)
-    if type(inner) is keras.optimizers.SGD and not (extras or inner.momentum):
+    if type(optimizer) is keras.optimizers.SGD and not (extras or optimizer.momentum):
         return FusedSGD(optimizer, flat, device)
     return FlatUpdate(optimizer, flat, device)

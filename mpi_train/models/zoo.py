@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
-from mpi_train.models.compiling import first_line
 from mpi_train.runtime.errors import UsageError
 
 ImageShape = tuple[int, int, int]
@@ -74,72 +72,45 @@ def _conv_bn(
     return layers.ReLU()(x) if relu else x
 
 
-MODELS: dict[str, Callable[..., keras.Model]] = {"cnn": cnn, "mlp": mlp, "resnet": resnet}
+MODELS: dict[str, Callable[[ImageShape, int], keras.Model]] = {"cnn": cnn, "mlp": mlp, "resnet": resnet}
 
 
 def build(name: str, input_shape: ImageShape, num_classes: int, *, seed: int, dtype: str) -> keras.Model:
     """Build a model whose initial weights depend on ``seed`` alone.
 
     Args:
-        name: Name in ``MODELS``, or ``package.module:function``. The function is called with those of the
-            arguments ``input_shape`` and ``num_classes`` that it takes, and returns a Keras model, built or
-            not, compiled or not.
-        input_shape, num_classes: Shape of an image, and number of classes.
+        name: Name in ``MODELS``, or ``package.module:function``. The function is called with
+            ``input_shape`` and ``num_classes`` and returns a built Keras model.
+        input_shape, num_classes: Shape of an image, and length of the output.
         seed: Seed of the initial weights.
-        dtype: Precision of the computation, ``float32``, ``bfloat16`` or ``float16``; weights stay float32.
+        dtype: ``float32``, or ``bfloat16`` for Keras's mixed precision.
 
     Raises:
-        UsageError: the model does not exist, or its function fails.
+        UsageError: the model does not exist, or does not fit the data.
     """
     function = MODELS.get(name) or _users_own(name)
-    arguments = _arguments(name, function, {"input_shape": input_shape, "num_classes": num_classes})
-    # A keras.json of the user may say otherwise.
-    keras.config.set_floatx("float32")
-    keras.config.set_image_data_format("channels_last")
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy("float32" if dtype == "float32" else f"mixed_{dtype}")
-    try:
-        model = function(**arguments)
-    except Exception as error:
+    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else "float32")
+    model = function(input_shape, num_classes)
+    expected = (None, num_classes)
+    received: object = type(model).__name__
+    if isinstance(model, keras.Model) and model.built:
+        received = model.compute_output_shape((None, *input_shape))
+    if received != expected:
         raise UsageError(
-            f"--model {name}: expected a function that returns a Keras model. Got: {first_line(error)}"
-        ) from error
-    if not isinstance(model, keras.Model):
-        raise UsageError(
-            f"--model {name}: expected a function that returns a Keras model. Got: {type(model).__name__}"
+            f"--model {name}: expected a built Keras model with output {expected}. Got: {received}"
         )
     return model
 
 
-def _arguments(name: str, function: Callable[..., object], offered: dict[str, object]) -> dict[str, object]:
-    """Return those of the ``offered`` arguments that a function takes by name."""
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    for parameter in parameters:
-        is_needed = parameter.default is parameter.empty and parameter.name not in offered
-        if is_needed and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise UsageError(
-                f"--model {name}: expected a function of {' and '.join(offered)}, or of none of them. "
-                f"Got: the parameter {parameter.name}",
-                remedy=f"a default value for {parameter.name}",
-            )
-    names = {parameter.name for parameter in parameters}
-    return {key: value for key, value in offered.items() if takes_all or key in names}
-
-
-def copied(layer: keras.Layer) -> keras.Layer:
-    """Make an equal layer; a function of Python, which Keras loads from no config, is shared."""
-    return layer if isinstance(layer, layers.Lambda) else layer.__class__.from_config(layer.get_config())
-
-
 def clone(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None = None) -> keras.Model:
-    """Copy a sequential or functional model; ``make`` makes a layer from an old one (default: ``copied``).
+    """Copy a sequential or functional model; ``make`` makes a layer from an old one (default: an equal one).
 
     Raises:
         UsageError: a custom layer cannot be made from its config.
     """
     try:
-        copy = keras.models.clone_model(model, clone_function=make or copied, recursive=make is not None)
+        copy = keras.models.clone_model(model, clone_function=make, recursive=make is not None)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UsageError(
             f"expected layers that Keras can make from their config. Got: {error}",
@@ -149,7 +120,7 @@ def clone(model: keras.Model, make: Callable[[keras.Layer], keras.Layer] | None 
     return copy
 
 
-def _users_own(name: str) -> Callable[..., keras.Model]:
+def _users_own(name: str) -> Callable[[ImageShape, int], keras.Model]:
     module_name, colon, function_name = name.partition(":")
     if not colon:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.3)
@@ -164,8 +135,12 @@ def _users_own(name: str) -> Callable[..., keras.Model]:
         function = getattr(importlib.import_module(module_name), function_name)
         if not callable(function):
             raise TypeError(f"{name} is not callable")
-    except Exception as error:  # whatever the user's module raises
-        raise UsageError(
-            f"--model {name}: expected a function that can be imported. Got: {first_line(error)}"
-        ) from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"--model {name}: expected a function that can be imported. Got: {error}") from error
     return function
+
+
+def returns_probabilities(model: keras.Model) -> bool:
+    """Return True if the model ends in a softmax, so that its loss must not apply another."""
+    last = model.layers[-1]
+    return isinstance(last, layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax

@@ -54,12 +54,12 @@ def charts(summary: Summary) -> dict[str, Figure]:
             f"Training time{over}", "training time [s]", {row: row.train_s for row in rows}, _time, numbers
         ),
         "test_accuracy": _bars(
-            tables.tested(summary), f"{tables.tested(summary).lower()} after the last epoch",
-            {row: row.score for row in rows}, lambda _, spread: tables.accuracy(spread.median),
+            "Test accuracy", "test accuracy after the last epoch",
+            {row: row.test_accuracy for row in rows}, lambda _, spread: tables.accuracy(spread.median),
             numbers, dots=True,
         ),
-        "learning_curves": _curves(summary, rows, numbers, "epoch"),
-        "learning_curves_time": _curves(summary, rows, numbers, "training time [s]"),
+        "learning_curves": _curves(rows, numbers, "epoch"),
+        "learning_curves_time": _curves(rows, numbers, "training time [s]"),
         "speedup_over_one": _scaling(summary, numbers, "Speed-up over one rank"),
         "efficiency": _scaling(summary, numbers, "Efficiency"),
         "time_split": _time_split(summary),
@@ -185,21 +185,19 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return (low + high) / 2 - half, (low + high) / 2 + half
 
 
-def _curves(summary: Summary, rows: Sequence[Row], numbers: _Numbers, xlabel: str) -> Figure:
-    """Draw the test metric and the training loss at the end of each epoch: one line for each run."""
-    tested = tables.tested(summary)
+def _curves(rows: Sequence[Row], numbers: _Numbers, xlabel: str) -> Figure:
+    """Draw test accuracy and training loss at the end of each epoch: one line for each run."""
     over = "epochs" if xlabel == "epoch" else "training time"
-    figure = new_figure(f"{tested} and training loss over {over}", 4.4 + _legend_in(len(rows)))
+    figure = new_figure(f"Test accuracy and training loss over {over}", 4.4 + _legend_in(len(rows)))
     above, below = figure.subplots(2, 1, sharex=True)
     for row in rows:
         for run in row.runs:
             epochs, label = run.record.epochs, _label(row) if run is row.runs[0] else None
             xs = [epoch.epoch for epoch in epochs] if xlabel == "epoch" else elapsed_s(run.record)
-            values = [epoch.test_value(run.record.metric) for epoch in epochs]
-            above.plot(xs, values, label=label, **_line(numbers[row]))
+            above.plot(xs, [epoch.test_accuracy for epoch in epochs], label=label, **_line(numbers[row]))
             below.plot(xs, [epoch.train_loss for epoch in epochs], **_line(numbers[row]))
     above.set_ylim(_widened(*above.get_ylim()))
-    above.set_ylabel(tested.lower())
+    above.set_ylabel("test accuracy")
     below.set(ylabel="training loss", xlabel=xlabel)
     below.set_xlim(left=0)
     below.xaxis.get_major_locator().set_params(integer=True)

@@ -56,10 +56,9 @@ def table(first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Table:
     if not differing:
         shown.add_row("settings, machine", "the same", "the same")
     shown.add_section()
-    figures, others = _figures(first[1]), _figures(second[1])
-    for key in figures | others:  # two runs may have been judged by different metrics
-        text, value = figures.get(key, (tables.ABSENT, None))
-        other_text, other_value = others.get(key, (tables.ABSENT, None))
+    others = _figures(second[1])
+    for key, (text, value) in _figures(first[1]).items():
+        other_text, other_value = others[key]
         ratio = f"{other_value / value:.3f}" if value and other_value is not None else ""
         shown.add_row(Text(key), text, other_text, ratio)
     return shown
@@ -82,12 +81,9 @@ def _figures(record: RunRecord) -> dict[str, tuple[str, float | None]]:
     figures = {
         "training time [s]": (tables.seconds, record.train_s),
         "images/s": (tables.rate, record.images_per_s),
-        f"test {record.metric}": (tables.accuracy, record.score),
+        "test accuracy": (tables.accuracy, record.test_accuracy),
         "training loss": (tables.accuracy, record.epochs[-1].train_loss),
-        **{
-            f"time to {target:.2f} [s]": (tables.seconds, time_to(record, target))
-            for target in (TARGETS if record.metric == "accuracy" else ())
-        },
+        **{f"time to {target:.2f} [s]": (tables.seconds, time_to(record, target)) for target in TARGETS},
         "evaluation [s]": (tables.seconds, sum(epoch.eval_s for epoch in record.epochs)),
         "start-up [s]": (tables.seconds, record.startup_s),
         "memory [MiB]": (tables.rate, record.peak_rss_mib),

@@ -74,7 +74,7 @@ def _entry(path: Path, folder: Path) -> dict[str, Any]:
         "Precision": (record.dtype, record.dtype),
         "Time [s]": (tables.seconds(record.train_s), record.train_s),
         "Images/s": (tables.rate(record.images_per_s), record.images_per_s),
-        "Metric": (f"{record.metric} {tables.accuracy(record.score)}", record.score),
+        "Accuracy": (tables.accuracy(record.test_accuracy), record.test_accuracy),
     }
     return {"cells": cells, "record": quote(str(path.relative_to(folder))), "report": _report(path, folder)}
 

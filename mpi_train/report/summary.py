@@ -22,7 +22,6 @@ from mpi_train.training.totals import RankTimes, sum_of
 
 SAME_WORK = (
     "model", "dataset", "dataset_sha256", "global_batch_size", "optimizer", "learning_rate", "dtype",
-    "metric",
 )  # fmt: skip
 TARGETS = (0.85, 0.88, 0.90)
 """Test accuracies to which the training time is reported."""
@@ -111,9 +110,9 @@ class Row:
         return self.spread(lambda run: run.images_per_s)
 
     @cached_property
-    def score(self) -> Spread | None:
-        """Metric of the test set after the last epoch."""
-        return self.spread(lambda run: run.score)
+    def test_accuracy(self) -> Spread | None:
+        """Test accuracy after the last epoch, from 0 to 1."""
+        return self.spread(lambda run: run.test_accuracy)
 
     @cached_property
     def speedup(self) -> Spread | None:
@@ -121,8 +120,8 @@ class Row:
         return self._ratio(self.baseline, _speedup)
 
     @cached_property
-    def score_gain(self) -> Spread | None:
-        return self._ratio(self.baseline, lambda own, other: own.score - other.score)
+    def accuracy_gain(self) -> Spread | None:
+        return self._ratio(self.baseline, lambda own, other: own.test_accuracy - other.test_accuracy)
 
     @cached_property
     def speedup_over_one(self) -> Spread | None:
@@ -142,7 +141,7 @@ class Row:
         return sum(epoch.stalled for run in self.runs for epoch in run.record.epochs)
 
     def reached_s(self, target: float) -> Spread | None:
-        """Return the training time in seconds to a value of the metric, over the runs that reached it."""
+        """Return the training time in seconds to a test accuracy, over the runs that reached it."""
         return self.spread(lambda run: time_to(run, target))
 
     @property
@@ -297,9 +296,9 @@ def elapsed_s(record: RunRecord) -> list[float]:
 
 
 def time_to(record: RunRecord, target: float) -> float | None:
-    """Return the training time in seconds to the end of the first epoch whose metric reached ``target``."""
+    """Return the training time in seconds to the end of the first epoch with this test accuracy."""
     pairs = zip(record.epochs, elapsed_s(record), strict=True)
-    return next((time_s for epoch, time_s in pairs if record.is_reached(epoch, target)), None)
+    return next((time_s for epoch, time_s in pairs if epoch.test_accuracy >= target), None)
 
 
 def _speedup(own: RunRecord, baseline: RunRecord) -> float | None:

@@ -107,16 +107,11 @@ def outcome(unfinished: Sequence[Attempt]) -> str:
     return "was not finished" if unfinished else ""
 
 
-def tested(summary: Summary) -> str:
-    """Return the name of the column with the metric of the test set."""
-    return f"Test {summary.work['metric']}"
-
-
 def comparison(summary: Summary, title: str = "") -> Table:
     """Return the main table: time, speed-up, efficiency and accuracy of each strategy."""
     return Table(
         title=title,
-        columns=("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/s", tested(summary)),
+        columns=("Strategy", "On", "Training time", "Speed-up", "Efficiency", "Images/s", "Test accuracy"),
         num_names=2,
         rows=[_compared(row) for row in summary.rows],
     )
@@ -133,7 +128,7 @@ def _compared(row: Row) -> list[str]:
         times(1) if row.is_baseline else cell(row.speedup, times),
         cell(row.efficiency, percent),
         cell(row.images_per_s, rate),
-        cell(row.score, accuracy),
+        cell(row.test_accuracy, accuracy),
     ]
 
 
@@ -142,7 +137,7 @@ def details(summary: Summary) -> list[Table]:
     tables = (
         _by_row(
             "Training time to a test accuracy",
-            [row for row in summary.measured if row.record.metric == "accuracy"],
+            summary.measured,
             {f"{target:.2f}": partial(_reached, target=target) for target in TARGETS},
             "Training time at the end of the first epoch that reached the accuracy.",
         ),
@@ -227,11 +222,11 @@ def epochs(summary: Summary) -> Table:
     """Return the figures at the end of each epoch of each run."""
     return Table(
         title="All epochs",
-        columns=("Strategy", "On", "Seed", "Epoch", "Training time", "Training loss", tested(summary)),
+        columns=("Strategy", "On", "Seed", "Epoch", "Training time", "Training loss", "Test accuracy"),
         num_names=2,
         rows=[
             [row.name, row.size, str(run.record.seed), str(epoch.epoch), _time(after_s),
-             f"{epoch.train_loss:.4f}", accuracy(epoch.test_value(run.record.metric))]
+             f"{epoch.train_loss:.4f}", accuracy(epoch.test_accuracy)]
             for row in summary.measured
             for run in row.runs
             for epoch, after_s in zip(run.record.epochs, elapsed_s(run.record), strict=True)

@@ -23,7 +23,6 @@ _FIELDS = {
     "dataset_sha256": "data with SHA-256 ",
     "global_batch_size": "global batch ",
     "learning_rate": "learning rate ",
-    "metric": "test ",
     "num_epochs": "epochs ",
 }
 MACHINE = ("CPU", "Cores", "GPUs", "MPI", "Python", "TensorFlow", "Keras", "PyTorch", "Commit")
@@ -81,17 +80,17 @@ def _difference(fields: dict[str, Any]) -> str:
 def reading(row: Row, summary: Summary) -> str:
     """Return one sentence that states the meaning of a row's figures."""
     subject = f"{row.name} on {row.size}"
-    if row.train_s is None or row.score is None:
+    if row.train_s is None or row.test_accuracy is None:
         return f"{subject} {tables.outcome(row.unfinished)}, so it has no figures."
-    score = f"a test {row.record.metric} of {accuracy(row.score.median)}"
-    trained = f"trained in {seconds(row.train_s.median)} s to {score}"
+    test_accuracy = accuracy(row.test_accuracy.median)
+    trained = f"trained in {seconds(row.train_s.median)} s to a test accuracy of {test_accuracy}"
     if row.is_baseline:
         return f"{row.name}, which is plain Keras on all cores, {trained}."
-    if row.speedup is None or row.score_gain is None:
+    if row.speedup is None or row.accuracy_gain is None:
         return f"{subject} {trained}; without a valid baseline run it has no speed-up."
     sent = row.record.bytes_per_step
     bytes_sent = f"; each rank sent at most {tables.size(sent)} a batch" if sent else ""
-    return f"{subject} {_speed(row.speedup)}, {_gain(row, row.score_gain, summary.baseline)}{bytes_sent}."
+    return f"{subject} {_speed(row.speedup)}, {_gain(row.accuracy_gain, summary.baseline)}{bytes_sent}."
 
 
 def _speed(speedup: Spread) -> str:
@@ -103,14 +102,12 @@ def _speed(speedup: Spread) -> str:
     return f"trained more slowly than plain Keras, at {times(speedup.median)} its speed{span}"
 
 
-def _gain(row: Row, gain: Spread, baseline: Row | None) -> str:
-    if row.record.metric != "accuracy":
-        return f"with a test {row.record.metric} that differs by {gain.median:+.4f}"
+def _gain(gain: Spread, baseline: Row | None) -> str:
     points = 100 * abs(gain.median)
     if points < 0.05:
         return "at the same accuracy"
     text = f"at {points:.1f} points {'more' if gain.median > 0 else 'less'} accuracy"
-    own = baseline and baseline.score
+    own = baseline and baseline.test_accuracy
     between = own.high - own.low if own and own.num_repeats > 1 else 0.0
     if points <= 100 * between:
         text += f", which is within the {100 * between:.1f} points between the baseline's seeds"

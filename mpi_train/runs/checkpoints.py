@@ -28,6 +28,7 @@ from mpi_train.runs.record import EpochRecord
 from mpi_train.runtime.errors import DataError, UsageError
 from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
+from mpi_train.training.steps import Segment
 from mpi_train.training.totals import EpochTotals
 
 FOLDER = "checkpoints"
@@ -46,16 +47,21 @@ class Position:
 
     Attributes:
         epoch: Epoch that comes next or is in progress, counted from 1.
-        step, so_far: Number of completed steps of that epoch, and their totals.
+        segments, so_far: Completed part of that epoch, and its totals.
         epochs: Records of the epochs before it.
         history: Resumptions and rollbacks, as in ``RunRecord``.
     """
 
     epoch: int = 1
-    step: int = 0
+    segments: tuple[Segment, ...] = ()
     so_far: EpochTotals = field(default_factory=EpochTotals)
     epochs: tuple[EpochRecord, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Number of completed steps of the epoch."""
+        return sum(segment.num_steps for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -241,8 +247,8 @@ class Checkpoints:
             position = state.position
             if state.size < 1 or position.epoch < 1 or len(position.epochs) != position.epoch - 1:
                 raise ValueError(f"size {state.size}, epoch {position.epoch} after {len(position.epochs)}")
-            if position.step < 0:
-                raise ValueError(f"step {position.step}")
+            if any(segment.size < 1 or segment.num_steps < 0 for segment in position.segments):
+                raise ValueError(f"segments {position.segments}")
             for name, owners in file.owners.items():
                 if owners not in ({None}, set(range(state.size))):
                     raise ValueError(f"{name} of {len(owners)} ranks instead of {state.size}")

@@ -12,30 +12,21 @@ from mpi_train.runtime.flags import at_least, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessConfig:
-    """Options of every command that needs TensorFlow."""
-
-    threads: int | None = option(None, "CPU threads of each process (default: its share of the cores)")
-
-    def __post_init__(self) -> None:
-        if self.threads is not None:
-            at_least("--threads", self.threads, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobConfig(ProcessConfig):
-    """Options of every job that trains."""
+class JobConfig:
+    """Options of every job that needs TensorFlow."""
 
     learning_rate: float | None = option(
         None, "step size (default: the optimizer's own)", changes_result=True
     )
     seed: int = option(1, "seed of the weights and of the order of the data", changes_result=True)
+    threads: int | None = option(None, "CPU threads of each process (default: its share of the cores)")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         # The seeds of NumPy and Keras have 32 bits; a bench counts up from this one.
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed: expected 0 to {2**31 - 1}. Got: {self.seed}")
+        if self.threads is not None:
+            at_least("--threads", self.threads, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"--learning-rate: expected a number above 0. Got: {self.learning_rate}")
 
@@ -50,16 +41,8 @@ class StepConfig(JobConfig):
     batch_size: int = option(
         64, "global batch: examples of one step, over all ranks together", changes_result=True
     )
-    optimizer: str | None = option(
-        None, "any Keras optimizer, by name (default: the model's own, else adam)", changes_result=True
-    )
-    loss: str | None = option(
-        None, "any Keras loss, by name (default: the model's own, else one that fits)", changes_result=True
-    )
-    metrics: str | None = option(
-        None, "Keras metrics, by name, with commas (default: the model's own, else accuracy)", "NAMES"
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = option(
+    optimizer: str = option("adam", "any Keras optimizer, by name", changes_result=True)
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "precision of the computation; weights stay float32", changes_result=True
     )
 

@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 ARCHIVE = "earlier"
 RECORD, EVENTS, EPOCHS, TRACE = "run.json", "events.jsonl", "epochs.csv", "trace.json"
-MODEL, MODEL_WEIGHTS = "model.keras", "model.weights.h5"
 FILES = (
-    *(RECORD, EVENTS, EPOCHS, TRACE, MODEL, MODEL_WEIGHTS, "rounds.jsonl", "clients.json", "clients.png"),
+    *(RECORD, EVENTS, EPOCHS, TRACE, "rounds.jsonl", "clients.json", "clients.png"),
     *("mistakes.json", "reinforcement.json", "reward.png"),
 )
 """Files that belong to one run; some only older versions wrote. ``--out`` may hold other files too."""

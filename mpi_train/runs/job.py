@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from mpi_train.monitor.progress import Progress
 from mpi_train.runs import coordinator, preflight
-from mpi_train.runs.config import ProcessConfig, RanksConfig, TrainConfig
+from mpi_train.runs.config import JobConfig, RanksConfig, TrainConfig
 from mpi_train.runtime import devices, launch, watchdog
 from mpi_train.runtime import world as worlds
 from mpi_train.runtime.errors import JobError
@@ -26,7 +26,7 @@ def read_flags(kind: type[Config], argv: Sequence[str] | None = None, *, text: s
 
 def run_job(
     name: str,
-    kind: type[ProcessConfig],
+    kind: type[JobConfig],
     function: str,
     *,
     text: str,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import dataclasses
 import logging
 import os
 import socket
@@ -26,6 +27,10 @@ from mpi_train.runtime import files
 from mpi_train.runtime.errors import JobError, PlatformError
 
 Event, Summary = tf.compat.v1.Event, tf.compat.v1.Summary
+
+FIGURES = [field.name for field in dataclasses.fields(EpochRecord) if field.name != "by_rank"]
+COLUMNS = ["run_id", "strategy", "world_size", *FIGURES, "total_train_s"]
+"""Columns of ``epochs.csv``. ``total_train_s`` is the sum of ``train_s`` up to the end of the epoch."""
 
 MLFLOW_DEFAULTS = {
     # Seconds and retries of a request: MLflow's defaults wait many minutes for a server that is down.
@@ -103,9 +108,9 @@ def scalars(record: EpochRecord) -> dict[str, float]:
     """
     figures = {
         "train/loss": record.train_loss,
-        **{f"train/{name}": value for name, value in record.train_metrics.items()},
+        "train/accuracy": record.train_accuracy,
         "test/loss": record.test_loss,
-        **{f"test/{name}": value for name, value in record.test_metrics.items()},
+        "test/accuracy": record.test_accuracy,
         **{
             f"speed/{name}": getattr(record, name) for name in ("images_per_s", "train_s", "eval_s", "sync_s")
         },
@@ -119,46 +124,26 @@ def scalars(record: EpochRecord) -> dict[str, float]:
 
 
 class EpochsCsv(Logger):
-    """CSV table in the file ``path``. Rows are appended; a run that is rolled back replaces the file.
-
-    The columns are ``run_id``, ``strategy``, ``world_size``, the figures of ``EpochRecord`` with a column for
-    each metric, such as ``test_accuracy``, and ``total_train_s``, the sum of ``train_s`` up to the epoch. The
-    first epoch writes their names, because it knows the metrics.
-    """
+    """CSV table in the file ``path``. Rows are appended; a run that is rolled back replaces the file."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = str(path), path
 
     def start(self, info: dict[str, Any], epochs: Sequence[EpochRecord]) -> None:
-        self._run = {name: info[name] for name in ("run_id", "strategy", "world_size")}
+        self._run = [info[name] for name in COLUMNS[:3]]
         self.rewind(epochs)
 
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
         self._train_s: list[float] = []
         with files.replacing(self._path) as temporary:
-            _write(temporary, "w", [line for record in epochs for line in self._lines(record)])
+            _write(temporary, "w", [COLUMNS, *map(self._row, epochs)])
 
     def epoch(self, record: EpochRecord) -> None:
-        _write(self._path, "a", self._lines(record))
+        _write(self._path, "a", [self._row(record)])
 
-    def _lines(self, record: EpochRecord) -> list[list[Any]]:
-        """Return the row of an epoch, below the names of the columns if it is the first."""
-        is_first = not self._train_s
+    def _row(self, record: EpochRecord) -> list[Any]:
         self._train_s.append(record.train_s)
-        row = {**self._run, **_figures(record), "total_train_s": sum(self._train_s)}
-        return [*([list(row)] if is_first else []), list(row.values())]
-
-
-def _figures(record: EpochRecord) -> dict[str, Any]:
-    """Return the fields of an epoch by name, with each metric as a field of its own."""
-    figures: dict[str, Any] = {}
-    for name, value in vars(record).items():
-        if isinstance(value, dict):
-            prefix = name.removesuffix("metrics")
-            figures.update({prefix + metric: figure for metric, figure in value.items()})
-        elif name != "by_rank":
-            figures[name] = value
-    return figures
+        return [*self._run, *(getattr(record, name) for name in FIGURES), sum(self._train_s)]
 
 
 def _write(path: Path, mode: str, rows: Sequence[Sequence[object]]) -> None:

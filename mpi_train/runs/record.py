@@ -1,4 +1,4 @@
-"""Record of a run: the file ``run.json``, schema version 2.
+"""Record of a run: the file ``run.json``, schema version 1.
 
 The field names of the dataclasses are the file format; reports and users' scripts rely on them. Times are
 wall-clock seconds of the slowest rank.
@@ -19,8 +19,7 @@ import msgspec
 from mpi_train.runtime.errors import DataError
 from mpi_train.training.totals import RankTimes
 
-SCHEMA_VERSION = 2
-"""Version 1 had the accuracy as the only metric."""
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +32,8 @@ class EpochRecord:
         eval_s: Time of the evaluation on the test set.
         images_per_s: Training examples of all ranks, divided by ``train_s``.
         sync_s: Part of ``train_s`` in collectives, waiting included; 0 if none can be timed.
-        train_loss, train_metrics: Mean loss and metrics of the epoch's examples, taken while training.
-        test_loss, test_metrics: Mean loss and metrics of the whole test set, after the epoch.
+        train_loss, train_accuracy: Means over the epoch's examples, taken while training.
+        test_loss, test_accuracy: Means over the whole test set, after the epoch.
         stalled: True if a single step took unusually long (see ``strategies/keras_fit``).
         by_rank: Parts of ``train_s`` on each rank, in rank order; empty if they are unknown.
     """
@@ -45,15 +44,11 @@ class EpochRecord:
     images_per_s: float
     sync_s: float
     train_loss: float
+    train_accuracy: float
     test_loss: float
-    train_metrics: dict[str, float] = field(default_factory=dict)
-    test_metrics: dict[str, float] = field(default_factory=dict)
+    test_accuracy: float
     stalled: bool = False
     by_rank: list[RankTimes] = field(default_factory=list)
-
-    def test_value(self, metric: str) -> float:
-        """Return a metric of the test set, or its loss."""
-        return self.test_loss if metric == "loss" else self.test_metrics[metric]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +63,6 @@ class RunRecord:
         train_s: Sum of the epochs' ``train_s``.
         images_per_s: Median over the epochs after the first, without stalled ones.
         sync: Synchronisation of the weights: ``average``, ``every``, ``devices``, depending on the strategy.
-        metric, metric_grows: Metric by which the run is compared, the first of the compiled ones or the loss,
-            and True if larger values of it are better.
-        saved_model: File of the trained model in the folder of the record; empty in older records.
         weights_sha256: Digest of the final weights, in layer order.
         startup_s: Time from the start of the process to the first training step.
         startup: Seconds of the start-up by phase, each of its slowest rank: ``import`` of all libraries,
@@ -105,6 +97,7 @@ class RunRecord:
     epochs: list[EpochRecord]
     train_s: float
     images_per_s: float
+    test_accuracy: float
     weights_sha256: str
     startup_s: float
     peak_rss_mib: float
@@ -118,19 +111,6 @@ class RunRecord:
     confusion: list[list[int]] | None = None
     run_id: str = ""
     started: str = ""
-    metric: str = "accuracy"
-    metric_grows: bool = True
-    saved_model: str = ""
-
-    @property
-    def score(self) -> float:
-        """Final value of ``metric`` on the test set."""
-        return self.epochs[-1].test_value(self.metric)
-
-    def is_reached(self, epoch: EpochRecord, target: float) -> bool:
-        """Return True if ``metric`` was at least as good as ``target`` after an epoch."""
-        value = epoch.test_value(self.metric)
-        return value >= target if self.metric_grows else value <= target
 
 
 def median_rate(epochs: list[EpochRecord]) -> float:
@@ -149,12 +129,8 @@ def read_run(path: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw.get("schema_version")
-        if version not in (1, SCHEMA_VERSION):
-            raise DataError(f"{path}: expected schema version 1 or {SCHEMA_VERSION}. Got: {version}")
-        if version == 1:
-            for epoch in raw["epochs"]:
-                for split in ("train", "test"):
-                    epoch[f"{split}_metrics"] = {"accuracy": epoch.pop(f"{split}_accuracy")}
+        if version != SCHEMA_VERSION:
+            raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}. Got: {version}")
         record = msgspec.convert(raw, RunRecord)
         # A report divides by both.
         for name, value in (("train_s", record.train_s), ("images_per_s", record.images_per_s)):
@@ -164,11 +140,9 @@ def read_run(path: Path) -> RunRecord:
             raise ValueError("no epoch")
         if record.started:
             datetime.fromisoformat(record.started.replace("Z", "+00:00"))
-        for epoch in record.epochs:
-            epoch.test_value(record.metric)
         size = len(record.class_names)
         if record.confusion is not None and [len(row) for row in record.confusion] != [size] * size:
             raise ValueError(f"a confusion matrix that does not fit {size} classes")
         return record
-    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: expected a run record. Got: {error}") from error

@@ -22,6 +22,7 @@ from mpi_train.runtime.flags import identity
 from mpi_train.runtime.world import World
 from mpi_train.training.evaluation import Scores
 from mpi_train.training.loop import Chunk, ChunkCallback
+from mpi_train.training.steps import Segment
 from mpi_train.training.totals import EpochTotals
 
 MAX_ROLLBACKS = 3
@@ -125,6 +126,13 @@ class ResumableRun(ChunkCallback):
 
     # ---- Within an epoch --------------------------------------------------------------------------------
 
+    def rest_of_epoch(self) -> tuple[tuple[Segment, ...], int]:
+        """Return the finished segments of the epoch, and the number of finished steps of the present one."""
+        segments, size = self.position.segments, self.run.replicas.size
+        if segments and segments[-1].size == size:
+            return segments[:-1], segments[-1].num_steps
+        return segments, 0
+
     def begin_epoch(self, num_steps: int) -> None:
         """Begin an epoch of ``num_steps`` steps, or the rest of one."""
         self._before = self.position.so_far
@@ -132,11 +140,18 @@ class ResumableRun(ChunkCallback):
         if self.position.step:
             self.run.progress.advance(self.position.step)
 
+    @property
+    def _offset(self) -> int:
+        """Number of steps of the epoch in finished segments."""
+        return sum(segment.num_steps for segment in self.rest_of_epoch()[0])
+
     def limit(self, first: int, stop: int) -> int:
         """Return the end of a chunk; see ``ChunkCallback``."""
-        end = self.coordinator.limit(first, stop)
-        watchdog.note(f"epoch {self.position.epoch}, training, between step {first + 1} and {end}")
-        return end
+        end = self.coordinator.limit(self._offset + first, self._offset + stop)
+        watchdog.note(
+            f"epoch {self.position.epoch}, training, between step {self._offset + first + 1} and {end}"
+        )
+        return end - self._offset
 
     def after(self, chunk: Chunk, world: World) -> tuple[float, bool]:
         """Agree on what follows a chunk; see ``ChunkCallback``.
@@ -144,10 +159,11 @@ class ResumableRun(ChunkCallback):
         Raises:
             DivergedError: the loss or the weights are not finite on some rank. Raised on all ranks.
         """
-        decision = self.coordinator.agree(chunk)
+        first, stop = self._offset + chunk.first, self._offset + chunk.stop
+        decision = self.coordinator.agree(replace(chunk, first=first, stop=stop))
         if decision.diverged:
-            raise self._diverged(chunk.first, chunk.stop, finite=chunk.finite)
-        self.run.progress.advance(chunk.stop, decision.by_rank)
+            raise self._diverged(first, stop, finite=chunk.finite)
+        self.run.progress.advance(stop, decision.by_rank)
         return decision.slowest_s, decision.stop or decision.save
 
     def pause(self, step: int, so_far: EpochTotals) -> None:
@@ -156,7 +172,8 @@ class ResumableRun(ChunkCallback):
         Raises:
             RunAgainError: the run is to stop. Raised on all ranks.
         """
-        self.position = replace(self.position, step=step, so_far=self._before + so_far)
+        segments = (*self.rest_of_epoch()[0], Segment(self.run.replicas.size, step))
+        self.position = replace(self.position, segments=segments, so_far=self._before + so_far)
         self._save_or_leave()
 
     def end_epoch(self, rest: EpochTotals, evaluate: Callable[[], Scores], **options: Any) -> EpochRecord:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from mpi_train.data.examples import Examples
 from mpi_train.data.shards import ShardSet
-from mpi_train.models.compiling import first_line
 from mpi_train.monitor import timeline
 from mpi_train.monitor.progress import Progress
 from mpi_train.monitor.status import StatusFile
-from mpi_train.runs import folder
 from mpi_train.runs.config import TrainConfig
 from mpi_train.runs.folder import RunFolder, new_run_id, started
 from mpi_train.runs.loggers import Loggers, make
 from mpi_train.runs.record import EpochRecord, RunRecord, median_rate
-from mpi_train.runtime import files, machine, watchdog
+from mpi_train.runtime import machine, watchdog
 from mpi_train.runtime.errors import DivergedError
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
 from mpi_train.training.evaluation import Scores
-from mpi_train.training.objective import Objective
 from mpi_train.training.totals import EpochTotals
 
 
@@ -65,7 +59,6 @@ class Run:
         self.epochs: list[EpochRecord] = []
         self.out = config.out or Path("results") / strategy
         self._scores: Scores | None = None
-        self._saved_model = ""
         self._folder = RunFolder(self.out, world)
         self._folder.open()
         self.is_finished = self._folder.path.exists()
@@ -185,12 +178,11 @@ class Run:
         start = time.perf_counter()
         with timeline.phase("evaluate"):
             self._scores = evaluate()
-            test_loss, test_sums = self._scores.means(self.world)
-        results = self._objective.results
-        train_metrics, test_metrics = results(totals.metrics), results(test_sums)
+            test_loss, test_accuracy = self._scores.means(self.world)
         _require_finite(epoch, "test loss", test_loss)
         eval_s = max(self.world.gather_all(time.perf_counter() - start))
         self.event("eval_stop", epoch_num=epoch)
+        self.event("eval_accuracy", test_accuracy, epoch_num=epoch)
         record = EpochRecord(
             epoch=epoch,
             train_s=totals.train_s,
@@ -198,56 +190,24 @@ class Run:
             images_per_s=totals.count / totals.train_s,
             sync_s=totals.sync_s,
             train_loss=totals.mean_loss,
-            train_metrics=train_metrics,
+            train_accuracy=totals.accuracy,
             test_loss=test_loss,
-            test_metrics=test_metrics,
+            test_accuracy=test_accuracy,
             stalled=stalled,
             by_rank=totals.by_rank,
         )
-        name, test_value = self.metric, record.test_value(self.metric)
-        self.event("eval_accuracy" if name == "accuracy" else f"eval_{name}", test_value, epoch_num=epoch)
         self.epochs.append(record)
         timeline.end_epoch()
         self.loggers.each(lambda logger: logger.epoch(record))
         self.progress.say(
             f"epoch {epoch}/{self.config.epochs}  {totals.train_s:5.2f} s  "
-            f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}"
-            + (f"  {name} {train_metrics[name]:.4f}" if name in train_metrics else "")
-            + f", test {test_value:.4f}"
+            f"{record.images_per_s:6,.0f} images/s  loss {totals.mean_loss:.4f}  "
+            f"accuracy {totals.accuracy:.4f}, test {test_accuracy:.4f}"
             + ("  (stalled: one step took most of this)" if stalled else ""),
             "epoch",
             **asdict(record),
         )
         return record
-
-    def judge(self, objective: Objective) -> None:
-        """Take the loss and metrics of the model, before the run begins."""
-        self._objective = objective
-        self.metric, self._metric_grows = objective.main_metric
-
-    def save_model(self, model: keras.Model) -> None:
-        """Write the trained model into the output folder, on the root.
-
-        A model that Keras cannot save leaves its weights only; an error of the disk does not end the run.
-        """
-        for name, write in ((folder.MODEL, model.save), (folder.MODEL_WEIGHTS, model.save_weights)):
-            path = self.out / name
-            try:
-                # Keras decides on the format by the end of the name.
-                with files.replacing(path) as temporary:
-                    whole = temporary.with_name(temporary.name + path.name.removeprefix("model"))
-                    try:
-                        write(whole)
-                        os.replace(whole, temporary)
-                    finally:
-                        whole.unlink(missing_ok=True)
-                self._saved_model = name
-                return
-            except Exception as error:  # whatever a layer's get_config or the disk raises
-                self.progress.warn(f"{path}: not written, {first_line(error)}")
-                if isinstance(error, OSError):
-                    # On a full disk h5py raises a second error later, which nothing can catch.
-                    return
 
     def rewind(self, epochs: Sequence[EpochRecord]) -> None:
         """Return to the point at which only these epochs were finished."""
@@ -257,7 +217,7 @@ class Run:
     def finish(self, **results: Any) -> RunRecord:
         """Write ``run.json`` and return its record, which gets the other ``results`` as they are."""
         self.event("run_stop", status="success")
-        config, names = self.config, ("model", "dataset", "seed", "dtype")
+        config, names = self.config, ("model", "dataset", "optimizer", "seed", "dtype")
         record = RunRecord(
             **self._info,
             **{name: getattr(config, name) for name in names},
@@ -268,9 +228,7 @@ class Run:
             epochs=self.epochs,
             train_s=sum(epoch.train_s for epoch in self.epochs),
             images_per_s=median_rate(self.epochs),
-            metric=self.metric,
-            metric_grows=self._metric_grows,
-            saved_model=self._saved_model,
+            test_accuracy=self.epochs[-1].test_accuracy,
             startup_s=self._startup_s,
             startup=self._startup,
             peak_rss_mib=machine.peak_rss_mib(self.world),
@@ -283,10 +241,10 @@ class Run:
         self._folder.write(record)
         self.loggers.each(lambda logger: logger.finish(record))
         self.progress.leave("finished")
-        facts = {name: getattr(record, name) for name in ("train_s", "images_per_s", "metric", "score")}
+        facts = {name: getattr(record, name) for name in ("train_s", "images_per_s", "test_accuracy")}
         self.progress.say(
             f"{self.strategy}: {record.train_s:.2f} s of training, {record.images_per_s:,.0f} images/s, "
-            f"test {record.metric} {record.score:.4f}; {self._folder.path}",
+            f"test accuracy {record.test_accuracy:.4f}; {self._folder.path}",
             "finish",
             **facts,
             record=str(self._folder.path),

@@ -47,8 +47,6 @@ def claim_cores(world: World, threads: int | None) -> int:
     count = threads or (1 if oversubscribed else len(cores))
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[variable] = str(count)
-    # Keras reads it at its import too; a user's shell or ~/.keras/keras.json may name another one.
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     return count
 
 

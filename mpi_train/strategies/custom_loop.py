@@ -6,83 +6,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import keras
+
 from mpi_train.collectives.averaging import Averaging, NoAveraging
-from mpi_train.data.examples import Examples
-from mpi_train.models import zoo
-from mpi_train.models.compiling import compile_model, has_own_train_step
-from mpi_train.models.flat import FlatModel
-from mpi_train.models.optimizers import LearningRate, follows_schedule
+from mpi_train.models import optimizers, zoo
+from mpi_train.models.flat import FlatModel, digest_of
+from mpi_train.models.optimizers import LearningRate
 from mpi_train.runs import epochs
 from mpi_train.runs.checkpoints import Arrays
-from mpi_train.runs.config import StepConfig, one_example_a_rank
+from mpi_train.runs.config import one_example_a_rank
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.resumable import EXCHANGE, ResumableRun, State, copies
 from mpi_train.runs.run import Run
 from mpi_train.runtime.devices import local_devices
-from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import DevicesConfig
 from mpi_train.training.evaluation import Evaluator, Scores
-from mpi_train.training.inputs import first_batch
-from mpi_train.training.objective import Objective
 from mpi_train.training.replicas import average_statistics, check_equal, offset_seeds_by_rank, start_equal
-from mpi_train.training.steps import steps_of_epoch
+from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.trainer import Trainer
 
 
-def build(run: Run, examples: Examples, *, follows_keras: bool = True) -> Objective:
-    """Build and compile the model that the options of ``run`` name, on a few of the ``examples``.
-
-    Args:
-        run, examples: The run, and examples of this rank.
-        follows_keras: True if the strategy trains by ``Objective`` instead of Keras's ``fit``.
-
-    Raises:
-        UsageError: the model cannot be built, or does not fit the data or the strategy.
-    """
+def build(run: Run) -> tuple[keras.Model, keras.Optimizer]:
+    """Build the model and the optimizer that the options of ``run`` name; raises ``UsageError``."""
     config = run.config
-    objective, notes = objective_of(config, run.input_shape, run.num_classes, examples)
-    if follows_keras and has_own_train_step(objective.model):
-        raise UsageError(
-            f"--model {config.model}: expected Keras's own training step, which {run.strategy} follows. "
-            "Got: a model with a train_step of its own",
-            remedy="baseline or mirrored, which train by Keras fit and run it",
-        )
-    if config.on_nan == "rollback" and follows_schedule(objective.optimizer):
-        raise UsageError(
-            "--on-nan rollback: expected an optimizer with a constant learning rate, which it halves. "
-            "Got: a model compiled with a schedule",
-            remedy="--learning-rate, which replaces the schedule, or --on-nan stop",
-        )
-    if objective.couples and (run.world.size > 1 or getattr(config, "devices", 1) != 1):
-        notes.append(
-            "the loss of a batch is no mean over its examples: each rank or device computes it on its own "
-            "part, which differs from Keras fit"
-        )
-    for note in notes:
-        run.progress.say(note)
-    return objective
-
-
-def objective_of(
-    config: StepConfig, input_shape: tuple[int, int, int], num_classes: int, examples: Examples
-) -> tuple[Objective, list[str]]:
-    """Build and compile the model that ``config`` names; see ``zoo.build`` and ``compile_model``.
-
-    Returns:
-        Its objective, and what was chosen that a user might not expect.
-    """
-    model = zoo.build(config.model, input_shape, num_classes, seed=config.seed, dtype=config.dtype)
-    notes = compile_model(
-        model,
-        *first_batch(examples),
-        num_classes=num_classes,
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        loss=config.loss,
-        metrics=[name.strip() for name in (config.metrics or "").split(",") if name.strip()],
-    )
-    return Objective(model, examples), notes
+    model = zoo.build(config.model, run.input_shape, run.num_classes, seed=config.seed, dtype=config.dtype)
+    return model, optimizers.build(config.optimizer, config.learning_rate)
 
 
 def train_custom(config: DevicesConfig, world: World, threads: int) -> RunRecord:
@@ -108,7 +57,7 @@ def train(
     averaging: Callable[[FlatModel], Averaging],
     sync: dict[str, Any],
     rate: LearningRate,
-    adapt: Callable[[Objective], Objective] = lambda objective: objective,
+    adapt: Callable[[keras.Model], keras.Model] = lambda model: model,
 ) -> RunRecord:
     """Train on ``devices`` of this process and, through ``averaging``, with the other ranks.
 
@@ -124,20 +73,26 @@ def train(
     one_example_a_rank(config.batch_size, world.size)
     examples, test_examples = run.read("train"), run.read("test")
     with world.together():
-        objective = build(run, examples)
-    objective = adapt(objective)
-    optimizer = objective.optimizer
+        model, optimizer = build(run)
+    model = adapt(model)
     rate.apply_to(optimizer)
-    num_warmup = max(1, round(rate.warmup_epochs * steps_of_epoch(run.num_train, config.batch_size)))
+    steps_an_epoch = -(-run.num_train // config.batch_size)
+    num_warmup = max(1, round(rate.warmup_epochs * steps_an_epoch))
     warmup = (1 / rate.factor, num_warmup) if rate.warmup_epochs else None
-    flat = FlatModel(objective.model, devices[0], objective.states)
-    trainer = Trainer(
-        flat, optimizer, examples, objective, averaging=averaging(flat), devices=devices, warmup=warmup
-    )
-    evaluator = Evaluator(objective, flat.values, test_examples)
+    flat = FlatModel(model, devices[0])
+    trainer = Trainer(flat, optimizer, examples, averaging=averaging(flat), devices=devices, warmup=warmup)
+    evaluator = Evaluator(flat.predict, test_examples, from_logits=not zoo.returns_probabilities(model))
     start_equal(world, trainer.variables)
-    offset_seeds_by_rank(world, flat.seeds)
-    return fit(run, trainer, evaluator, state=TrainerState(trainer, world), sync=sync, export=trainer.export)
+    offset_seeds_by_rank(world, flat.states)
+    return fit(
+        run,
+        trainer,
+        evaluator,
+        state=TrainerState(trainer, world),
+        model=(model.name, model.count_params()),
+        sync=sync,
+        weights_sha256=lambda: digest_of(flat.export()),
+    )
 
 
 def fit(
@@ -156,22 +111,27 @@ def fit(
         scores: Function from the scores of this rank's evaluation to those that count.
         **record: See ``train_epochs``.
     """
-    replicas, num_parts = run.replicas, len(trainer.devices)
+    config, replicas, examples = run.config, run.replicas, trainer.examples
+    num_parts = len(trainer.devices)
+    rank, size = replicas.rank, replicas.size
+    steps = plan_steps(run.num_train, config.batch_size, rank=rank, size=size, num_parts=num_parts)
     run.lap("build")
-    trainer.warm_up(epochs.steps_of(run, 1, num_parts))
+    trainer.warm_up(epoch_order(config.seed, 0, rank, len(examples)), steps)
     evaluator.trace()
 
     def train_epoch(resumable: ResumableRun) -> None:
-        steps, first = epochs.begin_epoch(resumable, num_parts)
-        trainer.averaging.begin_epoch(resumable.position.epoch)
-        rest = trainer.train_epoch(steps, run.world, resumable, first=first)
-        average_statistics(replicas, trainer.flat, len(trainer.examples))
+        epoch = epochs.begin_epoch(resumable, examples, num_parts=num_parts)
+        if epoch.examples is not trainer.examples:
+            trainer.feed(epoch.examples)
+        trainer.averaging.begin_epoch(epoch.number)
+        rest = trainer.train_epoch(epoch.order, epoch.steps, run.world, resumable, first=epoch.first)
+        average_statistics(replicas, trainer.flat, len(examples))
         with run.world.together():
-            when = f"after epoch {resumable.position.epoch}"
+            when = f"after epoch {epoch.number}"
             check_equal(replicas, trainer.flat.arrays(), when=when, name=run.world.name)
         resumable.end_epoch(rest, lambda: scores(evaluator.evaluate()))
 
-    return epochs.train_epochs(run, state, train_epoch, objective=trainer.objective, **record)
+    return epochs.train_epochs(run, state, train_epoch, optimizer=trainer.update.optimizer, **record)
 
 
 class TrainerState:
@@ -196,4 +156,4 @@ class TrainerState:
             if name in arrays or not name.startswith(EXCHANGE):
                 variable.assign(arrays[name])
         if not same_size:
-            offset_seeds_by_rank(self._world, self._trainer.flat.seeds)
+            offset_seeds_by_rank(self._world, self._trainer.flat.states)

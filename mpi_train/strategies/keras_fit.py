@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,9 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
+from mpi_train.models import zoo
+from mpi_train.models.flat import digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import epochs
-from mpi_train.runs.keras_state import KerasState, copies_of, restore
+from mpi_train.runs.keras_state import KerasState
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
@@ -30,12 +33,9 @@ from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.strategies.config import BaselineConfig, DevicesConfig
 from mpi_train.strategies.custom_loop import build
-from mpi_train.strategies.replicated import require_in_scope, separate_seeds, values_of
 from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.inputs import as_input, as_target
 from mpi_train.training.loop import CHUNK_S, Chunk
-from mpi_train.training.objective import Objective
-from mpi_train.training.steps import epoch_batches, steps_of_epoch
+from mpi_train.training.losses import as_input
 from mpi_train.training.totals import EpochTotals
 
 TUNED_STEPS_PER_EXECUTION = 32
@@ -87,25 +87,16 @@ def _train(
     config = run.config
     examples, test_examples = run.read("train"), run.read("test")
     with scope():
-        objective = build(run, examples, follows_keras=False)
-        model = objective.model
-        require_in_scope(model, run)
-        model.steps_per_execution = steps_per_execution
-        model.optimizer.build(model.trainable_variables)
-        separate_seeds(objective.states)
-        keras_step = model.train_step
-
-        def train_step(data: Any) -> Any:
-            objective.share_generator()
-            return keras_step(data)
-
-        model.train_step = train_step
-    evaluator = Evaluator(objective, values_of(objective), test_examples)
-    num_steps = steps_of_epoch(len(examples), config.batch_size)
+        model, optimizer = build(run)
+        from_logits = not zoo.returns_probabilities(model)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+        model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=steps_per_execution)
+    evaluator = Evaluator(partial(model, training=False), test_examples, from_logits=from_logits)
+    num_steps = -(-len(examples) // config.batch_size)
     pipelines = _Pipelines(examples, config.batch_size, config.seed)
     run.lap("build")
     with scope():
-        _warm_up(model, objective, pipelines.endless(1, 0))
+        _warm_up(model, pipelines.endless(1, 0))
     evaluator.trace()
 
     def fit_epochs(resumable: ResumableRun) -> None:
@@ -124,30 +115,30 @@ def _train(
             steps_per_epoch=steps,
             shuffle=False,  # the pipeline shuffles
             verbose=0,
-            callbacks=[_RunCallback(resumable, evaluator, objective, num_steps, len(examples))],
+            callbacks=[_RunCallback(resumable, evaluator, num_steps, len(examples))],
         )
 
-    def export() -> keras.Model:
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        return model
-
     return epochs.train_epochs(
-        run, KerasState(objective, scope), fit_epochs, objective=objective, export=export, sync=sync
+        run,
+        KerasState(model, model.optimizer, scope),
+        fit_epochs,
+        model=(model.name, model.count_params()),
+        optimizer=optimizer,
+        sync=sync,
+        weights_sha256=lambda: digest_of(model),
     )
 
 
 class _Pipelines:
-    """Batches of inputs and targets in the order of the epochs, from any step of any epoch on.
+    """Shuffled batches of float32 images and labels, from any step of any epoch on.
 
-    The examples of a batch are gathered at once, like Keras does with arrays.
+    Indices are shuffled and the examples of a batch gathered at once, like Keras does with arrays. That is
+    faster than shuffling the images themselves.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
-        arrays = (examples.images, as_input), (examples.labels, as_target)
-        self._images, self._labels = (
-            tf.nest.map_structure(lambda array, convert=convert: convert(tf.convert_to_tensor(array)), each)
-            for each, convert in arrays
-        )
+        self._images = as_input(tf.convert_to_tensor(examples.images))
+        self._labels = tf.convert_to_tensor(examples.labels.astype(np.int32))
         self._count, self._batch_size, self._seed = len(examples), batch_size, seed
 
     def endless(self, epoch: int, num_skipped: int) -> tf.data.Dataset:
@@ -163,22 +154,13 @@ class _Pipelines:
         return self._gather(self._numbers(tf.constant(epoch, tf.int64), tf.constant(num_skipped, tf.int64)))
 
     def _numbers(self, epoch: tf.Tensor, num_skipped: tf.Tensor) -> tf.data.Dataset:
-        def order(number: np.ndarray) -> np.ndarray:
-            return epoch_batches((self._seed, int(number)), self._count, self._batch_size)[0]
-
-        numbers = tf.data.Dataset.from_tensor_slices(
-            tf.ensure_shape(tf.numpy_function(order, [epoch], tf.int32, stateful=False), [self._count])
-        )
+        numbers = tf.data.Dataset.range(self._count).shuffle(self._count, seed=self._seed + epoch)
         # Examples are skipped, not batches: MirroredStrategy may cut the batches smaller.
         return numbers.skip(num_skipped * self._batch_size).batch(self._batch_size)
 
     def _gather(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
         images, labels = self._images, self._labels
-
-        def batch(some: tf.Tensor) -> tuple[Any, Any]:
-            return tf.nest.map_structure(lambda array: tf.gather(array, some), (images, labels))
-
-        batches = numbers.map(batch)
+        batches = numbers.map(lambda some: (tf.gather(images, some), tf.gather(labels, some)))
         return batches.prefetch(2).with_options(pipeline_options())
 
 
@@ -190,12 +172,14 @@ def pipeline_options() -> tf.data.Options:
     return options
 
 
-def _warm_up(model: keras.Model, objective: Objective, pipeline: tf.data.Dataset) -> None:
+def _warm_up(model: keras.Model, pipeline: tf.data.Dataset) -> None:
     """Trace ``fit`` with one step, then restore the model and its optimizer."""
-    variables = [*model.trainable_variables, *objective.states, *model.optimizer.variables]
-    before = copies_of(variables)
+    model.optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *model.optimizer.variables]
+    before = [variable.numpy() for variable in variables]
     model.fit(pipeline, epochs=1, steps_per_epoch=1, shuffle=False, verbose=0)
-    restore(variables, before)
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
 
 
 class _RunCallback(keras.callbacks.Callback):
@@ -205,19 +189,15 @@ class _RunCallback(keras.callbacks.Callback):
     async_safe = True
 
     def __init__(
-        self,
-        resumable: ResumableRun,
-        evaluator: Evaluator,
-        objective: Objective,
-        num_steps: int,
-        num_examples: int,
+        self, resumable: ResumableRun, evaluator: Evaluator, num_steps: int, num_examples: int
     ) -> None:
         super().__init__()
-        self._resumable, self._evaluator, self._objective = resumable, evaluator, objective
+        self._resumable, self._evaluator = resumable, evaluator
         self._num_steps, self._num_examples = num_steps, num_examples
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._asked = self._first = self._resumable.position.step
+        _, self._first = self._resumable.rest_of_epoch()
+        self._asked = self._first
         self._resumable.begin_epoch(self._num_steps)
         self._steps_s: list[float] = []
         self._start = self._asked_at = self._last = time.perf_counter()
@@ -252,10 +232,8 @@ class _RunCallback(keras.callbacks.Callback):
     def _totals(self, step: int, logs: dict[str, float]) -> EpochTotals:
         """Return the totals of the steps since the start of this ``fit``."""
         count, train_s = self._count(step) - self._count(self._first), time.perf_counter() - self._start
-        metrics = self._objective.growth([variable.value for variable in self._objective.metrics])
-        return EpochTotals(
-            loss=float(logs["loss"]) * count, metrics=metrics.tolist(), count=count, train_s=train_s
-        )
+        loss, correct = float(logs["loss"]) * count, float(logs["accuracy"]) * count
+        return EpochTotals(loss=loss, correct=correct, count=count, train_s=train_s)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         assert logs is not None

@@ -13,7 +13,6 @@ from mpi_train.strategies.config import BaselineConfig, DevicesConfig
 from mpi_train.strategies.federated.config import FederatedConfig
 from mpi_train.strategies.mpi.config import MpiConfig
 from mpi_train.strategies.pipeline.config import PipelineConfig
-from mpi_train.strategies.pytorch.config import DdpConfig
 
 Unit = Literal["process", "rank", "device"]
 
@@ -127,7 +126,7 @@ _register(
 _register(
     "ddp",
     "PyTorch's DistributedDataParallel over gloo, as a yardstick",
-    DdpConfig,
+    RanksConfig,
     "pytorch.train:train",
     environment=".venv-peers",
 )

@@ -1,8 +1,8 @@
 """A custom training loop under a ``tf.distribute`` strategy: custom_dataset, multiworker and tpu.
 
 A distributed dataset gives each replica its part of a batch, ``strategy.run`` runs the step on each, and the
-gradients are summed. The loss of each part carries its share of the global batch, so that parts of any size
-add up to the gradient of one process.
+optimizer sums their gradients. The loss of each example carries its weight in the mean over the global batch,
+so that parts of any size add up to the gradient of one process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from mpi_train.data.examples import Examples
-from mpi_train.models.flat import is_seed
+from mpi_train.models import zoo
+from mpi_train.models.flat import digest_of
 from mpi_train.runs import epochs
 from mpi_train.runs.config import RanksConfig, TrainConfig, one_example_a_rank
-from mpi_train.runs.keras_state import KerasState, copies_of, restore
+from mpi_train.runs.epochs import Epoch
+from mpi_train.runs.keras_state import KerasState
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
@@ -32,14 +35,11 @@ from mpi_train.runtime.world import World
 from mpi_train.strategies.config import DevicesConfig
 from mpi_train.strategies.custom_loop import build
 from mpi_train.strategies.keras_fit import pipeline_options
-from mpi_train.strategies.replicated import require_in_scope, separate_seeds, values_of
 from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.inputs import as_input, as_target
 from mpi_train.training.loop import RunSteps, run_chunks
-from mpi_train.training.objective import Objective
+from mpi_train.training.losses import as_input, losses_of
 from mpi_train.training.replicas import check_equal, mean_over_ranks
-from mpi_train.training.steps import Steps
-from mpi_train.training.trainer import weighted
+from mpi_train.training.steps import epoch_order, plan_steps
 
 
 def train_custom_dataset(config: DevicesConfig, world: World, threads: int) -> RunRecord:
@@ -118,40 +118,32 @@ def _train(
     examples, test_examples = run.read("train"), run.read("test")
     with world.together():
         # First outside the scope, where no rank waits for another, so that an error of one rank is reported.
-        build(run, examples)
+        build(run)
     with strategy.scope():
-        objective = build(run, examples)
-        model = objective.model
-        require_in_scope(model, run)
-        objective.optimizer.build(model.trainable_variables)
-        separate_seeds(objective.states, world.rank * (strategy.num_replicas_in_sync // world.size))
-    loop = _Loop(strategy, objective, run, examples)
-    evaluator = Evaluator(objective, values_of(objective), test_examples)
+        model, optimizer = build(run)
+        optimizer.build(model.trainable_variables)
+    loop = _Loop(strategy, model, optimizer, run)
+    evaluator = Evaluator(partial(model, training=False), test_examples, from_logits=loop.from_logits)
     run.lap("build")
-    loop.warm_up()
+    loop.warm_up(examples)
     evaluator.trace()
 
     def train_epoch(resumable: ResumableRun) -> None:
-        steps, first = epochs.begin_epoch(resumable)
-        epoch = resumable.position.epoch
-        run_steps = loop.prepare(epoch, steps, first)
-        rest = run_chunks(run_steps, len(steps), world, resumable, weights=loop.weights, first=first)
+        epoch = epochs.begin_epoch(resumable, examples)
+        run_steps, num_steps = loop.prepare(epoch), len(epoch.steps)
+        rest = run_chunks(run_steps, num_steps, world, resumable, weights=loop.weights, first=epoch.first)
         loop.average_statistics(len(examples))
-        check_equal(world, [*loop.weights(), *loop.statistics()], when=f"after epoch {epoch}")
+        check_equal(world, [*loop.weights(), *loop.statistics()], when=f"after epoch {epoch.number}")
         resumable.end_epoch(rest, evaluator.evaluate)
-
-    def export() -> keras.Model:
-        with strategy.scope():
-            objective.optimizer.finalize_variable_values(model.trainable_variables)
-        return model
 
     return epochs.train_epochs(
         run,
-        KerasState(objective, strategy.scope),
+        KerasState(model, optimizer, strategy.scope),
         train_epoch,
-        objective=objective,
-        export=export,
+        model=(model.name, model.count_params()),
+        optimizer=optimizer,
         sync=sync,
+        weights_sha256=lambda: digest_of(model),
         layout=layout,
     )
 
@@ -160,18 +152,14 @@ class _Loop:
     """Training of a model and its built optimizer, both made in the scope of ``strategy``."""
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, objective: Objective, run: Run, examples: Examples
+        self, strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.Optimizer, run: Run
     ) -> None:
-        self.strategy, self.objective, self.model = strategy, objective, objective.model
-        self._run_of, self._examples = run, examples
-        self._moving = [
-            v for v in objective.states if keras.backend.is_float_dtype(v.dtype) and not is_seed(v)
-        ]
-        self._num_local = strategy.num_replicas_in_sync // run.world.size
+        self.strategy, self.model, self.optimizer = strategy, model, optimizer
+        self._config, self._world, self._num_train = run.config, run.world, run.num_train
+        self.from_logits = not zoo.returns_probabilities(model)
+        self._moving = [v for v in model.non_trainable_variables if keras.backend.is_float_dtype(v.dtype)]
         self._batches: Iterator[Any] | None = None
         self._next_epoch = 0
-        inner = getattr(objective.optimizer, "inner_optimizer", objective.optimizer)
-        inner._all_reduce_sum_gradients = list  # they come as sums, see ``_step``
 
     def weights(self) -> list[np.ndarray]:
         """Return the trainable weights of this process's first replica."""
@@ -187,114 +175,108 @@ class _Loop:
     def average_statistics(self, num_examples: int) -> None:
         """Average BatchNorm's moving statistics over all replicas, whose own ones follow their own data."""
         if self._moving and self.strategy.num_replicas_in_sync > 1:
-            means = mean_over_ranks(self._run_of.world, self.statistics(), num_examples)
-            with self.strategy.scope():
-                restore(self._moving, means)
+            self._assign(self._moving, mean_over_ranks(self._world, self.statistics(), num_examples))
 
-    def warm_up(self) -> None:
-        """Trace the step by running one, and restore all variables."""
-        variables = [
-            *self.model.trainable_variables,
-            *self.objective.states,
-            *self.objective.optimizer.variables,
-        ]
-        before = copies_of(variables)
-        self._run(self._iterator(1, epochs.steps_of(self._run_of, 1), 0), tf.constant(1))
+    def _assign(self, variables: list[keras.Variable], values: list[np.ndarray]) -> None:
         with self.strategy.scope():
-            restore(variables, before)
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
 
-    def prepare(self, epoch: int, steps: Steps, first: int) -> RunSteps:
-        """Return the function that trains steps of an epoch, of which ``first`` are finished.
+    def warm_up(self, examples: Examples) -> None:
+        """Trace the step by running one, and restore all variables."""
+        config, world = self._config, self._world
+        steps = plan_steps(self._num_train, config.batch_size, rank=world.rank, size=world.size)
+        order = epoch_order(config.seed, 1, world.rank, len(examples))
+        variables = [*self.model.variables, *self.optimizer.variables]
+        before = [np.array(variable.numpy()) for variable in variables]
+        first = Epoch(number=1, segment=0, examples=examples, order=order, steps=steps, first=0)
+        self._run(self._iterator(first), tf.constant(1))
+        self._assign(variables, before)
+
+    def prepare(self, epoch: Epoch) -> RunSteps:
+        """Return the function that trains steps of ``epoch``.
 
         One iterator serves all epochs, because TensorFlow may block for seconds when one is dropped. A new
-        one is needed after a rollback, and for the rest of an epoch.
+        one is needed after a rollback, for the rest of an epoch, and after a segment with other examples.
         """
-        if self._batches is None or epoch != self._next_epoch or first:
-            self._batches = self._iterator(epoch, steps, first)
-        batches, num_steps = self._batches, len(steps)
+        if self._batches is None or epoch.number != self._next_epoch or epoch.segment or epoch.first:
+            self._batches = self._iterator(epoch)
+        batches, num_steps = self._batches, len(epoch.steps)
         self._next_epoch = 0
 
-        def run_steps(first: int, stop: int) -> tuple[float, np.ndarray, int]:
-            loss, *metrics = self._run(batches, tf.constant(stop - first))
-            if stop == num_steps:
-                self._next_epoch = epoch + 1
-            return float(loss), self.objective.growth(metrics), steps.num_examples(first, stop)
+        def run_steps(first: int, stop: int) -> tuple[float, float, int]:
+            loss, correct = self._run(batches, tf.constant(stop - first))
+            if stop == num_steps and not epoch.segment:
+                self._next_epoch = epoch.number + 1
+            return float(loss), float(correct), epoch.steps[first:stop].num_examples
 
         return run_steps
 
-    def _iterator(self, epoch: int, steps: Steps, first: int) -> Iterator[Any]:
-        """Return the parts of the replicas: those of the rest of ``epoch``, then those of later epochs."""
-        images, labels = tf.nest.map_structure(as_tensor, (self._examples.images, self._examples.labels))
-        num_parts, num_steps = self._num_local, len(steps)
+    def _iterator(self, epoch: Epoch) -> Iterator[Any]:
+        """Return the rank's batches, in parts for its replicas: the rest of ``epoch``, then later epochs.
 
-        def arrays_of(number: np.ndarray) -> tuple[np.ndarray, ...]:
-            own = epochs.steps_of(self._run_of, int(number), num_parts)
-            parts = (own.begins[..., 0], own.sizes[..., 0], own.shares)
-            return own.order, *(array.ravel() for array in parts), np.repeat(own.batches, num_parts)
+        A segment has no later epochs, because those have other examples.
+        """
+        images, labels = as_tensor(epoch.examples.images), as_tensor(epoch.examples.labels)
+        seed, rank = self._config.seed, self._world.rank
+        steps, count = epoch.steps, len(epoch.examples)
+        begins, sizes = (tf.constant(array[:, 0, 0]) for array in (steps.begins, steps.sizes))
+        # The optimizer sums the gradients of all ranks; the suite's own all-reduce averages them.
+        scales = tf.constant(steps.scales[:, 0] / self._world.size)
+        num_replicas = self.strategy.num_replicas_in_sync // self._world.size
 
         def one_epoch(number: tf.Tensor) -> tf.data.Dataset:
-            types = [tf.int32, tf.int32, tf.int32, tf.float32, tf.float32]
-            arrays = tf.numpy_function(arrays_of, [number], types, stateful=False)
-            order, *layout = (tf.ensure_shape(array, [None]) for array in arrays)
-            start = tf.where(number == epoch, tf.constant(first * num_parts, tf.int64), 0)
+            order = tf.numpy_function(
+                lambda n: epoch_order(seed, int(n), rank, count, epoch.segment if n == epoch.number else 0),
+                [number],
+                tf.int32,
+                stateful=False,
+            )
+            first = tf.where(number == epoch.number, tf.constant(epoch.first, tf.int64), 0)
 
-            def part(index: tf.Tensor) -> tuple[Any, Any, tf.Tensor, tf.Tensor]:
-                begin, size, share, total = (array[index] for array in layout)
-                some = tf.slice(order, begin[tf.newaxis], size[tf.newaxis])
-                x, y = tf.nest.map_structure(lambda array: tf.gather(array, some), (images, labels))
-                return x, y, share, total
+            def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+                some = tf.slice(order, begins[step][tf.newaxis], sizes[step][tf.newaxis])
+                # Replicas get parts of equal size. Added examples have weight 0. No part is empty, because
+                # BatchNorm would make NaN of it.
+                num_added = -sizes[step] % num_replicas
+                weights = tf.concat([tf.fill(sizes[step][tf.newaxis], scales[step]), tf.zeros(num_added)], 0)
+                some = tf.concat([some, tf.repeat(some[:1], num_added)], 0)
+                return tf.gather(images, some), tf.gather(labels, some), weights
 
-            return tf.data.Dataset.range(start, num_steps * num_parts).map(part)
+            return tf.data.Dataset.range(first, len(steps)).map(batch)
 
-        dataset = tf.data.Dataset.counter(epoch).flat_map(one_epoch).prefetch(2 * num_parts)
+        numbers = tf.data.Dataset.counter(epoch.number)
+        dataset = (numbers.take(1) if epoch.segment else numbers).flat_map(one_epoch).prefetch(2)
         dataset = dataset.with_options(pipeline_options())
-        # Each replica takes an element in turn: the parts may have any size.
-        return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
+        if self._world.size > 1:
+            return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
+        return iter(self.strategy.experimental_distribute_dataset(dataset))
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def _run(self, batches: Iterator[Any], count: tf.Tensor) -> list[tf.Tensor]:
-        """Run the next ``count`` steps; return this process's part of the loss and the metrics."""
+    def _run(self, batches: Iterator[Any], count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         strategy = self.strategy
-        initial = [tf.constant(value) for value in self.objective.initial]
 
-        def body(step: tf.Tensor, loss: tf.Tensor, *metrics: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            losses, corrects = strategy.run(self._step, args=next(batches))
             # Sums of this process alone; they meet those of other ranks at the end of the epoch.
-            losses, grown = strategy.run(self._step, args=next(batches))
             local = strategy.experimental_local_results
-            new = [m + tf.add_n(local(g)) for m, g in zip(metrics, grown, strict=True)]
-            return step + 1, loss + tf.add_n(local(losses)), *new
+            return step + 1, loss + tf.add_n(local(losses)), correct + tf.add_n(local(corrects))
 
-        _, *last = tf.while_loop(
-            lambda step, *_: step < count, body, (0, 0.0, *initial), parallel_iterations=1
+        _, loss, correct = tf.while_loop(
+            lambda step, *_: step < count, body, (0, 0.0, 0.0), parallel_iterations=1
         )
-        return last
+        return loss, correct
 
-    def _step(
-        self, images: Any, labels: Any, share: tf.Tensor, total: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Run one step of one replica; return its part of the loss, and the growth of the metrics.
-
-        Args:
-            images, labels: Examples of this replica.
-            share, total: Share of the global batch that they are, 0 if they do not count, and its size.
-        """
-        optimizer, variables = self.objective.optimizer, self.model.trainable_variables
-        x, y = tf.nest.map_structure(as_input, images), tf.nest.map_structure(as_target, labels)
-        initial = [tf.constant(value) for value in self.objective.initial]
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Run one step of one replica; return the sums of the loss and of the correct predictions."""
+        labels = tf.cast(labels, tf.int32)
         with tf.GradientTape() as tape:
-            result = self.objective.forward_in_place(x, y, initial)
-            loss, upstream = weighted(result, share)
-        gradients = tape.gradient(
-            loss, [v.value for v in variables], output_gradients=upstream * optimizer.scale_loss(1.0)
-        )
-        # Summed here and not by Keras, which would clip each replica's gradient by itself.
-        replica = tf.distribute.get_replica_context()
-        known = [gradient for gradient in gradients if gradient is not None]
-        summed = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, known))
-        gradients = [None if gradient is None else next(summed) for gradient in gradients]
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        grown = [
-            new - old
-            for new, old in zip(self.objective.counted(share, result.metrics, initial), initial, strict=True)
-        ]
-        return total * loss * upstream, grown
+            outputs = self.model(as_input(images), training=True)
+            losses = losses_of(outputs, labels, from_logits=self.from_logits)
+            loss = tf.reduce_sum(losses * weights)
+        variables = [variable.value for variable in self.model.trainable_variables]
+        gradients = tape.gradient(loss, variables)
+        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+        counts = tf.sign(weights)
+        correct = tf.cast(tf.argmax(outputs, 1, output_type=tf.int32) == labels, tf.float32)
+        return tf.reduce_sum(losses * counts), tf.reduce_sum(correct * counts)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -12,124 +11,90 @@ import tensorflow as tf
 from mpi_train.data.examples import Examples
 from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.world import World
-from mpi_train.training.inputs import as_input, as_target
-from mpi_train.training.objective import Forward, Objective
+from mpi_train.training.losses import as_input, losses_of
 
 BATCH = 128  # enough to use all cores, few enough to need little memory
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Results of one rank's part of the test set.
+    """Results of one rank's part of the test set, n examples.
 
     Attributes:
-        count: Number of examples, n.
-        loss: Sum over batches of the loss times the number of examples, as Keras sums it up.
-        metrics: Growth of the metrics; see ``Objective.growth``.
-        labels, predicted: (n,), class of each example, and class with the largest output, int32; empty if the
-            model does not tell classes apart.
+        labels: uint8 (n,), class of each example.
+        losses: float32 (n,), cross-entropy of each example.
+        predicted: int32 (n,), class with the largest output.
     """
 
-    count: int
-    loss: float
-    metrics: np.ndarray
     labels: np.ndarray
+    losses: np.ndarray
     predicted: np.ndarray
 
-    def means(self, world: World) -> tuple[float, list[float]]:
-        """Return the mean loss and the sums of the metrics over the parts of all ranks."""
-        count, loss, *metrics = world.sum(np.array([self.count, self.loss, *self.metrics])).tolist()
-        return loss / count, metrics
+    def means(self, world: World) -> tuple[float, float]:
+        """Return mean loss and accuracy over the parts of all ranks."""
+        num_correct = np.count_nonzero(self.predicted == self.labels)
+        mine = np.array([self.losses.sum(dtype=np.float64), num_correct, len(self.labels)], np.float64)
+        loss, correct, count = world.sum(mine)
+        return float(loss / count), float(correct / count)
 
-    def confusion(self, world: World, num_classes: int) -> list[list[int]] | None:
-        """Count the examples of all ranks by label (row) and prediction (column); None without classes."""
-        if not sum(world.gather_all(len(self.predicted))):
-            return None
+    def confusion(self, world: World, num_classes: int) -> list[list[int]]:
+        """Count the examples of all ranks by label (row) and prediction (column)."""
         cells = num_classes * self.labels.astype(np.int64) + self.predicted
         counts = world.sum(np.bincount(cells, minlength=num_classes**2))
         return counts.reshape(num_classes, num_classes).tolist()
 
     def none(self) -> Scores:
         """Return the scores of no examples, for a rank whose examples another rank counts."""
-        return replace(self, count=0, labels=self.labels[:0], predicted=self.predicted[:0])
+        return Scores(self.labels[:0], self.losses[:0], self.predicted[:0])
 
 
 class Evaluator:
     """Evaluation of a model on one rank's part of the test set.
 
     Args:
-        objective: Loss and metrics of the model.
-        values: Function that returns the current weights and states, inside a graph.
+        predict: Function from float32 images (n, h, w, c) to outputs (n, num_classes).
         examples: This rank's part of the test set.
-        forward: Function that evaluates a batch (default: that of ``objective``).
+        from_logits: True if the outputs are logits, False if they are probabilities.
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        values: Callable[[], tuple[list[tf.Tensor], list[tf.Tensor]]],
-        examples: Examples,
-        forward: Callable[..., Forward] | None = None,
+        self, predict: Callable[[tf.Tensor], tf.Tensor], examples: Examples, *, from_logits: bool
     ) -> None:
-        self._objective, self._values, self._examples = objective, values, examples
-        self._forward = forward or objective.forward
-        self._inputs = _tensors(examples)
+        self._predict, self._examples, self._from_logits = predict, examples, from_logits
+        self._inputs = as_tensor(examples.images), as_tensor(examples.labels)
 
     def trace(self) -> None:
         """Build the graph, so that the time of the first evaluation holds no tracing."""
-        self._run.get_concrete_function(*self._inputs)
+        self._look.get_concrete_function(*self._inputs)
 
     def evaluate(self) -> Scores:
         """Evaluate the current weights on this rank's part, on all ranks together."""
-        return self._scores(self._examples, self._inputs)
+        return Scores(self._examples.labels, *(array.numpy() for array in self._look(*self._inputs)))
 
-    def results_on(self, examples: Examples) -> dict[str, float]:
-        """Return the metrics on other examples, of this rank alone."""
-        return self._objective.results(self._scores(examples, _tensors(examples)).metrics.tolist())
-
-    def _scores(self, examples: Examples, inputs: tuple[Any, Any]) -> Scores:
-        loss, predicted, *metrics = self._run(*inputs)
-        labels = examples.labels if len(predicted) else np.zeros(0, np.int32)
-        growth = self._objective.growth(metrics)
-        return Scores(len(examples), float(loss), growth, labels, predicted.numpy())
+    def accuracy_on(self, examples: Examples) -> float:
+        """Return the accuracy on other examples, of this rank alone."""
+        _, predicted = self._look(as_tensor(examples.images), as_tensor(examples.labels))
+        return float(np.mean(predicted.numpy() == examples.labels))
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def _run(self, images: Any, labels: Any) -> list[tf.Tensor]:
-        """Return the sum of the loss, the predicted classes, int32 (n,) or (0,), and the metrics."""
-        count = tf.shape(tf.nest.flatten(labels)[0])[0]
+    def _look(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return loss, float32 (n,), and predicted class, int32 (n,), of each example."""
+        count = tf.shape(labels)[0]
         size = (count + BATCH - 1) // BATCH
-        weights, states = self._values()
 
         def body(
-            batch: tf.Tensor, loss: tf.Tensor, predicted: tf.TensorArray, *metrics: tf.Tensor
-        ) -> tuple[Any, ...]:
+            batch: tf.Tensor, losses: tf.TensorArray, predicted: tf.TensorArray
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
             some = slice(batch * BATCH, tf.minimum((batch + 1) * BATCH, count))
-            x = tf.nest.map_structure(lambda array: as_input(array[some]), images)
-            y = tf.nest.map_structure(lambda array: as_target(array[some]), labels)
-            result = self._forward(x, y, weights, states, metrics, training=False)
-            value = result.mean if result.total is None else result.mean + result.total
-            number = tf.cast(some.stop - some.start, tf.float32)
-            winners = _classes(result.outputs, y)
-            counted = self._objective.counted(number, result.metrics, metrics)
-            return batch + 1, loss + number * value, predicted.write(batch, winners), *counted
+            outputs = self._predict(as_input(images[some]))
+            y = tf.cast(labels[some], tf.int32)
+            loss = tf.cast(losses_of(outputs, y, from_logits=self._from_logits), tf.float32)
+            winner = tf.argmax(outputs, 1, output_type=tf.int32)
+            return batch + 1, losses.write(batch, loss), predicted.write(batch, winner)
 
-        classes = tf.TensorArray(tf.int32, size, element_shape=[None], infer_shape=False)
-        initial = [tf.constant(value) for value in self._objective.initial]
-        _, loss, predicted, *metrics = tf.while_loop(
-            lambda batch, *_: batch < size, body, (0, 0.0, classes, *initial), parallel_iterations=1
-        )
-        return [loss, predicted.concat(), *metrics]
-
-
-def _classes(outputs: Any, labels: Any) -> tf.Tensor:
-    """Return the class with the largest output of each example, if labels are class numbers: int32 (n,)."""
-    if not (tf.is_tensor(outputs) and tf.is_tensor(labels) and labels.dtype.is_integer):
-        return tf.zeros([0], tf.int32)
-    if outputs.shape.rank != 2 or labels.shape.rank != 1 or outputs.shape[1] == 1:
-        return tf.zeros([0], tf.int32)
-    return tf.argmax(outputs, 1, output_type=tf.int32)
-
-
-def _tensors(examples: Examples) -> tuple[Any, Any]:
-    images, labels = tf.nest.map_structure(as_tensor, (examples.images, examples.labels))
-    return images, labels
+        empty = [
+            tf.TensorArray(dtype, size, element_shape=[None], infer_shape=False)
+            for dtype in (tf.float32, tf.int32)
+        ]
+        found = tf.while_loop(lambda batch, *_: batch < size, body, (0, *empty), parallel_iterations=1)
+        return found[1].concat(), found[2].concat()

@@ -19,10 +19,9 @@ from mpi_train.training.totals import EpochTotals, RankTimes
 CHUNK_S = 0.5
 """Seconds that a chunk of steps should take."""
 
-RunSteps: TypeAlias = Callable[[int, int], tuple[float, np.ndarray, int]]
-"""Function that trains the steps between two numbers. It returns the sums of the loss and of the metrics (see
-``Objective.metrics``) over this rank's examples in them, and the number of examples that it counts for all
-ranks."""
+RunSteps: TypeAlias = Callable[[int, int], tuple[float, float, int]]
+"""Function that trains the steps between two numbers. It returns the sums of the loss and of the correct
+predictions over this rank's examples in them, and the number of examples that it counts for all ranks."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ def run_chunks(
             exchanged_s = exchange_s()
             start = time.perf_counter()
             with timeline.phase("compute", first, stop):
-                loss, metrics, count = run_steps(first, stop)
+                loss, correct, count = run_steps(first, stop)
                 if averaging is not None:
                     averaging.finish()
             elapsed = time.perf_counter() - start
             exchanged_s = exchange_s() - exchanged_s
-            meter.add(loss, metrics, count)
+            meter.sums += (loss, correct, count)
             meter.graph_s += elapsed
             finite = bool(np.isfinite(loss)) and all(np.isfinite(array).all() for array in weights())
             chunk = Chunk(first, stop, elapsed, loss / max(1, count), finite, count, exchanged_s)
@@ -112,21 +111,16 @@ def run_chunks(
 
 
 class _Meter:
-    """Sums of an epoch's loss, metrics, examples and times. The clock stops for a pause."""
+    """Sums of an epoch's loss, correct predictions, examples and times. The clock stops for a pause."""
 
     def __init__(self, world: World, averaging: Averaging | None) -> None:
         self._world, self._averaging = world, averaging
-        self._sums: np.ndarray = np.zeros(0)
+        self.sums = np.zeros(3)
         self.graph_s = self._train_s = 0.0
         self._traffic = Traffic()
         if averaging is not None:
             averaging.take_traffic(world)  # discards what happened before this epoch
         self.start()
-
-    def add(self, loss: float, metrics: np.ndarray, count: int) -> None:
-        """Add the sums of a chunk."""
-        new = np.array([count, loss, *metrics])
-        self._sums = self._sums + new if self._sums.size else new
 
     def start(self) -> None:
         """Start the clock on all ranks together."""
@@ -144,6 +138,6 @@ class _Meter:
             by_rank = world.gather_all(
                 RankTimes(compute_s, sent.moving_s, sent.waiting_s, host_s, sent.sent_bytes, sent.hidden_s)
             )
-        count, loss, *metrics = world.sum(self._sums).tolist() or (0, 0.0)
+        loss, correct, count = world.sum(self.sums).tolist()
         train_s = world.maximum(self._train_s)
-        return EpochTotals(loss=loss, metrics=metrics, count=int(count), train_s=train_s, by_rank=by_rank)
+        return EpochTotals(loss=loss, correct=correct, count=int(count), train_s=train_s, by_rank=by_rank)

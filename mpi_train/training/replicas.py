@@ -26,10 +26,11 @@ def start_equal(world: World, variables: Iterable[tf.Variable]) -> None:
         variable.assign(value)
 
 
-def offset_seeds_by_rank(world: World, seeds: Sequence[tf.Variable]) -> None:
+def offset_seeds_by_rank(world: World, states: Sequence[tf.Variable]) -> None:
     """Give each rank its own seeds for dropout and other noise; those of the root stay."""
-    for seed in seeds:
-        seed.assign(seed + tf.constant([world.rank * 1_000_003, 0], seed.dtype))
+    for state in states:
+        if not state.dtype.is_floating:
+            state.assign(state + tf.cast(world.rank * 1_000_003, state.dtype))
 
 
 def average_statistics(world: World, flat: FlatModel, num_examples: int) -> None:

@@ -67,7 +67,7 @@ def synchronised(model: keras.Model, mean_over_ranks: Callable[[int], AllReduce]
 
     def synchronise(layer: keras.Layer) -> keras.Layer:
         if type(layer) is not layers.BatchNormalization:
-            return zoo.copied(layer)
+            return layer.__class__.from_config(layer.get_config())
         made.append(SyncBatchNormalization(mean_over_ranks=mean_over_ranks, **layer.get_config()))
         return made[-1]
 

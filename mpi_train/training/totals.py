@@ -1,11 +1,10 @@
-"""Sums over an epoch or a part of one: loss, metrics, examples, and the times of each rank."""
+"""Sums over an epoch or a part of one: loss, correct predictions, examples, and the times of each rank."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ class EpochTotals:
     """Totals of the training of an epoch, or of a part of one, over all ranks.
 
     Attributes:
-        loss, metrics: Sums over ``count`` examples, taken while training; see ``Objective.metrics``.
+        loss, correct: Sums over ``count`` examples, taken while training.
         train_s: Seconds of the slowest rank.
         by_rank: Times of each rank, in rank order; empty if the strategy cannot measure them.
     """
 
     loss: float = 0.0
-    metrics: list[float] = field(default_factory=list)
+    correct: float = 0.0
     count: int = 0
     train_s: float = 0.0
     by_rank: list[RankTimes] = field(default_factory=list)
@@ -64,7 +63,7 @@ class EpochTotals:
         """Add two parts. ``by_rank`` is empty if they ran on different numbers of ranks."""
         return EpochTotals(
             loss=self.loss + other.loss,
-            metrics=[sum(pair) for pair in zip_longest(self.metrics, other.metrics, fillvalue=0.0)],
+            correct=self.correct + other.correct,
             count=self.count + other.count,
             train_s=self.train_s + other.train_s,
             by_rank=sum_of(part.by_rank for part in (self, other) if part.count),
@@ -74,6 +73,11 @@ class EpochTotals:
     def mean_loss(self) -> float:
         """Mean loss of an example."""
         return self.loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct predictions."""
+        return self.correct / self.count
 
     @property
     def sync_s(self) -> float:

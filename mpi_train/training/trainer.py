@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -13,43 +13,41 @@ from mpi_train.collectives.averaging import Averaging, NoAveraging
 from mpi_train.data.examples import Examples
 from mpi_train.models.flat import FlatModel
 from mpi_train.models.optimizers import WarmedUp, update_for
+from mpi_train.models.zoo import returns_probabilities
 from mpi_train.runtime.aligned import as_tensor
 from mpi_train.runtime.world import World
-from mpi_train.training.inputs import as_input, as_target
 from mpi_train.training.loop import ChunkCallback, RunSteps, run_chunks
-from mpi_train.training.objective import Forward, Objective
+from mpi_train.training.losses import as_input, losses_of, num_correct
 from mpi_train.training.steps import Steps
 from mpi_train.training.totals import EpochTotals
 
-Batch: TypeAlias = tuple[Any, Any, tf.Tensor]
-"""Images, labels, and share of the global batch, see ``Steps``."""
-
-_SEEDS_APART = 7_368_787
-"""Difference between the seeds of the parts of a step; no multiple of that between ranks."""
+Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+"""Images, labels, and scale of the loss, see ``Steps``."""
 
 
 class _Data:
     """Images and labels on the device that trains, as variables: a loop copies tensors at each step."""
 
     def __init__(self, examples: Examples, device: str) -> None:
-        def variable(array: np.ndarray) -> tf.Variable:
-            # On the CPU this shares the memory of the array; on a GPU it is a copy.
-            return tf.Variable(as_tensor(array), trainable=False)
-
+        # On the CPU this shares the memory of the arrays; on a GPU it is a copy.
+        tensors = as_tensor(examples.images), as_tensor(examples.labels)
         with tf.device(device):
-            self._variables = tf.nest.map_structure(variable, (examples.images, examples.labels))
+            self._variables = [
+                tf.Variable(tensor, trainable=False, shape=[None, *tensor.shape[1:]]) for tensor in tensors
+            ]
 
-    def take(self, indices: tf.Tensor, device: str) -> tuple[Any, Any]:
+    def assign(self, examples: Examples) -> None:
+        """Replace the examples."""
+        for variable, array in zip(self._variables, (examples.images, examples.labels), strict=True):
+            variable.assign(as_tensor(array))
+
+    def take(self, indices: tf.Tensor, device: str) -> tuple[tf.Tensor, ...]:
         """Return the images and labels at ``indices``, inside a graph."""
-
-        def gather(variable: tf.Variable) -> tf.Tensor:
+        with tf.device(device):
             # On a GPU only the gather from a variable has a kernel for bytes. On the CPU it would first copy
             # the variable, whose memory is shared with NumPy.
-            return tf.gather(variable if "GPU" in variable.device else variable.read_value(), indices)
-
-        with tf.device(device):
-            images, labels = tf.nest.map_structure(gather, self._variables)
-            return images, labels
+            whole = [v if "GPU" in v.device else v.read_value() for v in self._variables]
+            return tuple(tf.gather(each, indices) for each in whole)
 
 
 class Trainer:
@@ -59,7 +57,6 @@ class Trainer:
         flat: The model, with its weights on the first of ``devices``.
         optimizer: A new Keras optimizer.
         examples: This process's part of the training set.
-        objective: Loss and metrics of the model.
         averaging: Averaging policy over the ranks.
         devices: Devices over which each step's examples are split evenly. A device named several times
             computes its parts one after another.
@@ -71,57 +68,60 @@ class Trainer:
         flat: FlatModel,
         optimizer: keras.Optimizer,
         examples: Examples,
-        objective: Objective,
         *,
         averaging: Averaging | None = None,
         devices: Sequence[str] = ("/CPU:0",),
         warmup: tuple[float, int] | None = None,
     ) -> None:
         self.devices = tuple(devices)
-        self.flat, self.objective = flat, objective
+        self.flat = flat
         self.update = update_for(optimizer, flat, self.devices[0])
         if warmup is not None:
             self.update = WarmedUp(self.update, *warmup)
         self.averaging = averaging or NoAveraging()
         self.averaging.attach(self.update)
+        self._from_logits = not returns_probabilities(flat.model)
         self._data = _Data(examples, self.devices[0])
         self.examples = examples
+
+    def feed(self, examples: Examples) -> None:
+        """Train on these ``examples`` from now on."""
+        self.examples = examples
+        self._data.assign(examples)
 
     @property
     def variables(self) -> list[tf.Variable]:
         """Variables that all ranks must have in common when training starts."""
-        return [self.flat.weights.value, *self.flat.common_states, *self.update.variables]
+        return [self.flat.weights.value, *self.flat.moving_statistics, *self.update.variables]
 
-    def export(self) -> keras.Model:
-        """Return the compiled Keras model with the trained weights and the state of the optimizer."""
-        self.update.finalize()
-        model, whole = self.flat.export(), self.objective.whole
-        if whole is not model:
-            whole.set_weights(model.get_weights())
-        whole.optimizer = self.update.export(whole.trainable_variables)
-        return whole
-
-    def warm_up(self, steps: Steps) -> None:
+    def warm_up(self, order: np.ndarray, steps: Steps) -> None:
         """Run the graphs of ``steps`` once and undo it, on all ranks together, before any clock starts."""
-        variables = [*self.variables, *self.flat.seeds, *self.averaging.variables.values()]
+        variables = [*self.variables, *self.flat.states, *self.averaging.variables.values()]
         before = [np.array(variable.numpy()) for variable in variables]
-        run = self.prepare(steps)
+        run = self.prepare(order, steps)
         run(0, 1)
         run(len(steps) - 1, len(steps))
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
 
     def train_epoch(
-        self, steps: Steps, world: World, callback: ChunkCallback | None = None, *, first: int = 0
+        self,
+        order: np.ndarray,
+        steps: Steps,
+        world: World,
+        callback: ChunkCallback | None = None,
+        *,
+        first: int = 0,
     ) -> EpochTotals:
         """Run the steps of one epoch, from step ``first`` on, on all ranks together.
 
         Args:
+            order: int32 (n,): the rank's examples in the order of this epoch.
             steps, first: Layout of the examples in steps, and number of finished ones.
             world, callback: The ranks, and the callback between chunks of steps.
         """
         return run_chunks(
-            self.prepare(steps),
+            self.prepare(order, steps),
             len(steps),
             world,
             callback or ChunkCallback(),
@@ -130,194 +130,122 @@ class Trainer:
             first=first,
         )
 
-    def prepare(self, steps: Steps) -> RunSteps:
-        """Return the function that trains steps of an epoch."""
+    def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
+        """Return the function that trains steps of an epoch; arguments as for ``train_epoch``."""
         parts = steps.regular_parts
-        size, num_ranks = float(steps.batches[0]), steps.num_ranks
         with tf.device("/CPU:0"):
-            rows = tf.zeros([0, 0], tf.int32) if parts is None else tf.constant(steps.regular_rows())
-            arrays = (steps.order, steps.begins, steps.sizes, steps.shares, steps.batches)
-            layout = [tf.constant(array) for array in arrays]
+            rows = tf.zeros([0, 0], tf.int32) if parts is None else tf.constant(steps.regular_rows(order))
+            layout = [tf.constant(array) for array in (order, steps.begins, steps.sizes, steps.scales)]
 
-        def run(first: int, stop: int) -> tuple[float, np.ndarray, int]:
+        def run(first: int, stop: int) -> tuple[float, float, int]:
             # The last step is often smaller. A graph with known sizes runs fewer kernels.
             turn = first if parts is None else min(stop, len(steps) - 1)
-            loss, metrics = 0.0, np.zeros(sum(value.size for value in self.objective.initial))
+            totals = np.zeros(2)
             if first < turn:
-                own = {"parts": parts, "size": size, "num_ranks": num_ranks}
-                some_loss, *some = self._run_regular(rows, tf.constant(first), tf.constant(turn), **own)
-                loss, metrics = loss + float(some_loss), metrics + self.objective.growth(some)
+                totals += self._run_regular(rows, tf.constant(first), tf.constant(turn), parts=parts)
             if turn < stop:
-                ends = tf.constant(turn), tf.constant(stop)
-                some_loss, *some = self._run(layout, *ends, num_ranks=num_ranks)
-                loss, metrics = loss + float(some_loss), metrics + self.objective.growth(some)
-            return loss, metrics, steps.num_examples(first, stop)
+                totals += self._run(layout, tf.constant(turn), tf.constant(stop))
+            loss, correct = totals.tolist()
+            return loss, correct, steps[first:stop].num_examples
 
         return run
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run_regular(
-        self,
-        rows: tf.Tensor,
-        first: tf.Tensor,
-        stop: tf.Tensor,
-        *,
-        parts: tuple[tuple[int, float], ...],
-        size: float,
-        num_ranks: int,
-    ) -> list[tf.Tensor]:
-        """Run steps ``first`` to ``stop``, none of them the last, given size and share of their parts."""
+        self, rows: tf.Tensor, first: tf.Tensor, stop: tf.Tensor, *, parts: tuple[tuple[int, float], ...]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Run steps ``first`` to ``stop``, none of them the last, given size and scale of their parts."""
         sizes = [size for size, _ in parts]
 
         def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
             row = tf.gather(rows, step)
             row.set_shape([sum(sizes)])
             pieces = [row] if len(parts) == 1 else tf.split(row, sizes)
-            return [(piece, tf.constant(share)) for piece, (_, share) in zip(pieces, parts, strict=True)]
+            return [(piece, tf.constant(scale)) for piece, (_, scale) in zip(pieces, parts, strict=True)]
 
-        def batch(_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return tf.constant(size), tf.constant(value=False)
-
-        return self._loop(first, stop, parts_of, batch, num_ranks)
+        return self._loop(first, stop, parts_of, lambda _: tf.constant(value=False))
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _run(
-        self, layout: Sequence[tf.Tensor], first: tf.Tensor, stop: tf.Tensor, *, num_ranks: int
-    ) -> list[tf.Tensor]:
+        self, layout: Sequence[tf.Tensor], first: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Run any steps ``first`` to ``stop``."""
-        order, begins, sizes, shares, batches = layout
+        order, begins, sizes, scales = layout
 
         def parts_of(step: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-            begin, size, share = (tf.gather(array, step) for array in (begins, sizes, shares))
+            begin, size, scale = (tf.gather(array, step) for array in (begins, sizes, scales))
             parts = range(len(self.devices))
-            return [(tf.slice(order, begin[part], size[part]), share[part]) for part in parts]
+            return [(tf.slice(order, begin[part], size[part]), scale[part]) for part in parts]
 
-        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return tf.gather(batches, step), step + 1 == tf.shape(batches)[0]
-
-        return self._loop(first, stop, parts_of, batch, num_ranks)
+        return self._loop(first, stop, parts_of, lambda step: step + 1 == tf.shape(scales)[0])
 
     def _loop(
         self,
         first: tf.Tensor,
         stop: tf.Tensor,
         parts_of: Callable[[tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]],
-        batch: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
-        num_ranks: int,
-    ) -> list[tf.Tensor]:
-        """Run steps ``first`` to ``stop``.
+        is_last: Callable[[tf.Tensor], tf.Tensor],
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Run steps ``first`` to ``stop``, given indices and scale of each part of a step."""
 
-        Args:
-            first, stop: Numbers of steps.
-            parts_of: Function that returns indices and share of each part of a step.
-            batch: Function that returns the size of the global batch, and if the step is the epoch's last.
-            num_ranks: Ranks over which ``averaging`` takes the mean.
-
-        Returns:
-            This rank's part of the loss, summed over examples, and the values of the metrics.
-        """
-
-        def body(step: tf.Tensor, loss: tf.Tensor, *metrics: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def body(step: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, ...]:
             with tf.device("/CPU:0"):
                 parts = parts_of(step)
-                size, is_last = batch(step)
             batches = [
-                (*self._data.take(indices, device), share)
-                for (indices, share), device in zip(parts, self.devices, strict=True)
+                (*self._data.take(indices, device), scale)
+                for (indices, scale), device in zip(parts, self.devices, strict=True)
             ]
-            step_loss, new_metrics, gradient = self.gradient(batches, list(metrics), num_ranks)
+            step_loss, step_correct, gradient = self.gradient(batches)
             self.update.apply(self.averaging.gradient(gradient))
-            self.averaging.weights(self.flat.weights, step, is_last)
-            return step + 1, loss + size * step_loss, *new_metrics
+            self.averaging.weights(self.flat.weights, step, is_last(step))
+            return step + 1, loss + step_loss, correct + step_correct
 
-        initial = [tf.constant(value) for value in self.objective.initial]
-        _, *last = tf.while_loop(
-            lambda step, *_: step < stop, body, (first, 0.0, *initial), parallel_iterations=1
+        _, loss, correct = tf.while_loop(
+            lambda step, *_: step < stop, body, (first, 0.0, 0.0), parallel_iterations=1
         )
-        return last
+        return loss, correct
 
-    def gradient(
-        self, batches: Sequence[Batch], metrics: list[tf.Tensor], num_ranks: int
-    ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """Compute the gradient of one step, inside a graph, and update the states.
-
-        Args:
-            batches: Examples of each part of the step.
-            metrics: Values of the metrics before the step.
-            num_ranks: Ranks whose gradients are averaged.
+    def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Compute the gradient of one step, inside a graph, and update BatchNorm's statistics.
 
         Returns:
-            This rank's part of the mean loss of the global batch, float32 (), the metrics after the step, and
-            the gradient of this part, float32 (num_padded,), times ``num_ranks``.
+            Sums of the loss and of the correct predictions, float32 (), and the gradient of the scaled loss,
+            float32 (num_padded,).
         """
-        losses: list[tf.Tensor] = []
-        gradients: list[tf.Tensor] = []
-        results: list[Forward] = []
+        parts: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]] = []
         in_turn = len(set(self.devices)) < len(self.devices)
-        for part, (device, batch) in enumerate(zip(self.devices, batches, strict=True)):
+        for device, batch in zip(self.devices, batches, strict=True):
             # One after another, each part adds to the sum before it: memory holds one gradient at a time.
-            before = gradients[-1:] if in_turn else []
+            before = [parts[-1][2]] if in_turn and parts else []
             with tf.device(device), tf.control_dependencies(before):
-                loss, gradient, result = self._part_gradient(*batch, metrics, num_ranks, part)
-                losses.append(loss)
-                gradients.append(sum(before, gradient))
-                results.append(result)
-                metrics = self.objective.counted(batch[2], result.metrics, metrics)
-        self.update_states(results)
-        return tf.add_n(losses), metrics, gradients[-1] if in_turn else tf.add_n(gradients)
-
-    def update_states(self, results: Sequence[Forward]) -> None:
-        """Assign the states after a step, given the result of each of its parts, and assigned weights."""
-        for variable, values in zip(
-            self.flat.states, zip(*(r.states for r in results), strict=True), strict=True
-        ):
-            variable.assign(_mean(values))
-        if self.objective.assigns:
-            assigned = zip(*([versions[-1] for versions in r.weights] for r in results), strict=True)
-            self.flat.weights.assign(self.flat.concat([_mean(values) for values in assigned]))
+                loss, correct, gradient, states = self._part_gradient(*batch)
+                parts.append((loss, correct, sum(before, gradient), states))
+        losses, corrects, gradients, new_states = zip(*parts, strict=True)
+        for variable, state in zip(self.flat.states, mean_states(new_states), strict=True):
+            variable.assign(state)
+        return tf.add_n(losses), tf.add_n(corrects), gradients[-1] if in_turn else tf.add_n(gradients)
 
     def _part_gradient(
-        self,
-        images: Any,
-        labels: Any,
-        share: tf.Tensor,
-        metrics: Sequence[tf.Tensor],
-        num_ranks: int,
-        part: int,
-    ) -> tuple[tf.Tensor, tf.Tensor, Forward]:
-        x, y = tf.nest.map_structure(as_input, images), tf.nest.map_structure(as_target, labels)
+        self, images: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        labels = tf.cast(labels, tf.int32)
         pieces = self.flat.slices(tf.identity(self.flat.weights.value))
+        states = [tf.identity(state) for state in self.flat.states]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pieces)
-            states = self.flat.part_states(part * _SEEDS_APART)
-            result = self.objective.forward(x, y, pieces, states, metrics, training=True, tape=tape)
-            loss, upstream = weighted(result, share)
-        # The share enters where the chain rule begins, which costs no kernel.
-        gradients = self.gradients(tape, loss, result, upstream * self.update.optimizer.scale_loss(num_ranks))
+            outputs, new_states = self.flat.call(pieces, states, as_input(images), training=True)
+            loss = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
+        # The scale enters where the chain rule begins, which costs no kernel.
+        gradients = tape.gradient(loss, pieces, output_gradients=scale, unconnected_gradients="zero")
         if len(self.devices) == 1:
             self.averaging.layers(gradients)
-        return loss * upstream, self.flat.concat(gradients), result
-
-    @staticmethod
-    def gradients(
-        tape: tf.GradientTape, target: tf.Tensor, result: Forward, upstream: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """Return the gradient of each weight: the sum over all values that it had during the call."""
-        sources = result.weights
-        found = tape.gradient(target, sources, output_gradients=upstream, unconnected_gradients="zero")
-        return [versions[0] if len(versions) == 1 else tf.add_n(versions) for versions in found]
+        counts = tf.sign(scale)
+        return counts * loss, counts * num_correct(outputs, labels), self.flat.concat(gradients), new_states
 
 
-def weighted(result: Forward, share: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return a loss and its factor, whose product is this part of the loss of the global batch.
-
-    A mean over examples counts by the ``share`` of the global batch, a sum over examples counts whole.
-    """
-    if result.total is None:
-        return result.mean, share
-    return share * result.mean + tf.sign(share) * result.total, tf.constant(1.0)
-
-
-def _mean(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Combine a state after each part of a step: the mean of statistics, the first of seeds and counters."""
-    return tf.add_n(values) / len(values) if values[0].dtype.is_floating and len(values) > 1 else values[0]
+def mean_states(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
+    """Combine the states after each part of a step: the mean of statistics, the last of seeds."""
+    return [
+        tf.add_n(values) / len(values) if values[0].dtype.is_floating and len(values) > 1 else values[-1]
+        for values in zip(*parts, strict=True)
+    ]

@@ -18,10 +18,9 @@ from mpi_train.models import optimizers, zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
-from mpi_train.training.steps import Steps, plan_steps
+from mpi_train.training.steps import Steps, epoch_order, plan_steps
 from mpi_train.training.totals import EpochTotals
 from mpi_train.training.trainer import Trainer
-from tests.trainers import trainer_of
 
 
 class Small:
@@ -30,31 +29,35 @@ class Small:
     Args:
         world: The ranks.
         shards: The examples.
+
+    Attributes:
+        steps: Of an epoch: 11.
     """
 
     def __init__(self, world: World, shards: ShardSet) -> None:
         self._world, self._shards = world, shards
+        self.steps: Steps = plan_steps(509, 48, rank=world.rank, size=world.size)
 
     def trainer(
         self, averaging: Callable[[FlatModel], Averaging], *, model: str = "mlp", optimizer: str = "sgd"
     ) -> Trainer:
         """A trainer whose exchange ``averaging`` makes."""
-        return trainer_of(
-            zoo.build(model, (28, 28, 1), 10, seed=3, dtype="float32"),
+        flat = FlatModel(zoo.build(model, (28, 28, 1), 10, seed=3, dtype="float32"))
+        return Trainer(
+            flat,
             optimizers.build(optimizer, {"sgd": 0.1, "adam": 0.002}[optimizer]),
             self._shards.read("train", self._world.rank, self._world.size),
-            averaging,
+            averaging=averaging(flat),
         )
 
-    def steps(self, epoch: int = 1) -> Steps:
-        """Steps of an epoch: 11."""
-        return plan_steps((1, epoch), 509, 48, rank=self._world.rank, size=self._world.size)
+    def order(self, trainer: Trainer, epoch: int = 1) -> np.ndarray:
+        return epoch_order(1, epoch, self._world.rank, len(trainer.examples))
 
     def train(self, trainer: Trainer, epochs: range = range(1, 2)) -> EpochTotals:
         """Trains these epochs; what the last one came to."""
         for epoch in epochs:
             trainer.averaging.begin_epoch(epoch)
-            totals = trainer.train_epoch(self.steps(epoch), self._world)
+            totals = trainer.train_epoch(self.order(trainer, epoch), self.steps, self._world)
         return totals
 
 

@@ -76,7 +76,7 @@ def test_dilocos_outer_step_is_nesterovs(world: World, small, context) -> None:
     )
     alone = small.trainer(lambda flat: NoAveraging())
     trainer.averaging.begin_epoch(1)
-    ours, locally = (each.prepare(small.steps()) for each in (trainer, alone))
+    ours, locally = (each.prepare(small.order(each), small.steps) for each in (trainer, alone))
     origin, velocity = alone.flat.weights.numpy().copy(), 0.0
     for first in range(0, 8, every):
         ours(first, first + every)
@@ -100,7 +100,7 @@ def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, small
     one, other = (small.trainer(averaging, optimizer="adam") for _ in range(2))
     for trainer in (one, other):
         trainer.averaging.begin_epoch(1)
-    going_on, anew = (trainer.prepare(small.steps()) for trainer in (one, other))
+    going_on, anew = (trainer.prepare(small.order(trainer), small.steps) for trainer in (one, other))
     going_on(0, 5)
     for mine, theirs in zip(other.variables, one.variables, strict=True):
         mine.assign(np.array(theirs.numpy()))
@@ -108,6 +108,6 @@ def test_what_lasts_between_steps_is_all_there_is_to_go_on_with(kind: str, small
     assert held
     for name, mine in other.averaging.variables.items():
         mine.assign(np.array(held[name].numpy()))
-    going_on(5, len(small.steps()))
-    anew(5, len(small.steps()))
+    going_on(5, len(small.steps))
+    anew(5, len(small.steps))
     assert (one.flat.weights.numpy() == other.flat.weights.numpy()).all()

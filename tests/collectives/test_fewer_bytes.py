@@ -21,8 +21,8 @@ from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
-from mpi_train.training.steps import Steps, plan_steps
-from tests.trainers import trainer_of
+from mpi_train.training.steps import epoch_order, plan_steps
+from mpi_train.training.trainer import Trainer
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
@@ -218,31 +218,30 @@ class Training:
     """A small model on the ranks' shards, an epoch of 11 steps at a time."""
 
     def __init__(self, world: World, tiny: ShardSet, name: str, **settings: Any) -> None:
-        self._world, self._total = world, tiny.num_examples("train")
-        self.trainer = trainer_of(
-            zoo.build("mlp", (28, 28, 1), 10, seed=3, dtype="float32"),
-            optimizers.build("adam", 0.003),
-            tiny.read("train", world.rank, world.size),
-            lambda flat: averaging(world, flat, name, **settings),
-        )
+        self._world, self._flat = world, build()
+        examples = tiny.read("train", world.rank, world.size)
+        self._count = len(examples)
+        self.kind = averaging(world, self._flat, name, **settings)
+        self.trainer = Trainer(self._flat, optimizers.build("adam", 0.003), examples, averaging=self.kind)
+        self._steps = plan_steps(tiny.num_examples("train"), 48, rank=world.rank, size=world.size)
 
     def epoch(self, number: int, first: int = 0) -> float:
         """Trains from step ``first`` on; the mean loss."""
-        totals = self.trainer.train_epoch(self._steps(number), self._world, first=first)
-        check_equal(self._world, self.trainer.flat.arrays(), when=f"after epoch {number}")
+        totals = self.trainer.train_epoch(self._order(number), self._steps, self._world, first=first)
+        check_equal(self._world, self._flat.arrays(), when=f"after epoch {number}")
         return totals.mean_loss
 
     def some(self, number: int, stop: int) -> None:
-        self.trainer.prepare(self._steps(number))(0, stop)
+        self.trainer.prepare(self._order(number), self._steps)(0, stop)
 
     def warm_up(self) -> None:
-        self.trainer.warm_up(self._steps(0))
+        self.trainer.warm_up(self._order(0), self._steps)
 
-    def _steps(self, number: int) -> Steps:
-        return plan_steps((1, number), self._total, 48, rank=self._world.rank, size=self._world.size)
+    def _order(self, number: int) -> np.ndarray:
+        return epoch_order(1, number, self._world.rank, self._count)
 
     def held(self) -> Iterator[Any]:
-        yield from (*self.trainer.variables, *self.trainer.averaging.variables.values())
+        yield from (*self.trainer.variables, *self.kind.variables.values())
 
     def arrays(self) -> list[np.ndarray]:
         return [np.array(each.numpy()) for each in self.held()]

@@ -29,8 +29,9 @@ from mpi_train.training.replicas import check_equal
 def test_delayed_averaging_corrects_by_what_the_mean_missed(world: World, small, context) -> None:
     ours = small.trainer(lambda flat: Delayed(context(flat)))
     alone = small.trainer(lambda flat: NoAveraging())
-    steps = small.steps()
-    run, local_step = (each.prepare(steps) for each in (ours, alone))
+    steps = small.steps
+    order = small.order(ours)
+    run, local_step = (each.prepare(order, steps) for each in (ours, alone))
     mean = handed = np.zeros(ours.flat.num_padded, np.float32)
     for step in range(len(steps)):
         run(step, step + 1)
@@ -63,8 +64,9 @@ def test_delayed_averaging_trains_and_leaves_nothing_under_way(world: World, sma
 @pytest.mark.mpi(min_size=2)
 def test_delayed_averaging_goes_on_from_mid_epoch_to_the_same_bits(world: World, small, context) -> None:
     one, other = (small.trainer(lambda flat: Delayed(context(flat)), optimizer="adam") for _ in range(2))
-    steps = small.steps()
-    going_on, anew = (trainer.prepare(steps) for trainer in (one, other))
+    steps = small.steps
+    order = small.order(one)
+    going_on, anew = (trainer.prepare(order, steps) for trainer in (one, other))
     going_on(0, 5)
     one.averaging.finish()
     assert all(held.numpy().any() for held in one.averaging.variables.values())
@@ -88,7 +90,7 @@ def test_an_error_on_the_thread_ends_the_step(
 
     monkeypatch.setattr(sys, "excepthook", hook)
     trainer = small.trainer(lambda flat: Delayed(context(flat)))
-    run = trainer.prepare(small.steps())
+    run = trainer.prepare(small.order(trainer), small.steps)
     trainer.averaging._background._comm.Free()
     with pytest.raises(tf.errors.OpError):
         run(0, 3)

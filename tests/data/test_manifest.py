@@ -119,7 +119,7 @@ def test_each_value_is_checked(tiny_shards: Path, place: str, new: Any) -> None:
     [
         ("seed", -1, "manifest.json: expected seed: int >= 0. Got: -1"),
         (f"{FILE}.bytes", 1e6, f"expected {FILE.replace('.0', '[0]')}.bytes: int. Got: 1000000.0"),
-        (f"{FILE}.bytes", 1000, "expected bytes of train-00000-of-00004.h5: at least 99695. Got: 1000"),
+        (f"{FILE}.bytes", 1000, "expected bytes of train-00000-of-00004.h5: at least 100480. Got: 1000"),
         ("splits.test", ..., "expected splits: Object missing required field test. Got: {'train': {"),
     ],
 )

@@ -29,7 +29,7 @@ def test_the_seed_decides(kind: str) -> None:
 
 def test_iid_is_even_and_shuffled() -> None:
     parts = partition(LABELS, 4, 5, IID)
-    assert [len(part) for part in parts] == [250, 251, 251, 251]
+    assert [len(part) for part in parts] == [251, 251, 251, 250]
     assert all(np.any(np.diff(part) < 0) for part in parts)
 
 

@@ -103,14 +103,6 @@ def test_rolling_back_has_an_end(
         assert_halved(capfd.readouterr().out)
 
 
-@pytest.mark.mpi
-def test_a_schedule_cannot_be_rolled_back(train_job: TrainJob) -> None:
-    flags = ["--model", "tests.conformance.models:schedule", "--epochs", "1", "--on-nan", "rollback"]
-    with refused(2, "--on-nan rollback: expected an optimizer with a constant learning rate"):
-        train_job("mpi", *flags)
-    assert train_job("mpi", *flags, "--learning-rate", "0.01").learning_rate == pytest.approx(0.01)
-
-
 def assert_halved(printed: str) -> None:
     """Check the learning rates of three rollbacks."""
     rates = re.findall(r"rolled back: .*, learning rate now (\S+)", printed)

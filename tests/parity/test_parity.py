@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import keras
@@ -13,18 +12,15 @@ from keras import layers
 from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging, Weights, WeightsAndSlots
 from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.data.examples import Examples
-from mpi_train.data.shards import ShardSet
+from mpi_train.data.shards import ShardSet, balanced_range
 from mpi_train.models import zoo
 from mpi_train.models.flat import FlatModel
 from mpi_train.runtime.errors import UsageError
 from mpi_train.runtime.world import World
 from mpi_train.training.replicas import check_equal
-from mpi_train.training.steps import Steps, epoch_batches, plan_steps
+from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.sync_batchnorm import synchronised
 from mpi_train.training.trainer import Trainer
-from tests.trainers import objective_of, trainer_of
-
-KEY = (1, 1)
 
 TOLERANCE = 1e-5
 
@@ -84,31 +80,28 @@ def train_on_ranks(
 ) -> list[np.ndarray]:
     """Trains the first steps of an epoch on all ranks; the weights in layer order."""
     examples = data.read("train", world.rank, world.size)
-    trainer = trainer_of(
-        build(model, dtype), optimizer, examples, lambda flat: averaging(average, world, flat)
-    )
-    flat = trainer.flat
-    steps = plan_steps(KEY, data.num_examples("train"), batch_size, rank=world.rank, size=world.size)
-    trainer.train_epoch(first_of(steps, NUM_STEPS[model]), world)
+    flat = FlatModel(build(model, dtype))
+    trainer = Trainer(flat, optimizer, examples, averaging=averaging(average, world, flat))
+    steps = plan_steps(data.num_examples("train"), batch_size, rank=world.rank, size=world.size)
+    trainer.train_epoch(epoch_order(1, 1, world.rank, len(examples)), steps[: NUM_STEPS[model]], world)
     check_equal(world, flat.arrays(), when="after training")
     return flat.unflatten(flat.weights.numpy())
 
 
-def first_of(steps: Steps, num_steps: int) -> Steps:
-    """The first steps of an epoch."""
-    names = ("begins", "sizes", "shares", "batches")
-    return replace(steps, **{name: getattr(steps, name)[:num_steps] for name in names})
-
-
-def global_batches(data: ShardSet, batch_size: int, num_steps: int) -> list[Examples]:
-    """The examples of each of the first steps, which are the same on any number of ranks."""
+def global_batches(data: ShardSet, size: int, batch_size: int, num_steps: int) -> list[Examples]:
+    """The examples of each of the first steps, over all ranks together."""
     everything = data.read("train")
-    order, sizes = epoch_batches(KEY, len(everything), batch_size)
-    ends = np.cumsum(sizes)[:num_steps]
-    return [
-        Examples(everything.images[indices], everything.labels[indices])
-        for indices in np.split(order, ends)[:num_steps]
-    ]
+    total = len(everything)
+    batches = []
+    for step in range(num_steps):
+        indices: list[int] = []
+        for rank in range(size):
+            start, stop = balanced_range(total, size, rank)
+            steps = plan_steps(total, batch_size, rank=rank, size=size)
+            first, count = steps.begins[step].item(), steps.sizes[step].item()
+            indices += (start + epoch_order(1, 1, rank, stop - start)[first : first + count]).tolist()
+        batches.append(Examples(everything.images[indices], everything.labels[indices]))
+    return batches
 
 
 def train_with_keras(
@@ -142,7 +135,7 @@ def test_ranks_with_momentum_equal_one_keras_process(
     world: World, tiny: ShardSet, model: str, average: str
 ) -> None:
     ours = train_on_ranks(world, tiny, momentum(), average=average, batch_size=25, model=model)
-    theirs = train_with_keras(global_batches(tiny, 25, NUM_STEPS[model]), momentum(), model)
+    theirs = train_with_keras(global_batches(tiny, world.size, 25, NUM_STEPS[model]), momentum(), model)
     assert largest_difference(ours, theirs) < TOLERANCE
     moved = largest_difference(ours, [v.numpy() for v in build(model).trainable_variables])
     assert moved > 100 * TOLERANCE
@@ -151,7 +144,7 @@ def test_ranks_with_momentum_equal_one_keras_process(
 @pytest.mark.mpi
 def test_averaged_gradients_with_adam_equal_one_keras_process(world: World, tiny: ShardSet) -> None:
     ours = train_on_ranks(world, tiny, adam(), average="gradients", batch_size=24)
-    theirs = train_with_keras(global_batches(tiny, 24, 20), adam())
+    theirs = train_with_keras(global_batches(tiny, world.size, 24, 20), adam())
     # Adam divides by the root of tiny second moments, which magnifies the last bits of a gradient.
     assert largest_difference(ours, theirs) < 10 * TOLERANCE
 
@@ -160,7 +153,7 @@ def test_averaged_gradients_with_adam_equal_one_keras_process(world: World, tiny
 def test_averaged_weights_with_adam_are_something_else(world: World, tiny: ShardSet) -> None:
     # Each rank divides by the root mean square of its own gradients: no longer linear in them.
     ours = train_on_ranks(world, tiny, adam(), average="weights", batch_size=24)
-    theirs = train_with_keras(global_batches(tiny, 24, 20), adam())
+    theirs = train_with_keras(global_batches(tiny, world.size, 24, 20), adam())
     assert largest_difference(ours, theirs) > 100 * TOLERANCE
 
 
@@ -179,21 +172,16 @@ def smooth_batchnorm(input_shape: tuple[int, int, int], num_classes: int) -> ker
 @pytest.mark.mpi
 def test_batchnorm_over_all_ranks_equals_one_keras_process(world: World, tiny: ShardSet) -> None:
     name = f"{__name__}:smooth_batchnorm"
+    flat = FlatModel(synchronised(build(name), partial(mean_all_reduce, world) if world.size > 1 else None))
     examples = tiny.read("train", world.rank, world.size)
-    model = build(name)
-    objective = objective_of(model, examples, momentum())
-    mean_over_ranks = partial(mean_all_reduce, world) if world.size > 1 else None
-    objective = objective.of_copy(synchronised(model, mean_over_ranks))
-    flat = FlatModel(objective.model, states=objective.states)
-    exchange = averaging("gradients", world, flat)
-    trainer = Trainer(flat, objective.optimizer, examples, objective, averaging=exchange)
+    trainer = Trainer(flat, momentum(), examples, averaging=averaging("gradients", world, flat))
     # 25 leaves the ranks unequal batches in every step.
-    steps = plan_steps(KEY, tiny.num_examples("train"), 25, rank=world.rank, size=world.size)
-    trainer.train_epoch(first_of(steps, 20), world)
+    steps = plan_steps(tiny.num_examples("train"), 25, rank=world.rank, size=world.size)
+    trainer.train_epoch(epoch_order(1, 1, world.rank, len(examples)), steps[:20], world)
     check_equal(world, flat.arrays(), when="after training")  # the moving statistics, of themselves
     theirs = build(name)
     theirs.compile(momentum(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    for batch in global_batches(tiny, 25, 20):
+    for batch in global_batches(tiny, world.size, 25, 20):
         theirs.train_on_batch(batch.images[..., None].astype(np.float32) / 255, batch.labels)
     # BatchNorm divides by small spreads: on one rank too, our loop and Keras's round this far apart.
     ours = [weight.numpy() for weight in flat.export().weights]
@@ -217,9 +205,9 @@ def test_bfloat16_ranks_stay_equal_and_near_float32(world: World, tiny: ShardSet
 # A device that is named again takes its parts one after another: gradient accumulation.
 @pytest.mark.parametrize("devices", [["/CPU:0", "/CPU:1"], ["/CPU:0"] * 3], ids=["two", "one_in_turn"])
 def test_devices_of_one_process_equal_one_keras_process(devices: list[str], tiny: ShardSet) -> None:
-    trainer = trainer_of(build(), momentum(), tiny.read("train"), devices=devices)
-    flat = trainer.flat
-    steps = plan_steps(KEY, tiny.num_examples("train"), 25, num_parts=len(devices))
-    trainer.train_epoch(first_of(steps, 20), World())
-    theirs = train_with_keras(global_batches(tiny, 25, 20), momentum())
+    flat = FlatModel(build())
+    trainer = Trainer(flat, momentum(), tiny.read("train"), devices=devices)
+    steps = plan_steps(tiny.num_examples("train"), 25, num_parts=len(devices))
+    trainer.train_epoch(epoch_order(1, 1, 0, tiny.num_examples("train")), steps[:20], World())
+    theirs = train_with_keras(global_batches(tiny, 1, 25, 20), momentum())
     assert largest_difference(flat.unflatten(flat.weights.numpy()), theirs) < TOLERANCE

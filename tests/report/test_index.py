@@ -39,15 +39,15 @@ def test_lists_every_run_with_the_figures_of_its_record(page: Path) -> None:
         cells[plain[1]] = plain[2:]
     assert cells == {
         "bench/baseline/1": ["baseline", "1 process", "cnn", "fashion_mnist", "64", "3", "1", "float32",
-                             "20.00", "10,000", "accuracy 0.9000", "report"],
+                             "20.00", "10,000", "0.9000", "report"],
         "bench/baseline/2": ["baseline", "1 process", "cnn", "fashion_mnist", "64", "3", "2", "float32",
-                             "20.00", "10,000", "accuracy 0.9000", "report"],
+                             "20.00", "10,000", "0.9000", "report"],
         "bench/mpi/1": ["mpi", "2 ranks", "cnn", "fashion_mnist", "64", "3", "1", "float32",
-                        "8.00", "40,000", "accuracy 0.9000", "report"],
+                        "8.00", "40,000", "0.9000", "report"],
         "bench/mpi/2": ["mpi", "2 ranks", "cnn", "fashion_mnist", "64", "3", "2", "float32",
-                        "9.00", "25,000", "accuracy 0.9000", "report"],
+                        "9.00", "25,000", "0.9000", "report"],
         "by hand #1": ["baseline", "1 process", "mlp", "fashion_mnist", "64", "3", "1", "bfloat16",
-                       "20.00", "10,000", "accuracy 0.9000", ""],
+                       "20.00", "10,000", "0.9000", ""],
     }  # fmt: skip
     assert 'href="by%20hand%20%231/run.json"' in text
     assert 'href="bench/report.html"' in text
@@ -108,19 +108,6 @@ def test_the_command_writes_it_and_compares_two_runs(
         UsageError, match=r"--compare: expected the folder of a finished run, or its id\. Got: bench"
     ):
         command.main(["--compare", "bench", "bench/mpi/1"])
-
-
-def test_runs_of_other_metrics_are_compared_without_a_ratio(
-    tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run("a")
-    make_run("b", metric="mean_absolute_error", metric_grows=False, scores=(0.5, 0.4, 0.25))
-    command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["test", "accuracy", "0.9000", "-"] in lines
-    assert ["test", "mean_absolute_error", "-", "0.2500"] in lines
-    # The targets are accuracies.
-    assert ["time", "to", "0.90", "[s]", "20.00", "-"] in lines
 
 
 def test_a_folder_without_runs_has_an_index_that_says_so(tmp_path: Path) -> None:

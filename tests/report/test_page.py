@@ -114,7 +114,7 @@ def test_every_figure_of_the_comparison_is_that_of_run_json(made: Made) -> None:
             "1.00x" if name == "baseline" else _spread(ratios, tables.times),
             "-" if name == "baseline" else _spread(shares, tables.percent),
             _spread([r.images_per_s for r in own], tables.rate),
-            _spread([r.score for r in own], tables.accuracy),
+            _spread([r.test_accuracy for r in own], tables.accuracy),
         ]
 
 
@@ -129,7 +129,7 @@ def test_every_figure_of_the_other_tables_is_that_of_run_json(made: Made) -> Non
             for record in records:
                 elapsed_s = accumulate(epoch.train_s for epoch in record.epochs)
                 pairs = zip(record.epochs, elapsed_s, strict=True)
-                times_s += [s for epoch, s in pairs if epoch.test_metrics["accuracy"] >= target][:1]
+                times_s += [s for epoch, s in pairs if epoch.test_accuracy >= target][:1]
             if len(times_s) == len(records):
                 assert cell == _spread(times_s, tables.seconds, " s")
             else:
@@ -165,7 +165,7 @@ def test_every_point_of_the_curves_is_that_of_run_json(made: Made) -> None:
     ]
     expected = [
         [*row.split(", "), str(record.seed), str(epoch.epoch), f"{after_s:,.2f} s", f"{epoch.train_loss:.4f}",
-         f"{epoch.test_metrics['accuracy']:.4f}"]
+         f"{epoch.test_accuracy:.4f}"]
         for name, row in ROWS.items()
         for record in made.records[name]
         for epoch, after_s in zip(record.epochs, accumulate(e.train_s for e in record.epochs), strict=True)

@@ -56,7 +56,7 @@ def test_figures_of_the_table_are_those_of_run_json(
         records = three_repeats[name]
         train_s = sorted(record.train_s for record in records)
         rates = sorted(record.images_per_s for record in records)
-        scores = sorted(record.score for record in records)
+        scores = sorted(record.test_accuracy for record in records)
         assert table[name][1] == size
         assert table[name][2] == f"{train_s[1]:.2f} s ({train_s[0]:.2f} to {train_s[2]:.2f})"
         assert table[name][5] == f"{rates[1]:,.0f} ({rates[0]:,.0f} to {rates[2]:,.0f})"
@@ -243,25 +243,6 @@ def test_runs_that_do_other_work_are_compared_apart(
     page = (tmp_path / "report.html").read_text()
     assert page.count("<section id=") == 2
     assert '<a href="#work-1">global batch 32, bfloat16</a>' in page
-
-
-def test_a_metric_that_should_fall_is_compared_by_its_name(
-    tmp_path: Path, make_run: MakeRun, no_charts: None
-) -> None:
-    made = {"metric": "mean_absolute_error", "metric_grows": False}
-    make_run("baseline", scores=(0.5, 0.4, 0.3), **made)
-    make_run("mpi", scores=(0.5, 0.4, 0.25), **made, **TWO_RANKS)
-    make_run("other", **TWO_RANKS)
-    pages.write([tmp_path], tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    assert "they are compared in 2 groups:\n\n- test mean_absolute_error\n- test accuracy" in text
-    group, other = text.split("# Training on Fashion-MNIST: cnn under one strategy: test accuracy")
-    assert "Images/s | Test mean_absolute_error |" in group
-    assert "Images/s | Test accuracy |" in other
-    assert "trained in 20.00 s to a test mean_absolute_error of 0.3000." in group
-    assert ", with a test mean_absolute_error that differs by -0.0500." in group
-    assert "Training time to a test accuracy" not in group
-    assert "Training time to a test accuracy" in other
 
 
 def test_a_table_is_the_same_in_markdown_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from mpi_train.runs.checkpoint_file import CheckpointFile, Entry
 from mpi_train.runs.checkpoints import KEPT, Checkpoints, Position, work_of
 from mpi_train.runtime.errors import DataError, UsageError
 from mpi_train.runtime.world import World
+from mpi_train.training.steps import Segment
 
 pytestmark = [pytest.mark.timeout(300)]
 
@@ -44,7 +45,7 @@ def write(path: Path, *, scale: float = 1.0) -> dict[str, np.ndarray]:
 
 
 def position(epoch: int, step: int = 0) -> Position:
-    return Position(epoch=epoch, step=step)
+    return Position(epoch=epoch, segments=(Segment(1, step),) if step else (), epochs=())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_an_impossible_position_is_refused(tmp_path: Path) -> None:
         {"position": dataclasses.asdict(position(1)), "work": WORK, "size": None},
         {"position": dataclasses.asdict(position(1)), "work": 1, "size": 1},
         {
-            "position": {**dataclasses.asdict(position(1)), "step": -1},
+            "position": {**dataclasses.asdict(position(1)), "segments": [{"size": 0, "num_steps": 1}]},
             "work": WORK,
             "size": 1,
         },
@@ -301,6 +302,7 @@ WRITER = """
 import os, sys, numpy as np
 from pathlib import Path
 from mpi_train.runs.checkpoints import Checkpoints, Position
+from mpi_train.training.steps import Segment
 from mpi_train.runtime.world import World
 for _ in sys.stdin:
     child = os.fork()
@@ -313,7 +315,7 @@ for _ in sys.stdin:
     print(os.getpid(), first, flush=True)
     for step in range(first, 10**6):
         array = np.full(1_000_000, step, np.float32)
-        checkpoints.save(Position(step=step), {"weights": array})
+        checkpoints.save(Position(segments=(Segment(1, step),)), {"weights": array})
 """
 
 

@@ -71,12 +71,10 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 def test_parts_of_an_epoch_add_up() -> None:
     def part(count: int, ranks: int) -> EpochTotals:
         times = [RankTimes(compute_s=1, moving_s=2, waiting_s=3, host_s=4)] * ranks
-        return EpochTotals(
-            loss=2.0 * count, metrics=[count / 2, count], count=count, train_s=10, by_rank=times
-        )
+        return EpochTotals(loss=2.0 * count, correct=count / 2, count=count, train_s=10, by_rank=times)
 
     whole = part(30, 2) + part(10, 2)
-    assert (whole.count, whole.mean_loss, whole.metrics, whole.train_s) == (40, 2, [20, 40], 20)
+    assert (whole.count, whole.mean_loss, whole.accuracy, whole.train_s) == (40, 2, 0.5, 20)
     assert whole.by_rank == [RankTimes(compute_s=2, moving_s=4, waiting_s=6, host_s=8)] * 2
-    assert (EpochTotals() + part(10, 3)) == part(10, 3)
+    assert (EpochTotals() + part(10, 3)).by_rank == part(10, 3).by_rank
     assert (part(30, 2) + part(10, 3)).by_rank == []

@@ -61,7 +61,7 @@ def test_mlflow_gets_the_figures_of_the_record(
     assert (found["status"], found["name"]) == ("FINISHED", record.run_id)
     assert found["tags"]["run_id"] == record.run_id
     assert found["params"]["batch_size"] == "12"
-    assert found["history"] == [[epoch.epoch, epoch.test_metrics["accuracy"]] for epoch in record.epochs]
+    assert found["history"] == [[epoch.epoch, epoch.test_accuracy] for epoch in record.epochs]
     assert found["artifacts"] == ["run.json"]
 
 

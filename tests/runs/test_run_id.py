@@ -42,14 +42,8 @@ def test_other_texts_are_no_ids(text: object) -> None:
 def test_a_previous_run_is_moved_with_all_its_files_and_no_others(tmp_path: Path) -> None:
     name = new_run_id(MOMENT, ("mpi",))
     (tmp_path / "events.jsonl").write_text(json.dumps({"key": "run_id", "value": name}) + "\n")
-    own = {
-        "events.jsonl",
-        "run.json",
-        "epochs.csv",
-        "model.keras",
-        "mistakes.json",
-    }  # the last one of older versions
-    for other in ("run.json", "epochs.csv", "model.keras", "mistakes.json", "job.log", "mine.txt"):
+    own = {"events.jsonl", "run.json", "epochs.csv", "mistakes.json"}  # the last one of older versions
+    for other in ("run.json", "epochs.csv", "mistakes.json", "job.log", "mine.txt"):
         (tmp_path / other).write_text(other)
     (tmp_path / "checkpoints").mkdir()
     assert archive_previous_run(tmp_path) == tmp_path / "earlier" / name

@@ -71,7 +71,7 @@ def _cells(record: RunRecord, reached_s: float | None, plain_s: float | None) ->
         ABSENT if hidden is None else cells.percent(hidden),
         f"not in {len(record.epochs)} epochs" if reached_s is None else f"{cells.seconds(reached_s)} s",
         cells.times(plain_s / reached_s) if plain_s and reached_s else ABSENT,
-        cells.accuracy(record.score),
+        cells.accuracy(record.test_accuracy),
     ]
 
 

@@ -22,7 +22,6 @@ from mpi_train.benchmarks.scaling.calibration import Calibration, Contention
 from mpi_train.benchmarks.timing import BareAllReduce, Name, TimedStep, Work
 from mpi_train.collectives.buckets import BUCKET_BYTES, grouped
 from mpi_train.collectives.config import ExchangeConfig
-from mpi_train.models.compiling import optimizer_name
 from mpi_train.runtime import machine
 from mpi_train.runtime.errors import JobError
 from mpi_train.runtime.world import World
@@ -92,12 +91,7 @@ def calibrate(
         singles = np.array([timing.seconds_of(local[own_batch]) for _ in range(_NUM_SINGLE)])
         everyone = np.concatenate(pair.gather_all(singles))
         return Calibration(
-            step={
-                "model": config.model,
-                "batch_size": config.batch_size,
-                "optimizer": optimizer_name(local[own_batch].trainer.objective.optimizer),
-                "dtype": config.dtype,
-            },
+            step={name: getattr(config, name) for name in ("model", "batch_size", "optimizer", "dtype")},
             model_bytes=4 * flat.num_padded,
             num_buckets=len(grouped([4 * size for size in flat.sizes], BUCKET_BYTES)),
             hosts=pair.hosts,

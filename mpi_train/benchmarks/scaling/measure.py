@@ -81,7 +81,7 @@ def measure(config: ScalingConfig, world: World, threads: int) -> None:
         )
     console, device = output.begin(world, config.out, FILES)
     sizes = [2**power for power in range(world.size.bit_length())]
-    step = f"{config.model}, batch {config.batch_size}, {config.dtype}"
+    step = f"{config.model}, batch {config.batch_size}, {config.optimizer}, {config.dtype}"
     console.print(
         f"scaling: {step}, {', '.join(map(str, sizes))} ranks of {threads} threads, {machine.cpu_model()}"
     )

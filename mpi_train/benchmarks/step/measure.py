@@ -15,16 +15,12 @@ from mpi_train.benchmarks.config import BenchStepConfig
 from mpi_train.benchmarks.step import workloads
 from mpi_train.benchmarks.timing import BareAllReduce, TimedStep, Work
 from mpi_train.collectives.config import ExchangeConfig
-from mpi_train.data.examples import Examples
-from mpi_train.models.compiling import optimizer_name
 from mpi_train.report.summary import sized
 from mpi_train.report.tables import Table
 from mpi_train.runs.config import one_example_a_rank
 from mpi_train.runtime import machine
 from mpi_train.runtime.flags import as_dict
 from mpi_train.runtime.world import World
-from mpi_train.strategies.custom_loop import objective_of
-from mpi_train.training.trainer import Trainer
 
 OUT_FILE = "bench_step.json"
 NUM_IMAGES = 60_000
@@ -129,13 +125,11 @@ def measure(config: BenchStepConfig, world: World, threads: int) -> None:
     num_steps = max(1, NUM_IMAGES // config.batch_size)
     timed_step = partial(TimedStep, config, world, device, config.batch_size, num_steps=num_steps)
     step = timed_step()
-    console.print(_description(config, world, threads, step.trainer))
+    console.print(_description(config, world, threads, sum(step.trainer.flat.sizes)))
     batch, rng = -(-config.batch_size // world.size), np.random.default_rng(config.seed)
     images = rng.random((2, batch, *timing.IMAGE_SHAPE), np.float32)
     labels = rng.integers(0, timing.NUM_CLASSES, batch, np.int32)
-    examples = Examples(images[0], labels)
-    objective, _ = objective_of(config, timing.IMAGE_SHAPE, timing.NUM_CLASSES, examples)
-    gradient = workloads.gradient(objective, images, labels)
+    gradient = workloads.gradient(timing.build_model(config), images, labels)
     product = workloads.product(config.dtype)
     works: dict[str, Work] = {GRADIENT: gradient, OPTIMIZER: workloads.update(step.trainer), STEP: step}
     if world.size > 1:
@@ -164,11 +158,10 @@ def measure(config: BenchStepConfig, world: World, threads: int) -> None:
             output.write(config.out, {OUT_FILE: content})
 
 
-def _description(config: BenchStepConfig, world: World, threads: int, trainer: Trainer) -> str:
-    num_weights, optimizer = sum(trainer.flat.sizes), optimizer_name(trainer.objective.optimizer)
+def _description(config: BenchStepConfig, world: World, threads: int, num_weights: int) -> str:
     text = (
         f"bench_step: {config.model} ({num_weights:,} trainable weights), global batch {config.batch_size}, "
-        f"{optimizer}, {config.dtype}, {sized(world.size, 'rank')} x {sized(threads, 'thread')}"
+        f"{config.optimizer}, {config.dtype}, {sized(world.size, 'rank')} x {sized(threads, 'thread')}"
         + (f", averaging {config.average}" if world.size > 1 else "")
         + f", {machine.cpu_model()}\n"
         f"{sized(config.repeats, 'sample')} of each part, taken in turn; random images, no data set"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from mpi_train.training.objective import Objective
+from mpi_train.models.zoo import returns_probabilities
+from mpi_train.training.losses import losses_of
 from mpi_train.training.trainer import Trainer
 
 PRODUCT_SIZE = 1024
@@ -51,20 +53,21 @@ class Loop:
         return count_flop(graph.get_concrete_function().outputs)
 
 
-def gradient(objective: Objective, images: np.ndarray, labels: np.ndarray) -> Loop:
+def gradient(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Loop:
     """Make forward pass, loss and backward pass of a plain Keras model, without the suite's training loop.
 
     Takes two batches of images, float32 (2, n, height, width, channels), with the same labels, int32 (n,).
     """
+    from_logits = not returns_probabilities(model)
     both, answers = tf.constant(images), tf.constant(labels)
-    variables = objective.model.trainable_variables
-    initial = [tf.constant(value) for value in objective.initial]
+    variables = model.trainable_variables
 
     def body(number: tf.Tensor) -> list[tf.Tensor]:
         weights = [variable.value for variable in variables]
         with tf.GradientTape() as tape:
-            result = objective.forward_in_place(both[number], answers, initial)
-        return tape.gradient(result.mean, weights, unconnected_gradients="zero")
+            outputs = model(both[number], training=True)
+            loss = tf.reduce_mean(losses_of(outputs, answers, from_logits=from_logits))
+        return tape.gradient(loss, weights, unconnected_gradients="zero")
 
     # All gradients leave the loop, at 0.5 µs each: TensorFlow would replace an unused one by a no-op.
     return Loop(body, [tf.zeros(variable.shape) for variable in variables])

@@ -12,18 +12,14 @@ from mpi_train.runtime import files
 
 
 def draw(
-    clients: Sequence[dict[str, Any]],
-    class_names: Sequence[str],
-    metric: str,
-    test_value: float,
-    path: Path,
+    clients: Sequence[dict[str, Any]], class_names: Sequence[str], test_accuracy: float, path: Path
 ) -> None:
     """Write the chart as PNG.
 
     Args:
         clients: Entries of ``clients.json``.
         class_names: Name of each label.
-        metric, test_value: Metric of the clients, and its value of the final model on the test set.
+        test_accuracy: Accuracy of the final model on the test set.
         path: Path of the file.
     """
     # Without pyplot, which looks for a display and keeps figures open.
@@ -42,9 +38,9 @@ def draw(
     classes.invert_yaxis()
     classes.set_xlabel("training examples")
     classes.set_title("Data of each client")
-    score.plot([client[metric] for client in clients], places, "o", color="#222222")
-    score.axvline(test_value, color="#0072B2", linestyle="--")
-    score.set_xlabel(f"{metric} on its own data (dashed: test set, {test_value:.4f})")
+    score.plot([client["accuracy"] for client in clients], places, "o", color="#222222")
+    score.axvline(test_accuracy, color="#0072B2", linestyle="--")
+    score.set_xlabel(f"accuracy on its own data (dashed: test set, {test_accuracy:.4f})")
     score.set_title("Final model on it")
     score.grid(axis="x", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)

@@ -5,7 +5,7 @@ A client is a shard, whose examples never leave their rank; ``jobs/prepare_data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mpi_train.runtime.world import World
 from mpi_train.strategies.federated.config import FederatedConfig
 from mpi_train.strategies.federated.server import Server
 from mpi_train.training.loop import Chunk, ChunkCallback, run_chunks
-from mpi_train.training.steps import plan_steps
+from mpi_train.training.steps import epoch_order, plan_steps
 from mpi_train.training.totals import EpochTotals
 from mpi_train.training.trainer import Trainer
 
@@ -99,7 +99,8 @@ class RankClients:
         """Build the graphs, for any number of examples."""
         for client in (self.clients[0], self.clients[-1]):
             for count in (client.num_examples, max(1, client.num_examples // 2)):
-                self._trainer.warm_up(plan_steps((), count, self._config.batch_size))
+                steps = plan_steps(count, self._config.batch_size)
+                self._trainer.warm_up(np.zeros(count, np.int32), steps)
 
     def train(self, client: Client, round_number: int) -> tuple[EpochTotals, bool]:
         """Run the local epochs of a client, from the server's model on.
@@ -116,26 +117,16 @@ class RankClients:
         for slot, value in zip(self._slots, self._initial, strict=True):
             slot.assign(value)
         config, trainer = self._config, self._trainer
-        offset = np.int32(client.start - self.clients[0].start)
+        steps = plan_steps(client.num_examples, config.batch_size)
         totals, finite = EpochTotals(), _FiniteCheck()
         for local in range(config.local_epochs):
             epoch = (round_number - 1) * config.local_epochs + local + 1
-            # Every client has an order of its own; that of client 0 is the one of other strategies.
-            steps = plan_steps((config.seed, epoch, client.number), client.num_examples, config.batch_size)
-            run_steps = trainer.prepare(replace(steps, order=steps.order + offset))
+            order = epoch_order(config.seed, epoch, client.number, client.num_examples)
+            run_steps = trainer.prepare(order + np.int32(client.start - self.clients[0].start), steps)
             totals += run_chunks(
                 run_steps, len(steps), World(), finite, weights=lambda: [trainer.flat.weights.numpy()]
             )
         return totals, finite.so_far
-
-    @property
-    def num_metrics(self) -> int:
-        """Number of the sums in ``EpochTotals.metrics``."""
-        return sum(value.size for value in self._trainer.objective.initial)
-
-    def results(self, totals: EpochTotals) -> dict[str, float]:
-        """Return the metrics of a client's training by name."""
-        return self._trainer.objective.results(totals.metrics)
 
     def examples_of(self, client: Client) -> Examples:
         """Return the examples of one client."""

@@ -92,5 +92,5 @@ class Server:
         for name, variable in self._variables.items():
             variable.assign(arrays[name])
         if not same_size:
-            offset_seeds_by_rank(self._world, self._trainer.flat.seeds)
+            offset_seeds_by_rank(self._world, self._trainer.flat.states)
         self.load_server_weights()

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from mpi_train.collectives.averaging import NoAveraging
-from mpi_train.models.flat import FlatModel
+from mpi_train.models import zoo
+from mpi_train.models.flat import FlatModel, digest_of
 from mpi_train.monitor import timeline
 from mpi_train.runs import epochs
 from mpi_train.runs.loggers import Logger
@@ -54,13 +55,13 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
         examples = run.shards.read_range("train", mine[0].start, mine[-1].stop)
     test_examples = run.read("test")
     with world.together():
-        objective = build(run, examples)
-    flat = FlatModel(objective.model, device, objective.states)
+        model, optimizer = build(run)
+    flat = FlatModel(model, device)
     proximal = Proximal(flat, config.proximal) if config.proximal else NoAveraging()
-    trainer = Trainer(flat, objective.optimizer, examples, objective, averaging=proximal, devices=[device])
-    evaluator = Evaluator(objective, flat.values, test_examples)
+    trainer = Trainer(flat, optimizer, examples, averaging=proximal, devices=[device])
+    evaluator = Evaluator(flat.predict, test_examples, from_logits=not zoo.returns_probabilities(model))
     start_equal(world, trainer.variables)
-    offset_seeds_by_rank(world, flat.seeds)
+    offset_seeds_by_rank(world, flat.states)
     run.lap("build")
     server = Server(trainer, world, config.server_momentum)
     own_clients = RankClients(trainer, server, mine, config)
@@ -82,9 +83,10 @@ def train(config: FederatedConfig, world: World, threads: int) -> RunRecord:
         run,
         server,
         train_round,
-        objective=objective,
-        export=trainer.export,
+        model=(model.name, model.count_params()),
+        optimizer=optimizer,
         sync={"average": "clients", "clients": len(clients), **options},
+        weights_sha256=lambda: digest_of(flat.export()),
         details=lambda: _describe(run, own_clients, evaluator),
         save_at_start=True,  # a round has no checkpoint within it
     )
@@ -98,7 +100,7 @@ class ClientReport:
     rank: int
     examples: int
     train_loss: float
-    train_metrics: dict[str, float]
+    train_accuracy: float
     train_s: float
 
 
@@ -121,7 +123,6 @@ def _train_round(
     begin = time.perf_counter()
     compute_s = waiting_s = 0.0
     reports: list[ClientReport] = []
-    sums = np.zeros(own_clients.num_metrics)
     with timeline.phase("host"):
         for turn in range(num_turns):
             start = time.perf_counter()
@@ -135,8 +136,7 @@ def _train_round(
                         server.accumulate(client.num_examples / num_examples)
                     loss, count = totals.mean_loss, totals.count
                     report = (client.number, world.rank, client.num_examples)
-                    sums += totals.metrics
-                    reports.append(ClientReport(*report, loss, own_clients.results(totals), totals.train_s))
+                    reports.append(ClientReport(*report, loss, totals.accuracy, totals.train_s))
             trained = time.perf_counter()
             compute_s += trained - start
             # There is no exchange within a turn: ranks meet after it, and wait for the slowest client.
@@ -151,13 +151,12 @@ def _train_round(
         reduce_s = time.perf_counter() - start
     train_s = time.perf_counter() - begin
     everyone = world.gather_all((train_s, compute_s, waiting_s, reduce_s, reports))
-    metrics = world.sum(sums)
     moving_s = min(rank[3] for rank in everyone)
     all_reports = sorted((one for rank in everyone for one in rank[4]), key=lambda one: one.client)
     counted = [(one, one.examples * config.local_epochs) for one in all_reports]
     return EpochTotals(
         loss=sum(one.train_loss * count for one, count in counted),
-        metrics=metrics.tolist(),
+        correct=sum(one.train_accuracy * count for one, count in counted),
         count=sum(count for _, count in counted),
         train_s=max(rank[0] for rank in everyone),
         by_rank=[
@@ -190,7 +189,7 @@ class _RoundsLog(Logger):
 
     def epoch(self, record: EpochRecord) -> None:
         """Add a round, whose ``reports`` are known, and write the file."""
-        line = {"round": record.epoch, "test_loss": record.test_loss, "test_metrics": record.test_metrics}
+        line = {"round": record.epoch, "test_loss": record.test_loss, "test_accuracy": record.test_accuracy}
         self._lines.append(json.dumps({**line, "clients": [asdict(report) for report in self.reports]}))
         try:
             files.write_text(self._path, "\n".join(self._lines) + "\n")
@@ -204,14 +203,14 @@ def _describe(run: Run, own_clients: RankClients, evaluator: Evaluator) -> dict[
     for client in own_clients.clients:
         own = own_clients.examples_of(client)
         classes = np.bincount(own.labels, minlength=run.num_classes).tolist()
-        value = evaluator.results_on(own).get(run.metric)
-        mine.append({"client": client.number, "rank": client.rank, "classes": classes, run.metric: value})
+        accuracy = evaluator.accuracy_on(own)
+        mine.append({"client": client.number, "rank": client.rank, "classes": classes, "accuracy": accuracy})
     described = [one for rank in run.world.gather_all(mine) for one in rank]
     if run.world.is_root:
-        class_names, test_value = run.shards.manifest.class_names, run.epochs[-1].test_value(run.metric)
+        class_names, test_accuracy = run.shards.manifest.class_names, run.epochs[-1].test_accuracy
         try:
             files.write_json(run.out / CLIENTS, described)
-            chart.draw(described, class_names, run.metric, test_value, run.out / PICTURE)
+            chart.draw(described, class_names, test_accuracy, run.out / PICTURE)
         except OSError as error:
             run.progress.warn(f"{run.out / CLIENTS} and {PICTURE}: {error.strerror}; not written")
     return {}

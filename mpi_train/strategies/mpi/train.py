@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from mpi_train.collectives import averaging
@@ -19,7 +20,6 @@ from mpi_train.runtime import devices
 from mpi_train.runtime.world import World
 from mpi_train.strategies import custom_loop
 from mpi_train.strategies.mpi.config import MpiConfig
-from mpi_train.training.objective import Objective
 from mpi_train.training.sync_batchnorm import synchronised
 
 
@@ -43,8 +43,8 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
         within_model.append(mean_all_reduce(world, length))
         return within_model[-1]
 
-    def synchronise(objective: Objective) -> Objective:
-        return objective.of_copy(synchronised(objective.model, mean_within_model if world.size > 1 else None))
+    def synchronise(model: keras.Model) -> keras.Model:
+        return synchronised(model, mean_within_model if world.size > 1 else None)
 
     return custom_loop.train(
         run,
@@ -57,7 +57,7 @@ def train(config: MpiConfig, world: World, threads: int) -> RunRecord:
             **_uncommon(config),
         },
         rate=LearningRate(config.rate_factor, config.warmup_epochs),
-        adapt=synchronise if config.sync_batchnorm else lambda objective: objective,
+        adapt=synchronise if config.sync_batchnorm else lambda model: model,
     )
 
 

@@ -46,16 +46,8 @@ def blocks_of(model: keras.Model) -> list[Block]:
     """Cut a model into as many blocks as possible, in the order of the data.
 
     Raises:
-        UsageError: the model is no graph of layers with one input, each called once, or its optimizer needs
-            the gradients of all stages at once.
+        UsageError: the model is no graph of layers with one input, each called once.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if getattr(getattr(optimizer, "inner_optimizer", optimizer), "global_clipnorm", None):
-        raise UsageError(
-            "expected a model that can be cut: without global_clipnorm, which needs the gradients of "
-            f"all stages. Got: {model.name} with global_clipnorm",
-            remedy="clipnorm, which each layer has for itself, or another strategy",
-        )
     try:
         # This makes a graph of a Sequential too.
         graph = keras.Model(model.inputs, model.outputs)

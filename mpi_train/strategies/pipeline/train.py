@@ -21,13 +21,15 @@ from mpi_train.collectives.averaging import Averaging, Gradients, NoAveraging
 from mpi_train.collectives.exchange_log import Traffic
 from mpi_train.collectives.hierarchical import mean_all_reduce
 from mpi_train.data.examples import Examples
-from mpi_train.models.flat import FlatModel, is_seed
+from mpi_train.models import zoo
+from mpi_train.models.flat import FlatModel
 from mpi_train.monitor import timeline
 from mpi_train.runs.checkpoints import Arrays, work_of
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.run import Run
 from mpi_train.runtime import devices
 from mpi_train.runtime.errors import UsageError
+from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
 from mpi_train.strategies import custom_loop
 from mpi_train.strategies.pipeline import partition
@@ -36,27 +38,21 @@ from mpi_train.strategies.pipeline.link import Link
 from mpi_train.strategies.pipeline.schedule import bubble, in_flight, one_forward_one_backward
 from mpi_train.training import evaluation
 from mpi_train.training.evaluation import Evaluator
-from mpi_train.training.inputs import as_input, as_target
 from mpi_train.training.loop import RunSteps
-from mpi_train.training.objective import Forward, Objective
+from mpi_train.training.losses import as_input, losses_of, num_correct
 from mpi_train.training.replicas import offset_seeds_by_rank, start_equal
 from mpi_train.training.steps import Steps
-from mpi_train.training.trainer import Batch, Trainer, weighted
+from mpi_train.training.trainer import Batch, Trainer, mean_states
 
 
 def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
     """Train the stages of all ranks and write the record."""
     run = Run("pipeline", config, world, threads)
     asked = [] if config.cut is None else [name.strip() for name in config.cut.split(",")]
-    looked_at = run.read("train")  # the model is built on a few of these
     # Every rank builds the whole model in host memory, for the same initial weights.
     with world.together(), tf.device("/CPU:0"):
         device = devices.own_device(world)
-        of_whole = custom_loop.build(run, looked_at)
-        whole = of_whole.whole
-        if getattr(whole.optimizer, "global_clipnorm", None):
-            expected = "expected an optimizer without global_clipnorm, which needs the norm of all weights"
-            raise UsageError(expected, remedy="clipnorm or clipvalue, or another strategy")
+        whole, optimizer = custom_loop.build(run)
         pieces = partition.blocks_of(whole)
         num_asked = config.stages or (len(asked) + 1 if asked else None)
         num_stages = partition.num_stages(pieces, num_asked, world.size)
@@ -89,16 +85,20 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         )
     with world.together(), tf.device("/CPU:0"):
         model = partition.stage_of(pieces, starts, number)
-    del pieces
-    objective = of_whole.of_stage(model, is_last=number == num_stages - 1)
-    flat = FlatModel(model, device, objective.states)
+    name, num_weights = whole.name, whole.count_params()
+    del whole, pieces
+    flat = FlatModel(model, device)
     links = _links(pipe, flat, config, copies=peers.size)
     over_peers = Gradients(mean_all_reduce(peers, flat.num_padded)) if peers.size > 1 else NoAveraging()
     exchange = _Exchange(over_peers, peers, pipe, links)
-    trainer = _StageTrainer(flat, objective, examples, exchange, [device] * config.micro_batches)
-    evaluator = Evaluator(objective, flat.values, test_examples, trainer.evaluate)
+    trainer = _StageTrainer(flat, optimizer, examples, exchange, [device] * config.micro_batches)
+    evaluator = Evaluator(
+        lambda images: _predict(flat, links, images, run.num_classes),
+        test_examples,
+        from_logits=not zoo.returns_probabilities(model),
+    )
     start_equal(peers, trainer.variables)
-    offset_seeds_by_rank(world, flat.seeds)
+    offset_seeds_by_rank(world, flat.states)
     layout = {"stages": num_stages, "copies": peers.size, "micro_batches": config.micro_batches}
     run.progress.say(
         f"pipeline: {num_stages} stage{'s' if num_stages > 1 else ''} in {peers.size} "
@@ -122,11 +122,12 @@ def train(config: PipelineConfig, world: World, threads: int) -> RunRecord:
         state=_StageState(trainer),
         # All stages work on the same examples, which count once.
         scores=lambda scores: scores if links.after is None else scores.none(),
+        model=(name, num_weights),
         # A checkpoint holds the weights of each rank's stage.
         layout={**layout, "cut": cut},
         sync={"average": "gradients", "every": 1, **layout, **({"cut": asked} if asked else {})},
         details=details,
-        export=lambda: _assembled(flat, pipe, whole),
+        weights_sha256=lambda: digest(_all_weights(flat, pipe)),
     )
     run.progress.say(
         f"pipeline: ranks waited {record.details['bubble']:.0%} of the time; with equally fast stages it "
@@ -184,95 +185,71 @@ class _StageTrainer(Trainer):
     def __init__(
         self,
         flat: FlatModel,
-        objective: Objective,
+        optimizer: keras.Optimizer,
         examples: Examples,
         exchange: _Exchange,
         devices: Sequence[str],
     ) -> None:
-        super().__init__(flat, objective.optimizer, examples, objective, averaging=exchange, devices=devices)
+        super().__init__(flat, optimizer, examples, averaging=exchange, devices=devices)
         self._exchange, self._links = exchange, exchange.links
         self._schedule = one_forward_one_backward(exchange.pipe.rank, exchange.pipe.size, len(devices))
 
-    def prepare(self, steps: Steps) -> RunSteps:
-        run = super().prepare(steps)
+    def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
+        run = super().prepare(order, steps)
 
-        def run_and_wait(first: int, stop: int) -> tuple[float, np.ndarray, int]:
-            loss, metrics, count = run(first, stop)
+        def run_and_wait(first: int, stop: int) -> tuple[float, float, int]:
+            loss, correct, count = run(first, stop)
             self._exchange.wait()
             # All stages work on the same examples. The last one knows their loss and counts them.
-            return loss, metrics, count if self._links.after is None else 0
+            return loss, correct, count if self._links.after is None else 0
 
         return run_and_wait
 
-    def gradient(
-        self, batches: Sequence[Batch], metrics: list[tf.Tensor], num_ranks: int
-    ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
+    def gradient(self, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         before, after = self._links.before, self._links.after
         pieces = self.flat.slices(tf.identity(self.flat.weights.value))
-        states = first = self.flat.part_states(0)
-        seeds = [is_seed(variable) for variable in self.objective.states]
-        factor = self.update.optimizer.scale_loss(float(num_ranks))
-        results: list[Forward] = []
-        step_loss, gradient = tf.constant(0.0), tf.zeros(self.flat.num_padded)
-        kept: dict[int, tuple[tf.GradientTape, list[Any], Forward, tf.Tensor, tf.Tensor]] = {}
+        states = first = [tf.identity(state) for state in self.flat.states]
+        parts: list[list[tf.Tensor]] = []
+        loss, correct, gradient = tf.constant(0.0), tf.constant(0.0), tf.zeros(self.flat.num_padded)
+        kept: dict[int, tuple[tf.GradientTape, list[tf.Tensor], tf.Tensor]] = {}
         done: list[tf.Tensor] = []
         for direction, part in self._schedule:
-            images, labels, share = batches[part]
+            images, labels, scale = batches[part]
             count, known = tf.shape(labels)[0], labels.shape[0]
             # One pass after another: kernels that start early would need memory early.
             with tf.control_dependencies(done):
                 if direction == "forward":
-                    x = as_input(images) if before is None else before.receive(count, known)
-                    # Statistics continue from the start of the step, seeds from the part before.
-                    states = [b if seed else a for a, b, seed in zip(first, states, seeds, strict=True)]
+                    inputs = as_input(images) if before is None else before.receive(count, known)
+                    sources = pieces if before is None else [*pieces, inputs]
                     with tf.GradientTape(watch_accessed_variables=False) as tape:
-                        tape.watch(pieces if before is None else [*pieces, x])
-                        result = self.objective.forward(
-                            x, as_target(labels), pieces, states, metrics, training=True, tape=tape
-                        )
-                        loss, upstream = weighted(result, share)
-                    states, metrics = result.states, self.objective.counted(share, result.metrics, metrics)
-                    results.append(result)
-                    step_loss += loss * upstream
+                        tape.watch(sources)
+                        # BatchNorm's statistics continue from the start of the step, seeds from the part
+                        # before.
+                        states = [a if a.dtype.is_floating else b for a, b in zip(first, states, strict=True)]
+                        outputs, states = self.flat.call(pieces, states, inputs, training=True)
+                        parts.append(states)
+                        if after is None:
+                            labels = tf.cast(labels, tf.int32)
+                            right = num_correct(outputs, labels)
+                            outputs = tf.reduce_sum(losses_of(outputs, labels, from_logits=self._from_logits))
+                            loss, correct = loss + tf.sign(scale) * outputs, correct + tf.sign(scale) * right
                     if after is not None:
-                        after.send(result.outputs)
-                    sources = [result.weights, *([] if before is None else [x])]
-                    kept[part] = tape, sources, result, loss, upstream
-                    done = [result.outputs]
+                        after.send(outputs)
+                    kept[part] = tape, sources, outputs
+                    done = [outputs]
                 else:
-                    tape, sources, result, loss, upstream = kept.pop(part)
-                    targets, above = [loss], [upstream * factor]
-                    if after is not None:
-                        targets.append(result.outputs)
-                        above.append(after.receive(count, known))
-                    weights, *inputs = tape.gradient(
-                        targets, sources, output_gradients=above, unconnected_gradients="zero"
+                    tape, sources, outputs = kept.pop(part)
+                    upstream = scale if after is None else after.receive(count, known)
+                    gradients = tape.gradient(
+                        outputs, sources, output_gradients=upstream, unconnected_gradients="zero"
                     )
                     if before is not None:
-                        before.send(*inputs)
-                    gradient += self.flat.concat([tf.add_n(versions) for versions in weights])
+                        before.send(gradients.pop())
+                    gradient += self.flat.concat(gradients)
                     done = [gradient]
-        self.update_states(results)
-        return step_loss, metrics, gradient
-
-    def evaluate(
-        self,
-        x: tf.Tensor,
-        y: tf.Tensor,
-        weights: Sequence[tf.Tensor],
-        states: Sequence[tf.Tensor],
-        metrics: Sequence[tf.Tensor],
-        *,
-        training: bool,
-    ) -> Forward:
-        """Run a batch through this stage, between the neighbouring ones; see ``Objective.forward``."""
-        if self._links.before is not None:
-            x = self._links.before.receive(tf.shape(y)[0], None)
-        result = self.objective.forward(x, y, weights, states, metrics, training=training)
-        if self._links.after is None:
-            return result
-        self._links.after.send(result.outputs)
-        return replace(result, outputs=None)
+        for variable, state in zip(self.flat.states, mean_states(parts), strict=True):
+            variable.assign(state)
+        return loss, correct, gradient
 
 
 class _Exchange(Averaging):
@@ -310,16 +287,25 @@ class _Exchange(Averaging):
         return sum(link.log.total_s for link in self.links) + over_peers_s + self._all_idle_s
 
 
-def _assembled(flat: FlatModel, pipe: World, whole: keras.Model) -> keras.Model | None:
-    """Return the whole model with the weights of all stages, on the root of the pipe."""
+def _predict(flat: FlatModel, links: _Links, images: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Run a batch through this stage; the result is zeros on all stages but the last."""
+    count = tf.shape(images)[0]
+    outputs = flat.predict(images if links.before is None else links.before.receive(count, None))
+    if links.after is None:
+        return outputs
+    links.after.send(outputs)
+    return tf.zeros([count, num_classes])
+
+
+def _all_weights(flat: FlatModel, pipe: World) -> Iterator[np.ndarray]:
+    """Yield the weights of the whole model in layer order, stage by stage, on the root of the pipe only."""
     own = [weight.numpy() for weight in flat.export().weights]
     if not pipe.is_root:
         pipe.send_object(own, to=0)
-        return None
+        return
+    yield from own
     for stage in range(1, pipe.size):
-        own += pipe.receive_object(source=stage)
-    whole.set_weights(own)
-    return whole
+        yield from pipe.receive_object(source=stage)
 
 
 class _StageState:
@@ -331,7 +317,7 @@ class _StageState:
         self._rows: dict[str, list[tf.Variable]] = {
             "weights": [flat.weights.value],
             "statistics": flat.moving_statistics,
-            "others": [state for state in flat.states if not state.dtype.is_floating],
+            "seeds": [state for state in flat.states if not state.dtype.is_floating],
             "slots": [v for v in trainer.update.variables if v.dtype.is_floating],
             "counts": [v for v in trainer.update.variables if not v.dtype.is_floating],
         }

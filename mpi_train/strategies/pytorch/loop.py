@@ -30,20 +30,25 @@ class Loop:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples) -> None:
         self.model, self.optimizer = model, optimizer
+        self.feed(examples)
+
+    def feed(self, examples: Examples) -> None:
+        """Train on these ``examples`` from now on."""
+        self.examples = examples
         self._images, self._labels = _as_tensors(examples)
 
     def weights(self) -> list[np.ndarray]:
         """Return the trainable weights, as views."""
         return [parameter.detach().numpy() for parameter in self.model.parameters()]
 
-    def warm_up(self, steps: Steps) -> None:
-        """Run steps of both sizes once and undo them.
+    def warm_up(self, order: np.ndarray, steps: Steps) -> None:
+        """Run steps of both sizes once and undo them; arguments as for ``prepare``.
 
         PyTorch makes kernels, buckets and optimizer state when they are first used.
         """
         variables = keras_views(self.model)
         before = [variable.clone() for variable in variables]
-        run = self.prepare(steps)
+        run = self.prepare(order, steps)
         run(0, 1)
         run(len(steps) - 1, len(steps))
         for variable, value in zip(variables, before, strict=True):
@@ -60,20 +65,20 @@ class Loop:
             if value is not None
         ]
 
-    def prepare(self, steps: Steps) -> RunSteps:
-        """Return the function that trains steps of an epoch; see ``Trainer.prepare``."""
-        numbers = torch.from_numpy(steps.order)
+    def prepare(self, order: np.ndarray, steps: Steps) -> RunSteps:
+        """Return the function that trains steps of an epoch; arguments as for ``Trainer.prepare``."""
+        numbers = torch.from_numpy(order)
         begins, sizes = steps.begins[:, 0, 0].tolist(), steps.sizes[:, 0, 0].tolist()
-        shares = (steps.shares[:, 0] * steps.num_ranks).tolist()
+        scales = steps.scales[:, 0].tolist()
 
-        def run(first: int, stop: int) -> tuple[float, np.ndarray, int]:
+        def run(first: int, stop: int) -> tuple[float, float, int]:
             self.model.train()
             totals = torch.zeros(2)
             for step in range(first, stop):
                 some = numbers[begins[step] : begins[step] + sizes[step]]
-                totals += self._step(self._images[some], self._labels[some], shares[step] / sizes[step])
-            (loss, correct), count = totals.tolist(), steps.num_examples(first, stop)
-            return loss, np.array([correct, count]), count
+                totals += self._step(self._images[some], self._labels[some], scales[step])
+            loss, correct = totals.tolist()
+            return loss, correct, steps[first:stop].num_examples
 
         return run
 
@@ -98,16 +103,14 @@ class Evaluator:
     def evaluate(self) -> Scores:
         """Evaluate the model on this rank's part."""
         self._model.train(False)
-        labels, loss = self._examples.labels, 0.0
-        predicted = [torch.zeros(0, dtype=torch.int64)]
+        losses, predicted = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
         with torch.inference_mode():
-            for images, some in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):
+            for images, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):
                 outputs = self._model(as_input(images))
-                loss += float(functional.cross_entropy(outputs, some, reduction="sum"))
+                losses.append(functional.cross_entropy(outputs, labels, reduction="none"))
                 predicted.append(outputs.argmax(1))
         winners = torch.cat(predicted).numpy().astype(np.int32)
-        accuracy = np.array([np.count_nonzero(winners == labels), len(labels)], np.float64)
-        return Scores(len(labels), loss, accuracy, labels, winners)
+        return Scores(self._examples.labels, torch.cat(losses).numpy(), winners)
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:

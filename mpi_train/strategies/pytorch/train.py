@@ -14,15 +14,17 @@ import numpy as np
 
 from mpi_train.runs import epochs
 from mpi_train.runs.checkpoints import Arrays
-from mpi_train.runs.config import one_example_a_rank
+from mpi_train.runs.config import RanksConfig, one_example_a_rank
 from mpi_train.runs.record import RunRecord
 from mpi_train.runs.resumable import ResumableRun
 from mpi_train.runs.run import Run
 from mpi_train.runtime import addresses, devices
 from mpi_train.runtime.errors import PlatformError
+from mpi_train.runtime.files import digest
 from mpi_train.runtime.world import World
 from mpi_train.training.loop import run_chunks
 from mpi_train.training.replicas import check_equal, mean_over_ranks
+from mpi_train.training.steps import epoch_order, plan_steps
 
 try:
     import torch
@@ -36,11 +38,10 @@ except ImportError as error:
 
 from mpi_train.strategies.custom_loop import build
 from mpi_train.strategies.pytorch import models as torch_models
-from mpi_train.strategies.pytorch.config import DdpConfig
 from mpi_train.strategies.pytorch.loop import Evaluator, Loop, optimizer_like
 
 
-def train(config: DdpConfig, world: World, threads: int) -> RunRecord:
+def train(config: RanksConfig, world: World, threads: int) -> RunRecord:
     """Train on all ranks of ``world`` and write the record."""
     torch.set_num_threads(threads)
     run = Run("ddp", config, world, threads)
@@ -69,40 +70,38 @@ def _train(run: Run) -> RunRecord:
     devices.start_tensorflow()
     with world.together():
         model = torch_models.build(config.model, run.input_shape, run.num_classes, dtype=config.dtype)
-        objective = build(run, examples)
-        optimizer = optimizer_like(objective.optimizer, model)
+        like, keras_optimizer = build(run)
+        optimizer = optimizer_like(keras_optimizer, model)
     variables = torch_models.keras_views(model)
-    for variable, first in zip(variables, objective.model.variables, strict=True):
+    for variable, first in zip(variables, like.variables, strict=True):
         variable.copy_(torch.from_numpy(first.numpy()))
     # Moving statistics are averaged once an epoch, like under mpi. PyTorch would send those of the root at
     # every step.
     parallel = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
     loop = Loop(parallel, optimizer, examples)
     evaluator = Evaluator(model, test_examples)
+    steps = plan_steps(run.num_train, config.batch_size, rank=world.rank, size=world.size)
     run.lap("build")
-    loop.warm_up(epochs.steps_of(run, 1))
+    loop.warm_up(epoch_order(config.seed, 0, world.rank, len(examples)), steps)
 
     def train_epoch(resumable: ResumableRun) -> None:
-        steps, first = epochs.begin_epoch(resumable)
-        run_steps = loop.prepare(steps)
-        rest = run_chunks(run_steps, len(steps), world, resumable, weights=loop.weights, first=first)
+        epoch = epochs.begin_epoch(resumable, examples)
+        if epoch.examples is not loop.examples:
+            loop.feed(epoch.examples)
+        run_steps, num_steps = loop.prepare(epoch.order, epoch.steps), len(epoch.steps)
+        rest = run_chunks(run_steps, num_steps, world, resumable, weights=loop.weights, first=epoch.first)
         _average_statistics(world, model, len(examples))
-        when = f"after epoch {resumable.position.epoch}"
-        check_equal(world, [variable.numpy() for variable in variables], when=when)
+        check_equal(world, [v.numpy() for v in variables], when=f"after epoch {epoch.number}")
         resumable.end_epoch(rest, evaluator.evaluate)
-
-    def export() -> keras.Model:
-        for trained, variable in zip(variables, objective.model.variables, strict=True):
-            variable.assign(trained.numpy())
-        return objective.model
 
     return epochs.train_epochs(
         run,
-        _State(variables, loop, objective.optimizer),
+        _State(variables, loop, keras_optimizer),
         train_epoch,
-        objective=objective,
-        export=export,
+        model=(like.name, like.count_params()),
+        optimizer=keras_optimizer,
         sync={"average": "gradients", "every": 1},
+        weights_sha256=lambda: digest(variable.numpy() for variable in variables),
     )
 
 
