@@ -24,7 +24,7 @@ class TopKOptions:
     """Options of ``--collective topk``."""
 
     topk_fraction: float = option(
-        0.03, "fraction of gradient entries to send", "FRACTION", changes_result=True
+        0.03, "fraction of gradient entries to send", "FRACTION", changes_result=True, formerly="--topk-part"
     )
 
     def __post_init__(self) -> None:

@@ -108,9 +108,9 @@ def new_figure(title: str, height_in: float, width_in: float = 4.9) -> Figure:
     return figure
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """Name the lines or bars of ``axes`` below the figure."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left")
+def legend(figure: Figure, axes: Axes, columns: int = 1) -> None:
+    """Name the lines or bars of ``axes`` below the figure, in so many columns."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns)
 
 
 def _legend_in(num_labels: int) -> float:

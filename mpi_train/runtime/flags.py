@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
-_RENAMED = {"--topk-part": "--topk-fraction"}
-"""New flags by their old names, which are refused."""
-
 
 def option(
     default: Any,
@@ -32,6 +29,7 @@ def option(
     *,
     changes_result: bool | Callable[[Any], Any] = False,
     choices: Callable[[], Sequence[str]] | None = None,
+    formerly: str | None = None,
 ) -> Any:
     """Declare a dataclass field that is also a flag.
 
@@ -43,9 +41,10 @@ def option(
             not resumed. A function maps the value to the part of it that counts.
         choices: Values that are accepted, asked for when the command line is parsed. A ``Literal`` type does
             the same for values that are known in advance.
+        formerly: Old name of the flag, which is refused with the new one.
     """
     metadata = {"help": text, "metavar": metavar, "changes_result": changes_result, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "formerly": formerly})
 
 
 def variant(selector: str, kinds: Callable[[], Mapping[str, type[DataclassInstance]]]) -> Any:
@@ -82,13 +81,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        self.renamed: dict[str, str] = {}
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].split("=")[0]
-            if word in _RENAMED:
-                raise UsageError(f"expected {_RENAMED[word]}. Got: {word}, its old name")
+            if word in self.renamed:
+                raise UsageError(f"expected {self.renamed[word]}. Got: {word}, its old name")
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = difflib.get_close_matches(word, flags, n=3, cutoff=0.7)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -122,6 +122,8 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         flag, hint, meta = flag_of(field.name), typing.get_type_hints(kind)[field.name], field.metadata
         text = meta["help"]() if callable(meta["help"]) else meta["help"]
+        if meta["formerly"]:
+            self.renamed[meta["formerly"]] = flag
         if default is argparse.SUPPRESS:
             text = f"{text} (default: {field.default})"
         if hint is bool:

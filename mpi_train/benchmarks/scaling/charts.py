@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpi_train.benchmarks.output import seconds
 from mpi_train.report.charts import STYLE, colour, legend, new_figure
 
 if TYPE_CHECKING:
@@ -39,19 +38,26 @@ def scaling(measured: Sequence[Measured]) -> Figure:
 
 def plan(found: Trainings, model: Model, claim: str) -> Figure:
     """Draw time and node-hours of each collective over the ranks, dashed if the result changes."""
-    figure, panels = _figure(claim, 5, ("time to the last epoch", "node-hours"))
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    longest_s = max(row.train_s for rows in found.values() for row in rows)
+    units = {"hours": 3600, "minutes": 60, "seconds": 1}
+    unit = next((name for name, unit_s in units.items() if longest_s > 2 * unit_s), "seconds")
+    figure, panels = _figure(claim, 5, (f"time to the last epoch, {unit}", "node-hours"))
+    ranks = [row.shape.ranks for row in next(iter(found.values()))]
     for number, (name, rows) in enumerate(found.items(), start=1):
         look, hue = "--o" if model.changes_result(name) else "-o", colour(number)
-        ranks = [row.shape.ranks for row in rows]
-        values = [row.train_s for row in rows], [row.node_hours for row in rows]
+        values = [row.train_s / units[unit] for row in rows], [row.node_hours for row in rows]
         for axes, heights in zip(panels, values, strict=True):
             axes.plot(ranks, heights, look, color=hue, markersize=3, linewidth=1.4, label=name)
     ticks = ranks if len(ranks) < 9 else ranks[::2]
     for axes in panels:
         axes.set_yscale("log")
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    panels[0].yaxis.set_major_formatter(lambda value, _: seconds(value))
-    legend(figure, panels[0])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    legend(figure, panels[0], columns=5)
     return figure
 
 
