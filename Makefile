@@ -167,7 +167,7 @@ submit: setup ## Submit STRATEGY (default mpi) to Slurm, on NODES nodes for TIME
 .PHONY: test
 test: setup ## Run the tests of at most 20 s each: plain, on 2 ranks, and on 4 those that show more there
 	$(PYTEST) --durations=30 $(ARGS)
-	. .venv/bin/activate && mpiexec -n 2 pytest --with-mpi $(ARGS)
+	. .venv/bin/activate && $(MPIEXEC:.venv/bin/%=%) -n 2 pytest --with-mpi $(ARGS)
 	$(MPIEXEC) -n 4 $(PYTEST) --with-mpi -m 'mpi and ranks and not slow' --durations=10 $(ARGS)
 
 .PHONY: test-fast

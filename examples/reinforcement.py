@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mpi_train
-from mpi_train.benchmarks import output
 from mpi_train.monitor.progress import Progress
 from mpi_train.runs.job import guarded, read_flags
-from mpi_train.runtime import devices
-from mpi_train.runtime.errors import DivergedError, PlatformError, UsageError
+from mpi_train.runtime import devices, files
+from mpi_train.runtime.errors import DivergedError, PlatformError, UsageError, unwritable
 from mpi_train.runtime.flags import as_dict, at_least, option
 from mpi_train.runtime.world import World, join
 
@@ -226,8 +225,12 @@ def write(result: dict[str, Any], out: Path) -> None:
     axes = figure.subplots()
     axes.plot(*zip(*((each["elapsed_s"], each["mean_reward"]) for each in result["history"]), strict=True))
     axes.set(xlabel="training time [s]", ylabel="mean reward of finished episodes", ylim=(0, 520))
-    output.make_folder(out)
-    output.write(out, {"reinforcement.json": result, "reward.png": figure})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_json(out / "reinforcement.json", result)
+        figure.savefig(out / "reward.png", dpi=120)
+    except OSError as error:
+        raise unwritable(out, error) from error
 
 
 def main() -> None:

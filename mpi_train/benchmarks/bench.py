@@ -37,13 +37,13 @@ class RunsConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         refused = {
-            "resume": "a bench starts each run anew",
-            "trace": "a bench measures runs without a timeline",
-            "json": "a bench shows its runs itself; the figures are in the run.json of each run",
+            "resume": (self.resume != "never", "a bench starts each run anew"),
+            "trace": (self.trace, "a bench measures runs without a timeline"),
+            "json": (self.json, "a bench shows its runs itself; the figures are in the run.json of each run"),
         }
-        for name, reason in refused.items():
-            if (given := getattr(self, name)) not in ("never", False):
-                raise UsageError(f"--{name}: {reason}. Got: {given}", remedy="leave it out")
+        for name, (given, reason) in refused.items():
+            if given:
+                raise UsageError(f"--{name}: {reason}. Got: {getattr(self, name)}", remedy="leave it out")
 
     def flags_of_run(self, **changes: object) -> list[str]:
         """Return the training flags of one run, with ``changes`` to some of them."""

@@ -28,7 +28,7 @@ def begin(world: World, out: Path | None, names: Iterable[str]) -> tuple[Console
     return console(quiet=not world.is_root), device
 
 
-def make_folder(out: Path, names: Iterable[str] = ()) -> None:
+def make_folder(out: Path, names: Iterable[str]) -> None:
     """Make the folder ``out``, and remove the files ``names`` of a previous run; raises ``UsageError``."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from mpi_train.monitor.status import FILE as STATUS_FILE
 from mpi_train.report import pages, tables
@@ -70,10 +72,7 @@ class Series:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.clear()
         try:
-            # Below the results, a terminal shows the run in progress and the last line of its log.
-            with self.console.status("") as status:
-                for number, job in enumerate(self.jobs):
-                    self._run_one(number, job, status.update)
+            self._run_all()
         except KeyboardInterrupt:
             self.console.print("interrupted: the report is made of the finished runs")
             raise
@@ -103,18 +102,32 @@ class Series:
         except OSError as error:
             raise unwritable(self.out, error) from error
 
-    def _run_one(self, number: int, job: Job, show: Callable[[Text], None]) -> None:
-        attempt, folder = job.attempt, self.out / job.attempt.folder
-        size, total = sized(attempt.workers, attempt.unit), len(self.jobs)
-        count = f"{number + 1:{len(str(total))}}/{total}"
-        label = f"[{count}] {attempt.strategy:<24} {size:<10} seed {attempt.seed}"
+    def _run_all(self) -> None:
+        """Make all runs; below the results, a terminal shows the one in progress and how far the bench is."""
+        column = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        text = TextColumn("{task.description}", markup=False, table_column=column)
+        columns = (text, BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn())
+        progress = Progress(
+            *columns, console=self.console, transient=True, expand=True, disable=not self.console.is_terminal
+        )
+        with progress:
+            bar = progress.add_task("", total=len(self.jobs))
+            for number, job in enumerate(self.jobs):
+                self._run_one(number, job, partial(progress.update, bar))
+                progress.advance(bar)
+
+    def _run_one(self, number: int, job: Job, update: Callable[..., None]) -> None:
+        attempt, folder, total = job.attempt, self.out / job.attempt.folder, len(self.jobs)
+        count, size = f"{number + 1:{len(str(total))}}/{total}", sized(attempt.workers, attempt.unit)
+        width = max(len(each.attempt.strategy) for each in self.jobs)
+        label = f"{attempt.strategy:<{width}} {size:<10} seed {attempt.seed}"
         kept, code, shown, result = attempt.exit_code == 0, 0, [], ""
 
-        def show_end(end: str) -> None:
-            show(Text(f"{' '.join(label.split())}: {end}", no_wrap=True, overflow="ellipsis"))
+        def show(end: str) -> None:
+            update(description=f"{' '.join(label.split())}: {end}")
 
         if not kept:
-            code = run_logged(job.words, folder / LOG_FILE, show_end)
+            code = run_logged(job.words, folder / LOG_FILE, show)
             shown = tail(folder / LOG_FILE, _TAIL_LINES)
         if code == 0:
             try:
@@ -124,7 +137,7 @@ class Series:
         self.attempts[number] = dataclasses.replace(attempt, exit_code=code)
         write_attempts(self.out, self.attempts)
         outcome = result or f"FAILED with exit code {code}"
-        self.console.print(f"{label}  {outcome}{'  (kept)' if kept else ''}")
+        self.console.print(f"[{count}] {label}  {outcome}{'  (kept)' if kept else ''}")
         if not result:
             end = f"  the end of {folder / LOG_FILE}:"
             self.console.print(end, *(f"  | {line}" for line in shown), sep="\n")

@@ -29,6 +29,7 @@ from mpi_train.strategies.mpi.config import MpiConfig
 
 PLAIN = "plain"
 SCRIPT = launch.CLONE / "slurm/local_cluster.sh"
+_LIMIT_S = 60.0
 _RATE = re.compile(r"[1-9][0-9]{0,4}[mg]bit|none")
 
 
@@ -153,8 +154,16 @@ def set_rate(rate: str) -> None:
 
 
 def _call(*words: str) -> subprocess.CompletedProcess[str]:
-    # In a session of its own, so that Ctrl-C does not stop the script between two nodes.
-    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, start_new_session=True)
+    try:
+        # In a session of its own, so that Ctrl-C does not stop the script between two nodes.
+        return subprocess.run(
+            [SCRIPT, *words], capture_output=True, text=True, start_new_session=True, timeout=_LIMIT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PlatformError(
+            f"expected {SCRIPT} {words[0]} to end within {_LIMIT_S:g} s. Got: no answer",
+            remedy="as root: make slurm-down, then make slurm-up",
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -181,15 +190,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.make_folder(out, [report.TEXT])
     before = _call("rate").stdout.strip()
     try:
-        for rate, bench in benches.items():
-            set_rate(rate)
-            console.print(f"links: {rate}")
-            try:
-                bench.run()
-            except RunsFailedError as error:
-                failed.append(error)
+        try:
+            for rate, bench in benches.items():
+                set_rate(rate)
+                console.print(f"links: {rate}")
+                try:
+                    bench.run()
+                except RunsFailedError as error:
+                    failed.append(error)
+        finally:
+            set_rate(before)
     finally:
-        set_rate(before)
         attempts = {rate: bench.attempts for rate, bench in benches.items()}
         if any(attempt.exit_code == 0 for own in attempts.values() for attempt in own):
             output.show(console, report.write(out, attempts, config.target, PLAIN))

@@ -31,18 +31,16 @@ def write(out: Path, attempts: Mapping[str, Sequence[Attempt]], target: float, p
     for rate, own in attempts.items():
         pairs = [(attempt, records.get(out / rate / attempt.folder)) for attempt in own]
         tables.append(table("No limit" if rate == "none" else rate, pairs, target, plain))
-    summary, commands = (
-        summarise(Collection(runs, [])),
-        [each.command for own in attempts.values() for each in own],
+    page = pages.fill(
+        "network.md.j2",
+        __package__,
+        target=f"{target:.2f}",
+        text=text,
+        summary=summarise(Collection(runs, [])),
+        tables=tables,
+        commands=[attempt.command for own in attempts.values() for attempt in own],
     )
-    values = {
-        "target": f"{target:.2f}",
-        "text": text,
-        "summary": summary,
-        "tables": tables,
-        "commands": commands,
-    }
-    output.write(out, {TEXT: pages.fill("network.md.j2", __package__, **values)})
+    output.write(out, {TEXT: page})
     return tables
 
 

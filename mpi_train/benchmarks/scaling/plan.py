@@ -127,10 +127,14 @@ def _tables(model: Model, found: Trainings, advices: Mapping[str, Advice]) -> li
             cells = [f"{row.shape.nodes:,}", exchange, seconds(row.train_s), f"{row.node_hours:.3g}"]
             recommended.append([f"{kind}: {shown}", *cells])
     best = advices["the same result"].fastest.collective
-    steps = []
-    for row in _shown(found[best]):
-        times_s = (*row.step.parts_s.values(), row.step.total_s)
-        steps.append([f"{row.shape.ranks:,}", *map(seconds, times_s), size(row.step.sent_bytes)])
+    steps = [
+        [
+            f"{shape.ranks:,}",
+            *map(seconds, (*step.parts_s.values(), step.total_s)),
+            size(step.sent_bytes),
+        ]
+        for shape, step in ((row.shape, row.step) for row in _shown(found[best]))
+    ]
 
     def by_collective(title: str, cell: Callable[[Training], str]) -> Table:
         rows = [[labels[name], *map(cell, _shown(line))] for name, line in found.items()]
@@ -139,7 +143,7 @@ def _tables(model: Model, found: Trainings, advices: Mapping[str, Advice]) -> li
     times = "Training time (* changes the result: check it; /32: every 32 steps)"
     efficiency = "Parallel efficiency: time of one rank for as many examples, over the ranks times their time"
     columns = ("for", "nodes", "exchange", "time", "node-hours")
-    parts = ("ranks", *row.step.parts_s, "in all", "sent by a node")
+    parts = ("ranks", *found[best][0].step.parts_s, "in all", "sent by a node")
     return [
         Table(title="Recommendation", columns=columns, rows=recommended),
         Table(title=f"A step with {best}", columns=parts, rows=steps),

@@ -11,6 +11,7 @@ from mpi_train.benchmarks.scaling import cost_model
 from mpi_train.benchmarks.scaling.calibration import Calibration, Contention, interpolated
 from mpi_train.benchmarks.scaling.cost_model import ALL_REDUCES, PATTERNS, Shape, Transfer
 from mpi_train.collectives.registry import COLLECTIVES
+from mpi_train.runtime.errors import UsageError
 
 ENOUGH = 0.8
 """Parallel efficiency below which more nodes are not recommended."""
@@ -58,7 +59,7 @@ class Model:
         return COLLECTIVES[collective].changes_result or self.every(collective) > 1
 
     def step(self, collective: str, shape: Shape, own_batch: float) -> StepTime:
-        """Predict a step with ``own_batch`` examples a rank."""
+        """Predict a step with ``own_batch`` examples a rank; raises ``UsageError`` for an unknown cost."""
         low, high = self.calibration.uncontended, self.calibration.contended
         if shape.ranks == 1:
             return StepTime(interpolated(self.calibration.alone_s, own_batch))
@@ -91,7 +92,12 @@ class Model:
         """Predict a step without ``own_s``, as ``planned`` or as measured: at every step."""
         compute_s = interpolated(measured.compute_s, own_batch) * factor
         every, given = (self.every(name), self.config.network) if planned else (1, None)
-        pattern, network = PATTERNS[COLLECTIVES[name].cost], given or measured.network
+        if (cost := COLLECTIVES[name].cost) not in PATTERNS:
+            raise UsageError(
+                f"collective {name}: expected a cost of {', '.join(PATTERNS)}. Got: {cost}",
+                remedy="add it to benchmarks/scaling/cost_model.py, or name another one in the registry",
+            )
+        pattern, network = PATTERNS[cost], given or measured.network
         payload = self.calibration.payload.get(name, self.calibration.model_bytes)
         if pattern.formula is not None:
             transfer = pattern.formula(payload, shape)

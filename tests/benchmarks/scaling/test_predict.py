@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -188,6 +189,15 @@ def test_a_calibration_with_other_fields_is_refused(shared: Calibration, tmp_pat
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
     with pytest.raises(UsageError, match="colour"):
         calibrations.read(path)
+
+
+def test_a_collective_without_a_known_cost_is_an_error(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = dataclasses.replace(COLLECTIVES["plain"], cost="butterfly")
+    monkeypatch.setitem(COLLECTIVES, "new", entry)
+    with pytest.raises(UsageError, match=r"collective new: .* Got: butterfly"):
+        Model(calibration).step("new", Shape(2), 32)
 
 
 def test_every_collective_is_in_the_chart_in_a_colour_of_its_own(
