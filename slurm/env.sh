@@ -68,12 +68,6 @@ else
     export PATH=$VENV/bin:$PATH
 fi
 
-# The wheel's MPICH has two ways to the network. By UCX each node sends 4,096 bytes for its address, most of them
-# whatever lies behind it in memory; Slurm's pmi2 reads at most 1,024 characters of a line, so that a start now and
-# then fails or hangs. By libfabric it sends the address alone.
-case ${MPI4PY_LIBMPI:-}$(cat "$VENV/installed" 2>/dev/null) in
-'' | wheel*) export MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi} ;;
-esac
 export PYTHONUNBUFFERED=1            # so that the log can be followed
 export HDF5_USE_FILE_LOCKING=FALSE   # parallel file systems often have no locks; shards are only read
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then

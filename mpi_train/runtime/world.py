@@ -197,6 +197,7 @@ def join() -> World:
     Raises:
         PlatformError: There is no MPI library, or MPI and the launcher disagree about the number of ranks.
     """
+    _prefer_libfabric()
     try:
         import mpi4py
 
@@ -234,6 +235,18 @@ def join() -> World:
     if world.size > 1:
         _abort_on_uncaught(world)
     return world
+
+
+def _prefer_libfabric() -> None:
+    """Keep the wheel's MPICH from UCX if srun starts it over pmi2; before MPI is loaded.
+
+    By UCX each node sends 4,096 bytes for its address, most of them whatever lies behind it in memory. The
+    pmi2 of Slurm reads at most 1,024 characters of a line, so that a start fails or hangs now and then. By
+    libfabric a node sends its address alone.
+    """
+    is_wheel = (Path(sys.prefix) / "lib/libmpi.so.12").exists() and "MPI4PY_LIBMPI" not in os.environ
+    if is_wheel and os.environ.keys() >= {"SLURM_STEP_ID", "PMI_FD"}:
+        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
 def speaks() -> bool:
